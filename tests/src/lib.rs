@@ -1,0 +1,1 @@
+//! Fixtures for the integration tests: network namespaces, the agent, clients and servers.

@@ -1,0 +1,2 @@
+#![no_std]
+//! Types, packet parser and classifier shared by the kernel programs and the agent.

@@ -1,0 +1,1 @@
+//! Delivery: the policy rules and local routes that bring marked packets to this host's sockets.

@@ -1,0 +1,5 @@
+//! The library behind the `tproxy` command: rules and their compiler, the loader of the kernel
+//! programs, delivery (policy rules and routes), the agent and its relay.
+
+pub mod delivery;
+pub mod relay;

@@ -1,0 +1,3 @@
+//! The `tproxy` command.
+
+fn main() {}

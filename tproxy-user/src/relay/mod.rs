@@ -1,0 +1,1 @@
+//! The relay: worker threads that accept caught flows and move their bytes.
