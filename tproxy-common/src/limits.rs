@@ -1,0 +1,22 @@
+//! Sizes that the kernel programs and the agent agree on.
+
+/// Most rules of one instance.
+pub const RULES: usize = 1024;
+
+/// Most CIDRs of one instance, over all rules and both families.
+pub const CIDRS: usize = 1_000_000;
+
+/// Most workers of one agent.
+pub const WORKERS: u32 = 64;
+
+/// Most interfaces that one instance can be attached to.
+pub const INTERFACES: usize = 256;
+
+/// Most prefixes that count as this host's own.
+pub const LOCAL_PREFIXES: usize = 65_536;
+
+/// Counter slots: twice the rules, so that a reload which renames every rule still finds free ones.
+pub const COUNTER_SLOTS: usize = 2 * RULES;
+
+/// IPv6 extension headers that are walked before a packet is passed on unread.
+pub const EXTENSION_HEADERS: usize = 8;
