@@ -120,10 +120,14 @@ impl Child {
         Self(block | Self::NODE)
     }
 
-    /// A node that is searched with the lower 64 bits of the address.
+    /// The same node, to be searched with the lower 64 bits of the address. A class stays one.
     #[must_use]
-    pub const fn low_node(block: u32) -> Self {
-        Self(block | Self::LOW_NODE)
+    pub const fn over_low_half(self) -> Self {
+        if self.is_class() {
+            self
+        } else {
+            Self(self.block() | Self::LOW_NODE)
+        }
     }
 
     #[inline(always)]

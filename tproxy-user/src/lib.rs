@@ -1,5 +1,7 @@
 //! The library behind the `tproxy` command: rules and their compiler, the loader of the kernel
 //! programs, delivery (policy rules and routes), the agent and its relay.
 
+pub mod compiler;
 pub mod delivery;
 pub mod relay;
+pub mod rule;
