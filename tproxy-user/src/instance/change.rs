@@ -1,8 +1,8 @@
 //! Changes of an instance: one at a time, each whole or not at all.
 
-use std::{fs::File, mem};
+use std::{collections::HashSet, fs::File, mem};
 
-use tproxy_common::limits::COUNTER_SLOTS;
+use tproxy_common::limits::UNATTRIBUTED_SLOT;
 
 use super::{Error, Instance, Interface, NamespaceId, State, StoredRule};
 use crate::{
@@ -369,10 +369,10 @@ impl Change {
 
     /// There are twice as many slots as rules.
     fn free_slot(&self) -> u32 {
-        let taken: std::collections::HashSet<u32> =
-            self.state.rules.iter().map(|rule| rule.slot).collect();
-        let last = u32::try_from(COUNTER_SLOTS).unwrap_or(u32::MAX) - 1;
-        (0..last).find(|slot| !taken.contains(slot)).unwrap_or(last)
+        let taken: HashSet<u32> = self.state.rules.iter().map(|rule| rule.slot).collect();
+        (0..UNATTRIBUTED_SLOT)
+            .find(|slot| !taken.contains(slot))
+            .unwrap_or(UNATTRIBUTED_SLOT)
     }
 }
 

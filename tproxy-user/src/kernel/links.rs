@@ -47,7 +47,7 @@ pub enum Attachment {
 ///
 /// When the kernel refuses; nothing stays attached then.
 pub fn attach_interface(directory: &Path, link: &Link) -> Result<Attachment, Error> {
-    let name = &link.name;
+    let Link { name, index, .. } = link;
     let failed = |source| Error::Attach {
         object: name.clone(),
         source,
@@ -69,7 +69,7 @@ pub fn attach_interface(directory: &Path, link: &Link) -> Result<Attachment, Err
         object: name.clone(),
         source,
     })?;
-    let path = directory.join(link_pin(link.index));
+    let path = directory.join(link_pin(*index));
     link.pin(&path)
         .map_err(|source| Error::Pin { path, source })?;
     Ok(Attachment::Tcx)
