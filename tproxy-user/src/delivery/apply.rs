@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use nix::errno::Errno;
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::sync::Mutex;
 
 use super::{
@@ -14,6 +13,7 @@ use super::{
         Family, LOOPBACK_INDEX, Object, PRIORITY, route_of_ours, rule_of_ours, table_of_rule,
     },
     policy::family_is_missing,
+    precedence::warn_of_rules_before_ours,
 };
 
 /// The policy rules and local routes of one instance.
@@ -72,6 +72,7 @@ impl Delivery {
             transaction.undo().await;
             return Err(error);
         }
+        warn_of_rules_before_ours(&self.netlink, self.assignment, &wanted).await;
         *interfaces = Some(wanted);
         Ok(())
     }
@@ -147,6 +148,7 @@ pub(super) struct Transaction<'a> {
     assignment: Assignment,
     /// In the order in which they were made.
     done: Vec<Done>,
+    without_ipv6: bool,
 }
 
 /// A change that was made.
@@ -162,6 +164,7 @@ impl<'a> Transaction<'a> {
             netlink,
             assignment,
             done: Vec::new(),
+            without_ipv6: false,
         }
     }
 
@@ -177,30 +180,43 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// Adds what is missing for these interfaces, and sets `lo` up.
-    pub(super) async fn add_missing(&mut self, interfaces: &BTreeSet<String>) -> Result<(), Error> {
+    async fn add_missing(&mut self, interfaces: &BTreeSet<String>) -> Result<(), Error> {
         self.set_loopback_up().await?;
+        for object in self.missing(interfaces).await? {
+            self.add(object).await?;
+        }
+        Ok(())
+    }
+
+    /// What should be in force and is not.
+    pub(super) async fn missing(
+        &self,
+        interfaces: &BTreeSet<String>,
+    ) -> Result<BTreeSet<Object>, Error> {
         let in_force = objects_in_force(self.netlink, self.assignment).await?;
-        let mut without_ipv6 = false;
-        for object in objects_wanted(interfaces) {
-            if in_force.contains(&object) || without_ipv6 && object.family() == Family::V6 {
-                continue;
+        Ok(&objects_wanted(interfaces) - &in_force)
+    }
+
+    /// Adds one object. Those of a family begin with its route: when that shows that the host does
+    /// without IPv6, so does what follows.
+    pub(super) async fn add(&mut self, object: Object) -> Result<(), Error> {
+        if self.without_ipv6 && object.family() == Family::V6 {
+            return Ok(());
+        }
+        match self.netlink.create(object.creation(self.assignment)).await {
+            Ok(()) => self.done.push(Done::Added(object)),
+            Err(refusal) if object == Object::Route(Family::V6) && is_disabled(refusal) => {
+                log::debug!("IPv6 is disabled on lo: no delivery for it");
+                self.without_ipv6 = true;
             }
-            match self.netlink.create(object.creation(self.assignment)).await {
-                Ok(()) => self.done.push(Done::Added(object)),
-                Err(refusal) if object == Object::Route(Family::V6) && is_disabled(refusal) => {
-                    log::debug!("IPv6 is disabled on lo: no delivery for it");
-                    without_ipv6 = true;
-                }
-                Err(refusal) if refusal.is(Errno::EEXIST) => self.expect_ours(&object).await?,
-                Err(refusal) => return Err(self.error("add", &object, refusal)),
-            }
+            Err(refusal) if refusal.is(Errno::EEXIST) => self.expect_ours(&object).await?,
+            Err(refusal) => return Err(change_error("add", self.assignment, &object, refusal)),
         }
         Ok(())
     }
 
     /// Local routes of IPv6 can only be added while `lo` is up, and are lost when it goes down.
-    async fn set_loopback_up(&mut self) -> Result<(), Error> {
+    pub(super) async fn set_loopback_up(&mut self) -> Result<(), Error> {
         let links = list_links(self.netlink).await?;
         if links
             .iter()
@@ -269,14 +285,6 @@ impl<'a> Transaction<'a> {
         Ok(rule.map(|rule| format!("the policy rule \"{}\"", describe_rule(rule))))
     }
 
-    fn error(&self, action: &'static str, object: &Object, refusal: Refusal) -> Error {
-        Error::Change {
-            action,
-            object: object.describe(self.assignment),
-            refusal,
-        }
-    }
-
     /// The rules and routes that were added.
     pub(super) fn added(&self) -> impl Iterator<Item = &Object> {
         self.done.iter().filter_map(|done| match done {
@@ -308,15 +316,8 @@ impl<'a> Transaction<'a> {
 }
 
 async fn create(netlink: &Netlink, assignment: Assignment, object: &Object) -> Result<(), Error> {
-    let message: RouteNetlinkMessage = object.creation(assignment);
-    netlink
-        .create(message)
-        .await
-        .map_err(|refusal| Error::Change {
-            action: "add",
-            object: object.describe(assignment),
-            refusal,
-        })
+    let created = netlink.create(object.creation(assignment)).await;
+    created.map_err(|refusal| change_error("add", assignment, object, refusal))
 }
 
 /// Deletes an object; it is fine if it is gone already.
@@ -324,11 +325,20 @@ async fn delete(netlink: &Netlink, assignment: Assignment, object: &Object) -> R
     match netlink.change(object.deletion(assignment)).await {
         // A rule that is not there is ENOENT, a route ESRCH.
         Err(refusal) if refusal.is(Errno::ENOENT) || refusal.is(Errno::ESRCH) => Ok(()),
-        outcome => outcome.map_err(|refusal| Error::Change {
-            action: "remove",
-            object: object.describe(assignment),
-            refusal,
-        }),
+        deleted => deleted.map_err(|refusal| change_error("remove", assignment, object, refusal)),
+    }
+}
+
+fn change_error(
+    action: &'static str,
+    assignment: Assignment,
+    object: &Object,
+    refusal: Refusal,
+) -> Error {
+    Error::Change {
+        action,
+        object: object.describe(assignment),
+        refusal,
     }
 }
 

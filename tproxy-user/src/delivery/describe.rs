@@ -63,7 +63,7 @@ pub(super) struct RuleSelectors<'a> {
     pub(super) priority: u32,
     pub(super) fwmark: Option<Fwmark>,
     pub(super) iif: Option<&'a str>,
-    oif: Option<&'a str>,
+    pub(super) oif: Option<&'a str>,
     source: Option<IpAddr>,
     destination: Option<IpAddr>,
     goto: u32,
