@@ -11,7 +11,7 @@
 //! | header | the root of each dimension, the number of rules, where the rule entries begin |
 //! | node | 15 ascending boundaries and 16 children |
 //! | class | a bitmap of [`crate::limits::RULES`] bits |
-//! | entries | 24 [`RuleEntry`]s |
+//! | entries | 16 [`RuleEntry`]s |
 //!
 //! A new rule set is built in blocks that no reader can reach and takes effect with one write: of
 //! the inner map for a whole generation, of block 0 for a change within one.
@@ -29,6 +29,9 @@ pub const NODE_CHILDREN: usize = 16;
 
 /// Words of a class bitmap.
 pub const CLASS_WORDS: usize = RULES / 64;
+
+/// Entries of a block: a power of two, by which the verifier sees that a place is in bounds.
+pub const BLOCK_ENTRIES: usize = 16;
 
 /// Levels that a lookup descends at most: two trees of up to eight levels for an IPv6 address.
 pub const MAX_DEPTH: usize = 16;
@@ -237,8 +240,8 @@ impl<'a> Header<'a> {
     const fn entry(&self, rule: u32) -> (u32, usize) {
         let entries = (self.0.words[0] >> 32) as u32;
         (
-            entries + rule / BLOCK_WORDS as u32,
-            rule as usize % BLOCK_WORDS,
+            entries + rule / BLOCK_ENTRIES as u32,
+            rule as usize % BLOCK_ENTRIES,
         )
     }
 }

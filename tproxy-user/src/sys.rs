@@ -11,7 +11,7 @@ use aya::Pod;
 use memmap2::{MmapOptions, MmapRaw};
 
 /// The elements of an array map, shared with the kernel and with other processes.
-pub struct SharedArray<T> {
+pub(crate) struct SharedArray<T> {
     memory: MmapRaw,
     elements: usize,
     kind: PhantomData<T>,
@@ -23,7 +23,7 @@ impl<T: Pod> SharedArray<T> {
     /// # Errors
     ///
     /// When the kernel refuses, for instance a map that is smaller or not made for it.
-    pub fn map(map: &impl AsFd, elements: usize) -> io::Result<Self> {
+    pub(crate) fn map(map: &impl AsFd, elements: usize) -> io::Result<Self> {
         // The kernel lays elements out at multiples of 8 bytes.
         assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8);
         let memory = MmapOptions::new()
@@ -41,7 +41,7 @@ impl<T: Pod> SharedArray<T> {
     /// # Panics
     ///
     /// When there are more than the array has.
-    pub fn fill(&mut self, elements: &[T]) {
+    pub(crate) fn fill(&mut self, elements: &[T]) {
         assert!(elements.len() <= self.elements);
         // SAFETY: the mapping is writable, page-aligned and at least this long; `&mut self` keeps
         // this process from reading it meanwhile and plain data has no invalid values.
@@ -56,14 +56,14 @@ impl<T: Pod> SharedArray<T> {
 
     /// The elements, for arrays that are written once and then left alone.
     #[must_use]
-    pub fn as_slice(&self) -> &[T] {
+    pub(crate) fn as_slice(&self) -> &[T] {
         // SAFETY: as in `fill`; writers write before the array is published and not after.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<T>(), self.elements) }
     }
 
     /// The array as 64-bit words that several threads and processes change at once.
     #[must_use]
-    pub fn words(&self) -> &[AtomicU64] {
+    pub(crate) fn words(&self) -> &[AtomicU64] {
         let words = self.elements * size_of::<T>() / size_of::<u64>();
         // SAFETY: page-aligned memory of this many words, which every user of the array reaches
         // through atomics only.

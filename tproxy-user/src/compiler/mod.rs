@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use tproxy_common::{
     flow::{ORIGINS, Scope, origin},
     limits::{CIDRS, RULES},
-    tables::{BLOCK_WORDS, Block, Child, Dimension, Header, RuleEntry},
+    tables::{BLOCK_ENTRIES, Block, Child, Dimension, Header, RuleEntry},
 };
 
 use crate::rule::{AddressMatch, PortRange, Rule};
@@ -186,7 +186,7 @@ fn ports(ranges: &[PortRange]) -> Option<Vec<(u64, u64)>> {
 
 fn write_entries(arena: &mut Arena, rules: &[Source<'_>]) -> u32 {
     let blocks: Vec<Block> = rules
-        .chunks(BLOCK_WORDS)
+        .chunks(BLOCK_ENTRIES)
         .map(|chunk| {
             let mut block = Block::ZERO;
             for (word, source) in block.words.iter_mut().zip(chunk) {

@@ -36,9 +36,9 @@ impl AgentLock {
         private_directory(std::path::Path::new(super::RUN))?;
         private_directory(instance.run_directory())?;
         let path = instance.run_directory().join("agent.lock");
-        let failed = |source| Error::File {
+        let failed = |cause| Error::File {
             path: path.clone(),
-            source,
+            cause,
         };
         let mut file = open(&path).map_err(failed)?;
         match file.try_lock() {
@@ -47,7 +47,7 @@ impl AgentLock {
                 name: instance.name().to_owned(),
                 pid: read(&mut file).map_or(0, |record| record.pid),
             }),
-            Err(TryLockError::Error(source)) => Err(failed(source)),
+            Err(TryLockError::Error(cause)) => Err(failed(cause)),
         }
     }
 

@@ -12,6 +12,9 @@ use crate::{
     rule::{Rule, RuleSpec},
 };
 
+/// The file whose lock gives the right to change an instance; closed after every change.
+pub const LOCK_FILE: &str = "lock";
+
 /// No rule of this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no rule {0}: `tproxy rule list` shows them")]
@@ -377,10 +380,10 @@ impl Change {
 }
 
 fn lock(instance: &Instance) -> Result<File, Error> {
-    let path = instance.run_directory().join("lock");
-    let failed = |source| Error::File {
+    let path = instance.run_directory().join(LOCK_FILE);
+    let failed = |cause| Error::File {
         path: path.clone(),
-        source,
+        cause,
     };
     let file = File::options()
         .read(true)

@@ -17,10 +17,10 @@ mod removal;
 mod state;
 
 pub use agent_lock::{AgentLock, AgentRecord};
-pub use change::{Change, RuleNotFound};
-pub use namespace::NamespaceId;
-pub use removal::remove;
-pub use state::{Interface, State, StoredRule};
+pub use change::{Change, LOCK_FILE, RuleNotFound};
+pub use namespace::{NamespaceId, enter as enter_namespace};
+pub use removal::{clear, remove};
+pub use state::{Interface, State, StoredRule, upstream_mark};
 
 use std::{
     fs::{self, DirBuilder},
@@ -41,7 +41,7 @@ const RUN: &str = "/run/tproxy";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The name cannot be part of a path.
-    #[error("--instance: \"{0}\" is not a name: use 1 to 63 letters, digits, '.', '_' or '-'")]
+    #[error("--instance: \"{0}\" is not a name: use 1 to 63 letters, digits, '_' or '-'")]
     Name(String),
     /// Nothing of this name is in the kernel.
     #[error("no instance {0} is running or pinned: start one with `tproxy --instance {0} run`")]
@@ -88,12 +88,12 @@ pub enum Error {
         kind: u16,
     },
     /// A file of the instance.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// Which.
         path: PathBuf,
         /// The failure.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A state file that is not one.
     #[error("{path} is damaged ({problem}): `tproxy unload` removes the instance")]
@@ -150,7 +150,8 @@ impl Instance {
     ///
     /// When the name is none.
     pub fn new(name: &str) -> Result<Self, Error> {
-        if !valid_name(name) {
+        // bpffs keeps names with a dot for itself (kernel/bpf/inode.c).
+        if !valid_name(name) || name.contains('.') {
             return Err(Error::Name(name.to_owned()));
         }
         Ok(Self {
@@ -188,12 +189,15 @@ impl Instance {
         Some(bpffs::find()?.join("tproxy").join(&self.name))
     }
 
-    /// Pins of a start that did not get to its end.
-    fn unfinished_pins(&self) -> Option<PathBuf> {
-        let path = bpffs::find()?
-            .join("tproxy")
-            .join(format!("{}.new", self.name));
-        path.exists().then_some(path)
+    /// The directory in which pins are made before all of them are moved to their place at once.
+    #[must_use]
+    pub fn unfinished_pins(&self) -> Option<PathBuf> {
+        // No instance can have such a name.
+        Some(
+            bpffs::find()?
+                .join("tproxy")
+                .join(format!("{}+new", self.name)),
+        )
     }
 
     /// Its maps.
@@ -219,8 +223,8 @@ impl Instance {
             let generation = self.generation(&maps)?;
             match State::read(&self.run, generation) {
                 // A change came in between: the file of the generation before is gone.
-                Err(Error::File { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound
+                Err(Error::File { cause, .. })
+                    if cause.kind() == io::ErrorKind::NotFound
                         && self.generation(&maps)? != generation => {}
                 result => return result,
             }
@@ -242,8 +246,8 @@ fn private_directory(path: &Path) -> Result<(), Error> {
         .mode(0o700)
         .create(path)
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700)))
-        .map_err(|source| Error::File {
+        .map_err(|cause| Error::File {
             path: path.into(),
-            source,
+            cause,
         })
 }

@@ -59,7 +59,11 @@ impl NamespaceId {
 }
 
 /// Moves the calling thread into the network namespace of this file.
-pub(crate) fn enter(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+///
+/// When there is no such file or the kernel refuses.
+pub fn enter(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     setns(file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
 }

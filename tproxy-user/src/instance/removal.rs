@@ -8,14 +8,28 @@ use crate::{
     kernel::{Attachment, detach_interface},
 };
 
-/// Removes programs, maps, links, rules, routes and files, and goes on past what fails. The caller
-/// is in the instance's network namespace, or `netlink` is `None` because that is gone. Says
-/// whether anything was there.
+/// Removes an instance altogether. The caller is in its network namespace, or `netlink` is `None`
+/// because that is gone. Says whether anything was there.
 ///
 /// # Errors
 ///
-/// The first failure.
+/// The first failure; what can be removed is removed all the same.
 pub async fn remove(instance: &Instance, netlink: Option<&Netlink>) -> Result<bool, Error> {
+    let found = clear(instance, netlink).await?;
+    let directory = instance.run_directory();
+    remove_tree(directory)?;
+    let _ = directory.parent().map(fs::remove_dir);
+    Ok(found)
+}
+
+/// Removes programs, maps, links, rules, routes and the files of the state; what says that an agent
+/// lives stays. Otherwise like [`remove`].
+///
+/// # Errors
+///
+/// The first failure; what can be removed is removed all the same, but the state stays to tell the
+/// next attempt what there is to remove.
+pub async fn clear(instance: &Instance, netlink: Option<&Netlink>) -> Result<bool, Error> {
     let mut outcome = Ok(());
     let directory = instance.run_directory();
     let state = instance.state().ok().or_else(|| State::newest(directory));
@@ -33,23 +47,22 @@ pub async fn remove(instance: &Instance, netlink: Option<&Netlink>) -> Result<bo
         let delivered = remove_leftovers(netlink, state.assignment()).await;
         outcome = outcome.and(delivered.map_err(Error::from));
     }
-    for pins in pins.iter().chain(&instance.unfinished_pins()) {
+    let unfinished = instance.unfinished_pins().filter(|pins| pins.exists());
+    for pins in pins.iter().chain(&unfinished) {
         outcome = outcome.and(remove_tree(pins));
         // Shared by all instances: stays while another one has pins.
         let _ = pins.parent().map(fs::remove_dir);
     }
-    if outcome.is_ok() {
-        outcome = remove_tree(directory);
-        let _ = directory.parent().map(fs::remove_dir);
-    }
-    outcome.map(|()| found)
+    outcome?;
+    State::remove_all(directory);
+    Ok(found)
 }
 
 fn remove_tree(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::File {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::File {
             path: path.into(),
-            source,
+            cause,
         }),
         _ => Ok(()),
     }

@@ -22,6 +22,8 @@ pub struct State {
     pub mark: u32,
     /// Table with the local routes.
     pub table: u32,
+    /// Whether the last agent was told to leave everything in place.
+    pub pinned: bool,
     /// Attached interfaces, in the order they were named.
     pub interfaces: Vec<Interface>,
     /// Rules in their order.
@@ -67,13 +69,6 @@ impl State {
         }
     }
 
-    /// Mark of the agent's own connections: close to the steering mark, but not matched by its
-    /// policy rule.
-    #[must_use]
-    pub const fn upstream_mark(&self) -> u32 {
-        upstream_mark(self.mark)
-    }
-
     /// Names of the interfaces.
     #[must_use]
     pub fn interface_names(&self) -> Vec<String> {
@@ -108,19 +103,26 @@ impl State {
             file.flush()?;
             fs::rename(&unfinished, &path)
         };
-        write().map_err(|source| Error::File {
+        write().map_err(|cause| Error::File {
             path: path.clone(),
-            source,
+            cause,
         })
     }
 
-    /// Removes the files of all other generations.
+    /// Removes the files of all other generations. One that stays is not read by anybody, and the
+    /// next change tries again.
     pub(super) fn remove_others(&self, directory: &Path) {
         for (generation, path) in files(directory) {
             if generation != self.generation {
-                // One that stays is not read by anybody, and the next change tries again.
                 let _ = fs::remove_file(path);
             }
+        }
+    }
+
+    /// Removes the files of all generations, once the kernel has none of them.
+    pub(super) fn remove_all(directory: &Path) {
+        for (_, path) in files(directory) {
+            let _ = fs::remove_file(path);
         }
     }
 }
@@ -159,7 +161,7 @@ fn files(directory: &Path) -> Vec<(u64, PathBuf)> {
 fn read_file(path: PathBuf) -> Result<State, Error> {
     let text = match fs::read(&path) {
         Ok(text) => text,
-        Err(source) => return Err(Error::File { path, source }),
+        Err(cause) => return Err(Error::File { path, cause }),
     };
     serde_json::from_slice(&text).map_err(|error| Error::Damaged {
         path,

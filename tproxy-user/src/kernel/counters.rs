@@ -121,7 +121,7 @@ impl RelayCounters {
         let map: Array<MapData, RelayCounter> =
             Array::create(slots, BPF_F_MMAPABLE).map_err(failed(RELAY))?;
         let path = directory.join(RELAY);
-        map.pin(&path).map_err(|source| Error::Pin { path, source })
+        map.pin(&path).map_err(|cause| Error::Pin { path, cause })
     }
 
     /// Opens the pinned map.
@@ -132,11 +132,7 @@ impl RelayCounters {
     pub fn open(maps: &Maps) -> Result<Self, Error> {
         let map = maps.open(RELAY, Ok)?;
         let aya::maps::Map::Array(data) = map else {
-            return Err(Error::MapShape {
-                map: RELAY,
-                found: "no array".to_owned(),
-                expected: "an array".to_owned(),
-            });
+            return Err(Error::not_an_array(RELAY));
         };
         let memory = SharedArray::map(data.fd(), COUNTER_SLOTS).map_err(Error::Memory)?;
         Ok(Self { memory })

@@ -48,9 +48,9 @@ pub enum Attachment {
 /// When the kernel refuses; nothing stays attached then.
 pub fn attach_interface(directory: &Path, link: &Link) -> Result<Attachment, Error> {
     let Link { name, index, .. } = link;
-    let failed = |source| Error::Attach {
+    let failed = |cause| Error::Attach {
         object: name.clone(),
-        source,
+        cause,
     };
     let program = match link.framing {
         Framing::Ip => IP_PROGRAM,
@@ -65,29 +65,29 @@ pub fn attach_interface(directory: &Path, link: &Link) -> Result<Attachment, Err
         .attach_with_options(name, TcAttachType::Ingress, options)
         .map_err(failed)?;
     let link = program.take_link(id).map_err(failed)?;
-    let link = FdLink::try_from(link).map_err(|source| Error::Link {
+    let link = FdLink::try_from(link).map_err(|cause| Error::Link {
         object: name.clone(),
-        source,
+        cause,
     })?;
     let path = directory.join(link_pin(*index));
     link.pin(&path)
-        .map_err(|source| Error::Pin { path, source })?;
+        .map_err(|cause| Error::Pin { path, cause })?;
     Ok(Attachment::Tcx)
 }
 
 fn attach_clsact(program: &mut SchedClassifier, name: &str) -> Result<Attachment, Error> {
-    let failed = |source| Error::Attach {
+    let failed = |cause| Error::Attach {
         object: name.to_owned(),
-        source,
+        cause,
     };
     match qdisc_add_clsact(name) {
         Ok(()) | Err(TcError::AlreadyAttached) => {}
         // The kernel's word for it arrives as a netlink error.
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
-        Err(source) => {
+        Err(cause) => {
             return Err(Error::Qdisc {
                 interface: name.to_owned(),
-                source,
+                cause,
             });
         }
     }
@@ -120,8 +120,8 @@ pub fn detach_interface(
         Attachment::Tcx => {
             let path = directory.join(link_pin(index));
             match fs::remove_file(&path) {
-                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    Err(Error::Path { path, source })
+                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::Path { path, cause })
                 }
                 _ => Ok(()),
             }
@@ -134,11 +134,11 @@ pub fn detach_interface(
                 // Dropping it detaches; an interface that is gone took its filters along.
                 Ok(link) => drop(link),
                 Err(_) if !Path::new("/sys/class/net").join(name).exists() => {}
-                Err(source) => {
-                    let source = ProgramError::IOError(source);
+                Err(cause) => {
+                    let cause = ProgramError::IOError(cause);
                     return Err(Error::Attach {
                         object: name.to_owned(),
-                        source,
+                        cause,
                     });
                 }
             }
@@ -153,9 +153,9 @@ pub fn detach_interface(
 ///
 /// When the kernel refuses.
 pub fn attach_lookup(directory: &Path) -> Result<(), Error> {
-    let failed = |source| Error::Attach {
+    let failed = |cause| Error::Attach {
         object: "the network namespace".to_owned(),
-        source,
+        cause,
     };
     let namespace = fs::File::open("/proc/thread-self/ns/net")
         .map_err(|error| failed(ProgramError::IOError(error)))?;
@@ -165,7 +165,7 @@ pub fn attach_lookup(directory: &Path) -> Result<(), Error> {
     let link: FdLink = program.take_link(id).map_err(failed)?.into();
     let path = directory.join(LOOKUP_LINK);
     link.pin(&path)
-        .map_err(|source| Error::Pin { path, source })?;
+        .map_err(|cause| Error::Pin { path, cause })?;
     Ok(())
 }
 

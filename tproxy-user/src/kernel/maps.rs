@@ -132,24 +132,24 @@ impl Maps {
         let data = MapData::from_pin(&path).map_err(|error| {
             // A damaged instance is not a damaged map: say which file is missing.
             match fs::symlink_metadata(&path) {
-                Err(source) => Error::Path {
+                Err(cause) => Error::Path {
                     path: path.clone(),
-                    source,
+                    cause,
                 },
                 Ok(_) => Error::Map {
                     map: name,
-                    source: error,
+                    cause: error,
                 },
             }
         })?;
         Map::from_map_data(data)
             .and_then(convert)
-            .map_err(|source| Error::Map { map: name, source })
+            .map_err(|cause| Error::Map { map: name, cause })
     }
 }
 
 pub(super) fn failed(map: &'static str) -> impl FnOnce(MapError) -> Error {
-    move |source| Error::Map { map, source }
+    move |cause| Error::Map { map, cause }
 }
 
 fn local_key(prefix: &IpNet) -> (u32, [u8; 16]) {

@@ -3,12 +3,14 @@
 pub mod bpffs;
 mod counters;
 mod generation;
+mod handover;
 mod links;
 mod maps;
 mod object;
 
 pub use counters::{Counters, RelayCounters, RuleTotals};
 pub use generation::Generation;
+pub use handover::Handover;
 pub use links::{Attachment, attach_interface, attach_lookup, detach_interface};
 pub use maps::Maps;
 pub use object::{Settings, load};
@@ -26,47 +28,50 @@ use aya::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The object could not be loaded as a whole.
-    #[error("cannot load the kernel programs: {0}")]
-    Object(#[from] EbpfError),
+    #[error("cannot load the kernel programs: {}", reasons(.cause))]
+    Object {
+        /// The refusal.
+        cause: EbpfError,
+    },
     /// A program was refused.
-    #[error("cannot load the kernel program {program}: {}", explain_program(.source))]
+    #[error("cannot load the kernel program {program}: {}", explain_program(.cause))]
     Program {
         /// Its name.
         program: &'static str,
         /// The refusal.
-        source: ProgramError,
+        cause: ProgramError,
     },
     /// A program cannot be attached.
-    #[error("cannot attach to {object}: {}", explain_program(.source))]
+    #[error("cannot attach to {object}: {}", explain_program(.cause))]
     Attach {
         /// The interface or namespace.
         object: String,
         /// The refusal.
-        source: ProgramError,
+        cause: ProgramError,
     },
     /// The clsact qdisc cannot be added.
-    #[error("cannot add a clsact qdisc to {interface}: {source}")]
+    #[error("cannot add a clsact qdisc to {interface}: {}", reasons(.cause))]
     Qdisc {
         /// The interface.
         interface: String,
         /// The refusal.
-        source: TcError,
+        cause: TcError,
     },
     /// A link is not what it should be.
-    #[error("the link {object} is unusable: {source}")]
+    #[error("the link {object} is unusable: {}", reasons(.cause))]
     Link {
         /// What it attaches to.
         object: String,
         /// The refusal.
-        source: LinkError,
+        cause: LinkError,
     },
     /// A map operation failed.
-    #[error("the map {map} cannot be used: {source}")]
+    #[error("the map {map} cannot be used: {}", reasons(.cause))]
     Map {
         /// Its name.
         map: &'static str,
         /// The failure.
-        source: MapError,
+        cause: MapError,
     },
     /// Another version of this program left a map of another shape.
     #[error(
@@ -84,24 +89,35 @@ pub enum Error {
     #[error("the map of the rules cannot be mapped into memory: {0}")]
     Memory(io::Error),
     /// A pin cannot be made.
-    #[error("cannot pin {path}: {source}")]
+    #[error("cannot pin {path}: {}", reasons(.cause))]
     Pin {
         /// Where.
         path: PathBuf,
         /// The failure.
-        source: PinError,
+        cause: PinError,
     },
     /// A file or directory on bpffs cannot be changed.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Path {
         /// Which.
         path: PathBuf,
         /// The failure.
-        source: io::Error,
+        cause: io::Error,
     },
     /// There is no BPF file system.
     #[error("{0}")]
     Bpffs(#[from] bpffs::Error),
+}
+
+impl Error {
+    /// A pin that is a map of another kind.
+    fn not_an_array(map: &'static str) -> Self {
+        Self::MapShape {
+            map,
+            found: "of another type".to_owned(),
+            expected: "an array".to_owned(),
+        }
+    }
 }
 
 /// The kernel's errno is what an operator can look up; the verifier's log is for `RUST_LOG=debug`.
@@ -114,7 +130,20 @@ fn explain_program(error: &ProgramError) -> String {
             log::debug!("verifier log: {verifier_log}");
             format!("{io_error} (RUST_LOG=debug shows the verifier's log)")
         }
-        ProgramError::SyscallError(error) => error.io_error.to_string(),
-        other => other.to_string(),
+        other => reasons(other),
     }
+}
+
+/// An error and what caused it, down to the errno, each said once.
+fn reasons(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }

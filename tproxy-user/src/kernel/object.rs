@@ -33,19 +33,20 @@ pub fn load(settings: Settings, directory: &Path) -> Result<(), Error> {
     let mut object = EbpfLoader::new()
         .override_global("MARK", &settings.mark, true)
         .override_global("UPSTREAM_MARK", &settings.upstream_mark, true)
-        .load(OBJECT)?;
+        .load(OBJECT)
+        .map_err(|cause| Error::Object { cause })?;
     for name in [ETHER_PROGRAM, IP_PROGRAM] {
         let program: &mut SchedClassifier = program(&mut object, name)?;
-        program.load().map_err(|source| Error::Program {
+        program.load().map_err(|cause| Error::Program {
             program: name,
-            source,
+            cause,
         })?;
         pin(&directory.join(name), |path| program.pin(path))?;
     }
     let lookup: &mut SkLookup = program(&mut object, LOOKUP_PROGRAM)?;
-    lookup.load().map_err(|source| Error::Program {
+    lookup.load().map_err(|cause| Error::Program {
         program: LOOKUP_PROGRAM,
-        source,
+        cause,
     })?;
     pin(&directory.join(LOOKUP_PROGRAM), |path| lookup.pin(path))?;
     for (name, map) in object.maps() {
@@ -67,9 +68,9 @@ where
         .program_mut(name)
         .ok_or_else(missing)
         .and_then(TryInto::try_into)
-        .map_err(|source| Error::Program {
+        .map_err(|cause| Error::Program {
             program: name,
-            source,
+            cause,
         })
 }
 
@@ -77,8 +78,8 @@ fn pin(
     path: &Path,
     pin: impl FnOnce(&Path) -> Result<(), aya::pin::PinError>,
 ) -> Result<(), Error> {
-    pin(path).map_err(|source| Error::Pin {
+    pin(path).map_err(|cause| Error::Pin {
         path: path.into(),
-        source,
+        cause,
     })
 }
