@@ -1,5 +1,6 @@
 //! Adding and removing rules and routes.
 
+use caps::{CapSet, Capability};
 use tproxy_user::delivery::{Assignment, Delivery, Error, PRIORITY, remove_leftovers};
 
 use crate::namespace::{everything, in_namespace, in_namespace_as_made, ip, routes_in, rules_to};
@@ -184,6 +185,34 @@ fn names_that_no_interface_can_have_are_refused_before_anything_changes() {
                 format!("{name:?} is not an interface name")
             );
         }
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
+fn without_the_capability_the_refusal_says_so_and_nothing_changes() {
+    in_namespace(|netlink| async move {
+        let before = everything();
+        Delivery::new(netlink.clone(), OURS)
+            .apply(&["v0"])
+            .await
+            .unwrap();
+        let applied = everything();
+        caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
+        let delivery = Delivery::new(netlink, OURS);
+        assert_eq!(
+            delivery.apply(&["v1"]).await.unwrap_err().to_string(),
+            "cannot add the policy rule \"iif v1 fwmark 0x74700000/0x74700000 lookup 7470\" (IPv4): \
+             Operation not permitted (CAP_NET_ADMIN is missing: run as root)"
+        );
+        assert_eq!(
+            delivery.remove().await.unwrap_err().to_string(),
+            "cannot remove the policy rule \"iif v0 fwmark 0x74700000/0x74700000 lookup 7470\" \
+             (IPv6): Operation not permitted (CAP_NET_ADMIN is missing: run as root)"
+        );
+        assert_eq!(everything(), applied);
+        caps::raise(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
+        delivery.remove().await.unwrap();
         assert_eq!(everything(), before);
     });
 }
