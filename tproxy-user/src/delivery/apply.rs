@@ -152,7 +152,7 @@ pub(super) struct Transaction<'a> {
 }
 
 /// A change that was made.
-pub(super) enum Done {
+enum Done {
     SetLoopbackUp,
     Added(Object),
     Removed(Object),
@@ -291,6 +291,10 @@ impl<'a> Transaction<'a> {
             Done::Added(object) => Some(object),
             _ => None,
         })
+    }
+
+    pub(super) fn changed_anything(&self) -> bool {
+        !self.done.is_empty()
     }
 
     /// Takes back all changes, the last first. One that cannot be taken back is logged.

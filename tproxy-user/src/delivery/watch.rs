@@ -74,15 +74,13 @@ impl Delivery {
         for object in transaction.missing(interfaces).await? {
             outcome = outcome.and(transaction.add(object).await);
         }
-        let mut restored = false;
         for object in transaction.added() {
             log::warn!(
                 "restored the {}, which was missing",
                 object.describe(self.assignment)
             );
-            restored = true;
         }
-        outcome.map(|()| restored)
+        outcome.map(|()| transaction.changed_anything())
     }
 
     /// Whether a change may have removed something of ours, or made it possible to add it.

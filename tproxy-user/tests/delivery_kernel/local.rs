@@ -121,3 +121,19 @@ fn a_prefix_that_goes_silently_with_its_interface_is_noticed() {
         assert_eq!(changed(&mut addresses).await, before);
     });
 }
+
+#[test]
+fn a_broadcast_address_that_goes_silently_when_the_interface_goes_down_is_noticed() {
+    in_namespace(|netlink| async move {
+        ip("link add v0 type veth peer name v1");
+        std::fs::write("/proc/sys/net/ipv6/conf/v0/disable_ipv6", "1").unwrap();
+        ip("addr add 192.0.2.1/24 dev v0");
+        ip("link set v0 up");
+        let mut addresses = LocalAddresses::open(&netlink, OURS.table).await.unwrap();
+        assert!(texts(addresses.prefixes()).contains(&"192.0.2.255/32".into()));
+        ip("link set v0 down");
+        let prefixes = changed(&mut addresses).await;
+        assert!(!prefixes.contains(&"192.0.2.255/32".into()), "{prefixes:?}");
+        assert!(prefixes.contains(&"192.0.2.1/32".into()), "{prefixes:?}");
+    });
+}
