@@ -16,11 +16,11 @@ use tokio::{
 
 use super::{
     Delivery, Error,
-    apply::Transaction,
     netlink::{Notification, Notifications},
     object::{Family, LOOPBACK_INDEX, rule_of_ours, table_of_route},
     precedence::{precedes_ours, warn_of_rule_before_ours},
     repairs::{REPAIR_INTERVAL, Repairs},
+    transaction::Transaction,
 };
 
 /// The time between a removal and its repair, in which other changes of the same hand arrive.
