@@ -107,6 +107,8 @@ pub struct LinkWatch {
     notifications: Notifications,
     links: BTreeMap<u32, Link>,
     pending: VecDeque<LinkEvent>,
+    /// Whether events were lost, and `links` may be wrong.
+    stale: bool,
 }
 
 impl LinkWatch {
@@ -126,6 +128,7 @@ impl LinkWatch {
             notifications,
             links: links.into_iter().map(|link| (link.index, link)).collect(),
             pending: VecDeque::new(),
+            stale: false,
         })
     }
 
@@ -143,6 +146,10 @@ impl LinkWatch {
     /// [`Error::Read`] when the netlink connection has ended.
     pub async fn next(&mut self) -> Result<LinkEvent, Error> {
         loop {
+            if self.stale {
+                self.list_again().await?;
+                self.stale = false;
+            }
             if let Some(event) = self.pending.pop_front() {
                 return Ok(event);
             }
@@ -151,7 +158,7 @@ impl LinkWatch {
                 what: "interfaces",
                 refusal,
             })? {
-                Notification::Overrun => self.list_again().await?,
+                Notification::Overrun => self.stale = true,
                 Notification::Change(change) => self.take(*change),
             }
         }

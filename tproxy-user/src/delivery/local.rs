@@ -133,7 +133,8 @@ impl LocalAddresses {
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
                 LOCAL_TYPES.contains(&route.header.kind) && table_of_route(route) != self.table
             }
-            // The kernel says nothing of the IPv4 routes that go with an interface.
+            // The kernel says nothing of the IPv4 routes that go with an interface, nor of the
+            // broadcast routes that go while it is down.
             RouteNetlinkMessage::DelLink(_) => true,
             RouteNetlinkMessage::NewLink(link) => !link.header.flags.contains(LinkFlags::Up),
             _ => false,

@@ -25,6 +25,7 @@ mod plan;
 mod policy;
 mod precedence;
 mod repairs;
+mod transaction;
 mod watch;
 
 pub use apply::{Delivery, remove_leftovers};

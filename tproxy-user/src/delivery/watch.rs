@@ -16,11 +16,11 @@ use tokio::{
 
 use super::{
     Delivery, Error,
-    apply::Transaction,
     netlink::{Notification, Notifications},
     object::{Family, LOOPBACK_INDEX, rule_of_ours, table_of_route},
     precedence::{precedes_ours, warn_of_rule_before_ours},
     repairs::{REPAIR_INTERVAL, Repairs},
+    transaction::Transaction,
 };
 
 /// The time between a removal and its repair, in which other changes of the same hand arrive.
@@ -74,15 +74,13 @@ impl Delivery {
         for object in transaction.missing(interfaces).await? {
             outcome = outcome.and(transaction.add(object).await);
         }
-        let mut restored = false;
         for object in transaction.added() {
             log::warn!(
                 "restored the {}, which was missing",
                 object.describe(self.assignment)
             );
-            restored = true;
         }
-        outcome.map(|()| restored)
+        outcome.map(|()| transaction.changed_anything())
     }
 
     /// Whether a change may have removed something of ours, or made it possible to add it.

@@ -1,5 +1,6 @@
 //! Adding and removing rules and routes.
 
+use caps::{CapSet, Capability};
 use tproxy_user::delivery::{Assignment, Delivery, Error, PRIORITY, remove_leftovers};
 
 use crate::namespace::{everything, in_namespace, in_namespace_as_made, ip, routes_in, rules_to};
@@ -48,6 +49,60 @@ fn apply_adds_rules_and_routes_of_both_families_and_remove_leaves_nothing() {
             before,
             "removing what is not there changes nothing"
         );
+    });
+}
+
+#[test]
+fn marked_packets_of_the_interface_are_local_and_no_others() {
+    in_namespace(|netlink| async move {
+        for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{setting}"), "1").unwrap();
+        }
+        for (interface, number) in [("v0", 1), ("v1", 2)] {
+            if number == 1 {
+                ip("link add v0 type veth peer name v1");
+            }
+            ip(&format!("addr add 10.{number}.0.1/24 dev {interface}"));
+            ip(&format!(
+                "addr add fd00:{number}::1/64 dev {interface} nodad"
+            ));
+        }
+        ip("link set v0 up");
+        ip("link set v1 up");
+        // Rules at the priorities of other programs, which would take every packet elsewhere.
+        for family in ["-4", "-6"] {
+            ip(&format!("{family} route add default dev v1 table 52"));
+            for priority in [512, 1000, 5270, 32764] {
+                ip(&format!("{family} rule add lookup 52 pref {priority}"));
+            }
+        }
+        Delivery::new(netlink, OURS).apply(&["v0"]).await.unwrap();
+
+        for (family, destination, from_v0, from_v1) in [
+            ("-4", "198.51.100.1", "10.1.0.2", "10.2.0.2"),
+            ("-6", "2001:db8::1", "fd00:1::2", "fd00:2::2"),
+        ] {
+            let routed = |source: &str, interface: &str, mark: &str| {
+                let flow = format!("{destination} from {source} iif {interface} mark {mark}");
+                ip(&format!("{family} route get {flow}"))
+            };
+            for mark in ["0x74700000", "0x74700001", "0xffffffff"] {
+                let local = routed(from_v0, "v0", mark);
+                assert!(
+                    local.contains("dev lo") && local.contains("table 7470"),
+                    "{local}"
+                );
+            }
+            for (source, interface, mark) in [
+                (from_v0, "v0", "0"),
+                (from_v0, "v0", "0x74600000"),
+                (from_v1, "v1", "0x74700000"),
+            ] {
+                let forwarded = routed(source, interface, mark);
+                assert!(forwarded.contains("dev v1"), "{forwarded}");
+                assert!(!forwarded.contains("table 7470"), "{forwarded}");
+            }
+        }
     });
 }
 
@@ -184,6 +239,34 @@ fn names_that_no_interface_can_have_are_refused_before_anything_changes() {
                 format!("{name:?} is not an interface name")
             );
         }
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
+fn without_the_capability_the_refusal_says_so_and_nothing_changes() {
+    in_namespace(|netlink| async move {
+        let before = everything();
+        Delivery::new(netlink.clone(), OURS)
+            .apply(&["v0"])
+            .await
+            .unwrap();
+        let applied = everything();
+        caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
+        let delivery = Delivery::new(netlink, OURS);
+        assert_eq!(
+            delivery.apply(&["v1"]).await.unwrap_err().to_string(),
+            "cannot add the policy rule \"iif v1 fwmark 0x74700000/0x74700000 lookup 7470\" (IPv4): \
+             Operation not permitted (CAP_NET_ADMIN is missing: run as root)"
+        );
+        assert_eq!(
+            delivery.remove().await.unwrap_err().to_string(),
+            "cannot remove the policy rule \"iif v0 fwmark 0x74700000/0x74700000 lookup 7470\" \
+             (IPv6): Operation not permitted (CAP_NET_ADMIN is missing: run as root)"
+        );
+        assert_eq!(everything(), applied);
+        caps::raise(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
+        delivery.remove().await.unwrap();
         assert_eq!(everything(), before);
     });
 }

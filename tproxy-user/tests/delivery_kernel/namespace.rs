@@ -1,10 +1,20 @@
 //! A fresh network namespace for a test, on a thread of its own.
 
-use std::{fmt::Write as _, future::Future, process::Command, thread, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    future::Future,
+    io::Write as _,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 use tproxy_user::delivery::Netlink;
+
+use crate::log_capture;
 
 /// How long a test may take in all. Nothing here waits for longer than it must; this is for a test
 /// that hangs.
@@ -30,6 +40,7 @@ where
     T: Future<Output = ()>,
 {
     let test = move || {
+        log_capture::start();
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs root");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -55,6 +66,37 @@ pub(crate) fn ip(arguments: &str) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {arguments}: {errors}");
     String::from_utf8(output.stdout).expect("ip prints UTF-8")
+}
+
+/// Runs the commands of a batch, one a line, in one process while the calling thread waits.
+pub(crate) fn ip_batch(commands: &str) {
+    let mut child = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("ip runs");
+    let mut input = child.stdin.take().expect("a pipe");
+    input
+        .write_all(commands.as_bytes())
+        .expect("ip reads the batch");
+    drop(input);
+    assert!(child.wait().expect("ip ends").success(), "ip -batch fails");
+}
+
+/// Notifications that the netlink sockets of this network namespace have lost so far.
+pub(crate) fn lost_notifications() -> u64 {
+    let table = fs::read_to_string("/proc/thread-self/net/netlink").expect("a list of sockets");
+    let mut lines = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let header = lines.next().expect("a header");
+    let drops = header
+        .iter()
+        .position(|name| *name == "Drops")
+        .expect("a column of drops");
+    lines
+        .map(|line| line[drops].parse::<u64>().expect("a number"))
+        .sum()
 }
 
 /// Everything that delivery could change, in both families, as text.
