@@ -23,12 +23,39 @@ pub struct Match {
 pub fn classify<T: Tables + ?Sized>(tables: &T, flow: &Flow) -> Option<Match> {
     let header = tables.header()?;
     let classes = [
-        tables.class(&header, Dimension::Origin, origin(flow.scope, flow.protocol), 0)?,
+        tables.class(
+            &header,
+            Dimension::Origin,
+            origin(flow.scope, flow.protocol),
+            0,
+        )?,
         tables.class(&header, Dimension::Interface, u64::from(flow.interface), 0)?,
-        tables.class(&header, Dimension::SourcePort, u64::from(flow.source_port), 0)?,
-        tables.class(&header, Dimension::DestinationPort, u64::from(flow.destination_port), 0)?,
-        address_class(tables, &header, &flow.source, Dimension::SourceV4, Dimension::SourceV6)?,
-        address_class(tables, &header, &flow.destination, Dimension::DestinationV4, Dimension::DestinationV6)?,
+        tables.class(
+            &header,
+            Dimension::SourcePort,
+            u64::from(flow.source_port),
+            0,
+        )?,
+        tables.class(
+            &header,
+            Dimension::DestinationPort,
+            u64::from(flow.destination_port),
+            0,
+        )?,
+        address_class(
+            tables,
+            &header,
+            &flow.source,
+            Dimension::SourceV4,
+            Dimension::SourceV6,
+        )?,
+        address_class(
+            tables,
+            &header,
+            &flow.destination,
+            Dimension::DestinationV4,
+            Dimension::DestinationV6,
+        )?,
     ];
     let rule = first_common_bit(&classes, header.rules())?;
     let entry = tables.entry(&header, rule)?;

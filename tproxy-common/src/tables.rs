@@ -333,7 +333,13 @@ pub trait Tables {
 
     /// The class of a key in one dimension. `low` is the lower half of an IPv6 address.
     #[inline(always)]
-    fn class(&self, header: &Header<'_>, dimension: Dimension, high: u64, low: u64) -> Option<&Block> {
+    fn class(
+        &self,
+        header: &Header<'_>,
+        dimension: Dimension,
+        high: u64,
+        low: u64,
+    ) -> Option<&Block> {
         let mut child = header.root(dimension);
         let mut key = high;
         for _ in 0..MAX_DEPTH {

@@ -141,18 +141,19 @@ fn address_dimension(
 /// Addresses as 128-bit numbers whose upper half is the first key; see
 /// [`tproxy_common::address::Address`].
 fn v4_span(prefix: &IpNet) -> Option<(u128, u128)> {
-    let IpNet::V4(prefix) = prefix else { return None };
+    let IpNet::V4(prefix) = prefix else {
+        return None;
+    };
     let first = u128::from(u32::from(prefix.network())) << 96;
     let last = u128::from(u32::from(prefix.broadcast())) << 96 | (u128::MAX >> 32);
     Some((first, last))
 }
 
 fn v6_span(prefix: &IpNet) -> Option<(u128, u128)> {
-    let IpNet::V6(prefix) = prefix else { return None };
-    Some((
-        u128::from(prefix.network()),
-        u128::from(prefix.broadcast()),
-    ))
+    let IpNet::V6(prefix) = prefix else {
+        return None;
+    };
+    Some((u128::from(prefix.network()), u128::from(prefix.broadcast())))
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the common shape of dimensions")]

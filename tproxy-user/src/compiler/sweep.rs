@@ -41,7 +41,10 @@ pub(super) fn intervals(spans: Vec<Span>, always: &[u32], arena: &mut Arena) -> 
             state.cross(&edge);
         }
         let class = state.class(arena);
-        if intervals.last().is_none_or(|last: &Interval| last.class != class) {
+        if intervals
+            .last()
+            .is_none_or(|last: &Interval| last.class != class)
+        {
             intervals.push(Interval { first: at, class });
         }
         let Some(next) = edges.peek() else {
@@ -60,8 +63,19 @@ struct Edge {
 
 fn edges(spans: Vec<Span>) -> Vec<Edge> {
     let mut edges = Vec::with_capacity(spans.len() * 2);
-    for Span { first, last, rule, polarity } in spans {
-        let edge = |at, opens| Edge { at, rule, polarity, opens };
+    for Span {
+        first,
+        last,
+        rule,
+        polarity,
+    } in spans
+    {
+        let edge = |at, opens| Edge {
+            at,
+            rule,
+            polarity,
+            opens,
+        };
         edges.push(edge(first, true));
         // A span up to the very end has no edge behind it.
         edges.extend(last.checked_add(1).map(|at| edge(at, false)));

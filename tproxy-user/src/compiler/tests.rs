@@ -98,13 +98,27 @@ fn rule(index: usize) -> Rule {
 fn any_address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![
         (0_u8..4, 0_u8..4, any::<bool>()).prop_map(|(a, b, far)| {
-            IpAddr::V4(Ipv4Addr::new(if far { 255 } else { 10 }, a | if far { 252 } else { 0 }, b, 255 * (a & 1)))
+            IpAddr::V4(Ipv4Addr::new(
+                if far { 255 } else { 10 },
+                a | if far { 252 } else { 0 },
+                b,
+                255 * (a & 1),
+            ))
         }),
         (0_u16..3, 0_u16..3, any::<bool>(), 0_u16..3).prop_map(|(a, b, far, low)| {
             let edge = if far { 0xffff } else { 0x2001 };
             let low = if low == 2 { 0xffff } else { low };
             let fill = if far { 0xffff } else { 0 };
-            IpAddr::V6(Ipv6Addr::new(edge, fill, a | (fill & 0xfffc), b | (fill & 0xfffc), low, low, low, low))
+            IpAddr::V6(Ipv6Addr::new(
+                edge,
+                fill,
+                a | (fill & 0xfffc),
+                b | (fill & 0xfffc),
+                low,
+                low,
+                low,
+                low,
+            ))
         }),
     ]
 }
@@ -147,15 +161,17 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         any_ports(),
         prop::collection::vec(prop_oneof![Just("eth0"), Just("wg0"), Just("gone")], 0..2),
     )
-        .prop_map(|(protocols, source, destination, source_ports, destination_ports, interfaces)| Rule {
-            protocols,
-            source,
-            destination,
-            source_ports,
-            destination_ports,
-            interfaces: interfaces.into_iter().map(String::from).collect(),
-            ..rule(0)
-        })
+        .prop_map(
+            |(protocols, source, destination, source_ports, destination_ports, interfaces)| Rule {
+                protocols,
+                source,
+                destination,
+                source_ports,
+                destination_ports,
+                interfaces: interfaces.into_iter().map(String::from).collect(),
+                ..rule(0)
+            },
+        )
 }
 
 fn any_probe() -> impl Strategy<Value = Probe> {
@@ -198,7 +214,11 @@ proptest! {
 
 fn probe(destination: &str, port: u16) -> Probe {
     let destination: IpAddr = destination.parse().unwrap();
-    let source = if destination.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
+    let source = if destination.is_ipv4() {
+        "192.0.2.1"
+    } else {
+        "2001:db8::1"
+    };
     Probe {
         protocol: Protocol::Tcp,
         interface: 2,
@@ -219,7 +239,10 @@ fn no_rules_match_nothing() {
 
 #[test]
 fn a_rule_without_addresses_holds_for_both_families() {
-    let rules = [Rule { destination_ports: vec!["80".parse().unwrap()], ..rule(0) }];
+    let rules = [Rule {
+        destination_ports: vec!["80".parse().unwrap()],
+        ..rule(0)
+    }];
     assert_eq!(found(&rules, &probe("10.0.0.1", 80)), Some(0));
     assert_eq!(found(&rules, &probe("2001:db8::2", 80)), Some(0));
     assert_eq!(found(&rules, &probe("10.0.0.1", 81)), None);
@@ -238,7 +261,11 @@ fn the_last_of_1024_rules_is_reached_and_one_more_is_refused() {
     rules.push(rule(RULES));
     let sources: Vec<Source<'_>> = rules
         .iter()
-        .map(|rule| Source { rule, slot: 0, interfaces: Vec::new() })
+        .map(|rule| Source {
+            rule,
+            slot: 0,
+            interfaces: Vec::new(),
+        })
         .collect();
     assert_eq!(compile(&sources, 1), Err(CompileError::TooManyRules(1025)));
 }
@@ -247,11 +274,21 @@ fn the_last_of_1024_rules_is_reached_and_one_more_is_refused() {
 fn more_cidrs_than_the_limit_are_refused() {
     let prefix: IpNet = "10.0.0.0/8".parse().unwrap();
     let rules = [Rule {
-        source: AddressMatch { include: vec![prefix; CIDRS], exclude: vec![prefix] },
+        source: AddressMatch {
+            include: vec![prefix; CIDRS],
+            exclude: vec![prefix],
+        },
         ..rule(0)
     }];
-    let sources = [Source { rule: &rules[0], slot: 0, interfaces: Vec::new() }];
-    assert_eq!(compile(&sources, 1), Err(CompileError::TooManyCidrs(1_000_001)));
+    let sources = [Source {
+        rule: &rules[0],
+        slot: 0,
+        interfaces: Vec::new(),
+    }];
+    assert_eq!(
+        compile(&sources, 1),
+        Err(CompileError::TooManyCidrs(1_000_001))
+    );
 }
 
 #[test]
@@ -266,7 +303,9 @@ fn a_hundred_thousand_prefixes_are_each_found_and_their_neighbours_are_not() {
     let rules = [Rule {
         destination: AddressMatch {
             include: (0..100_000_u32)
-                .map(|index| IpNet::new(Ipv4Addr::from(0x0b00_0000 + index * 512).into(), 24).unwrap())
+                .map(|index| {
+                    IpNet::new(Ipv4Addr::from(0x0b00_0000 + index * 512).into(), 24).unwrap()
+                })
                 .collect(),
             exclude: Vec::new(),
         },

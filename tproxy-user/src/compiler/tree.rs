@@ -39,20 +39,28 @@ pub(super) fn build_address(arena: &mut Arena, intervals: &[Interval]) -> Child 
         rest = behind;
         let last = here[same - 1];
         if same == 1 && low(interval.first) == 0 {
-            branches.push(Branch { first: high, child: interval.class });
+            branches.push(Branch {
+                first: high,
+                child: interval.class,
+            });
         } else {
             let child = low_tree(arena, here, before);
             branches.push(Branch { first: high, child });
             // Upper halves above this one go on with its last class, unless they begin anew.
             let next = high.checked_add(1);
-            let begins_anew = rest
-                .first()
-                .is_some_and(|next_interval| next.map(|next| u128::from(next) << 64) == Some(next_interval.first));
+            let begins_anew = rest.first().is_some_and(|next_interval| {
+                next.map(|next| u128::from(next) << 64) == Some(next_interval.first)
+            });
             if let Some(next) = next.filter(|_| !begins_anew) {
                 // A lower tree at `next` takes this branch's place.
-                let taken = rest.first().is_some_and(|interval| self::high(interval.first) == next);
+                let taken = rest
+                    .first()
+                    .is_some_and(|interval| self::high(interval.first) == next);
                 if !taken {
-                    branches.push(Branch { first: next, child: last.class });
+                    branches.push(Branch {
+                        first: next,
+                        child: last.class,
+                    });
                 }
             }
         }
@@ -102,7 +110,10 @@ const fn high(key: u128) -> u64 {
     (key >> 64) as u64
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the lower half is what is asked for")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the lower half is what is asked for"
+)]
 const fn low(key: u128) -> u64 {
     key as u64
 }

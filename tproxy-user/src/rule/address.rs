@@ -47,10 +47,7 @@ fn parse_prefix(word: &str) -> Result<IpNet, String> {
         },
     };
     if prefix != prefix.trunc() {
-        log::warn!(
-            "\"{word}\" has host bits set: taken as {}",
-            prefix.trunc()
-        );
+        log::warn!("\"{word}\" has host bits set: taken as {}", prefix.trunc());
     }
     Ok(unmapped(prefix.trunc()))
 }
@@ -78,7 +75,10 @@ mod tests {
         let parsed = parse(&["10.0.0.0/8", "!10.1.2.3", "2001:db8::/32", "!::1"]).unwrap();
         assert_eq!(
             parsed.include,
-            ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()]
+            [
+                "10.0.0.0/8".parse().unwrap(),
+                "2001:db8::/32".parse().unwrap()
+            ]
         );
         assert_eq!(
             parsed.exclude,
@@ -101,7 +101,17 @@ mod tests {
 
     #[test]
     fn names_the_word_that_is_no_address() {
-        for word in ["10.0.0/8", "10.0.0.0/33", "::/129", "", "!", "!!10.0.0.1", "fe80::1%eth0", "1.2.3.4/", "host"] {
+        for word in [
+            "10.0.0/8",
+            "10.0.0.0/33",
+            "::/129",
+            "",
+            "!",
+            "!!10.0.0.1",
+            "fe80::1%eth0",
+            "1.2.3.4/",
+            "host",
+        ] {
             let error = parse(&[word]).unwrap_err();
             let named = word.strip_prefix('!').unwrap_or(word);
             assert!(error.contains(&format!("\"{named}\"")), "{error}");

@@ -63,7 +63,20 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_port_and_names_it() {
-        for word in ["0", "65536", "", "-", "80-", "-80", "http", "+80", " 80", "80:90", "1-2-3", "99999999999"] {
+        for word in [
+            "0",
+            "65536",
+            "",
+            "-",
+            "80-",
+            "-80",
+            "http",
+            "+80",
+            " 80",
+            "80:90",
+            "1-2-3",
+            "99999999999",
+        ] {
             let error = word.parse::<PortRange>().unwrap_err();
             assert!(error.contains(&format!("\"{word}\"")), "{error}");
         }

@@ -29,22 +29,42 @@ pub struct RuleSpec {
     pub proto: Option<String>,
 
     /// Source CIDRs or addresses; ! before one excludes it
-    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', help_heading = "Rule")]
+    #[arg(
+        long,
+        value_name = "CIDR,...",
+        value_delimiter = ',',
+        help_heading = "Rule"
+    )]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub src: Vec<String>,
 
     /// Destination CIDRs or addresses; ! before one excludes it
-    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', help_heading = "Rule")]
+    #[arg(
+        long,
+        value_name = "CIDR,...",
+        value_delimiter = ',',
+        help_heading = "Rule"
+    )]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dst: Vec<String>,
 
     /// Source ports and ranges: 1024-65535
-    #[arg(long, value_name = "PORT,...", value_delimiter = ',', help_heading = "Rule")]
+    #[arg(
+        long,
+        value_name = "PORT,...",
+        value_delimiter = ',',
+        help_heading = "Rule"
+    )]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sport: Vec<String>,
 
     /// Destination ports and ranges: 80,443,8000-8999
-    #[arg(long, value_name = "PORT,...", value_delimiter = ',', help_heading = "Rule")]
+    #[arg(
+        long,
+        value_name = "PORT,...",
+        value_delimiter = ',',
+        help_heading = "Rule"
+    )]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dport: Vec<String>,
 
@@ -102,35 +122,60 @@ impl RuleSpec {
     pub fn validate(&self) -> Result<Rule, SpecError> {
         let name = self.name.clone().unwrap_or_default();
         if !valid_name(&name) {
-            return Err(refuse("name", format!(
-                "\"{name}\" is not a name: use 1 to 63 letters, digits, '.', '_' or '-'"
-            )));
+            return Err(refuse(
+                "name",
+                format!("\"{name}\" is not a name: use 1 to 63 letters, digits, '.', '_' or '-'"),
+            ));
         }
         if let Some(scope) = self.scope.as_deref().filter(|scope| *scope != "forward") {
-            return Err(refuse("scope", format!("\"{scope}\" is not a scope: only forward is there")));
+            return Err(refuse(
+                "scope",
+                format!("\"{scope}\" is not a scope: only forward is there"),
+            ));
         }
         let action = match self.action.as_deref().unwrap_or("relay") {
             "relay" => Action::Relay,
             "pass" => Action::Pass,
             "drop" => Action::Drop,
-            word => return Err(refuse("action", format!("\"{word}\" is not relay, pass or drop"))),
+            word => {
+                return Err(refuse(
+                    "action",
+                    format!("\"{word}\" is not relay, pass or drop"),
+                ));
+            }
         };
         let protocols = match self.proto.as_deref().unwrap_or("tcp") {
             "tcp" => vec![Protocol::Tcp],
             "udp" => vec![Protocol::Udp],
             "any" => vec![Protocol::Tcp, Protocol::Udp],
-            word => return Err(refuse("proto", format!("\"{word}\" is not tcp, udp or any"))),
+            word => {
+                return Err(refuse(
+                    "proto",
+                    format!("\"{word}\" is not tcp, udp or any"),
+                ));
+            }
         };
         if action == Action::Relay && protocols.contains(&Protocol::Udp) {
-            return Err(refuse("proto", "relay takes tcp only: use pass or drop for udp and any".to_owned()));
+            return Err(refuse(
+                "proto",
+                "relay takes tcp only: use pass or drop for udp and any".to_owned(),
+            ));
         }
         let on_missing = match self.on_missing.as_deref().unwrap_or("drop") {
             "drop" => OnMissing::Drop,
             "pass" => OnMissing::Pass,
-            word => return Err(refuse("on_missing", format!("\"{word}\" is not pass or drop"))),
+            word => {
+                return Err(refuse(
+                    "on_missing",
+                    format!("\"{word}\" is not pass or drop"),
+                ));
+            }
         };
         if let Some(name) = self.iface.iter().find(|name| !valid_interface_name(name)) {
-            return Err(refuse("iface", format!("\"{name}\" is not an interface name")));
+            return Err(refuse(
+                "iface",
+                format!("\"{name}\" is not an interface name"),
+            ));
         }
         Ok(Rule {
             name,
@@ -177,7 +222,9 @@ pub fn valid_interface_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && name != "."
         && name != ".."
-        && !name.bytes().any(|byte| byte == b'/' || byte == b':' || byte.is_ascii_whitespace() || byte == 0)
+        && !name
+            .bytes()
+            .any(|byte| byte == b'/' || byte == b':' || byte.is_ascii_whitespace() || byte == 0)
 }
 
 #[cfg(test)]
@@ -208,20 +255,51 @@ mod tests {
         let cases: &[(Edit, &str, &str)] = &[
             (|spec| spec.name = Some("a b".into()), "--name", "\"a b\""),
             (|spec| spec.name = Some("../x".into()), "--name", "\"../x\""),
-            (|spec| spec.scope = Some("here".into()), "--scope", "\"here\""),
-            (|spec| spec.proto = Some("sctp".into()), "--proto", "\"sctp\""),
-            (|spec| spec.proto = Some("udp".into()), "--proto", "relay takes tcp only"),
-            (|spec| spec.action = Some("deny".into()), "--action", "\"deny\""),
-            (|spec| spec.on_missing = Some("fail".into()), "--on-missing", "\"fail\""),
-            (|spec| spec.src = vec!["10.0.0/8".into()], "--src", "\"10.0.0/8\""),
+            (
+                |spec| spec.scope = Some("here".into()),
+                "--scope",
+                "\"here\"",
+            ),
+            (
+                |spec| spec.proto = Some("sctp".into()),
+                "--proto",
+                "\"sctp\"",
+            ),
+            (
+                |spec| spec.proto = Some("udp".into()),
+                "--proto",
+                "relay takes tcp only",
+            ),
+            (
+                |spec| spec.action = Some("deny".into()),
+                "--action",
+                "\"deny\"",
+            ),
+            (
+                |spec| spec.on_missing = Some("fail".into()),
+                "--on-missing",
+                "\"fail\"",
+            ),
+            (
+                |spec| spec.src = vec!["10.0.0/8".into()],
+                "--src",
+                "\"10.0.0/8\"",
+            ),
             (|spec| spec.dst = vec!["x".into()], "--dst", "\"x\""),
             (|spec| spec.sport = vec!["0".into()], "--sport", "\"0\""),
             (|spec| spec.dport = vec!["9-1".into()], "--dport", "\"9-1\""),
-            (|spec| spec.iface = vec!["much-too-long-name".into()], "--iface", "\"much-too-long-name\""),
+            (
+                |spec| spec.iface = vec!["much-too-long-name".into()],
+                "--iface",
+                "\"much-too-long-name\"",
+            ),
         ];
         for (edit, flag, word) in cases {
             let error = spec(|spec| edit(spec)).validate().unwrap_err().as_flag();
-            assert!(error.starts_with(&format!("{flag}: ")) && error.contains(word), "{error}");
+            assert!(
+                error.starts_with(&format!("{flag}: ")) && error.contains(word),
+                "{error}"
+            );
         }
     }
 }
