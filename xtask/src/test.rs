@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    fmt::Write as _,
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
 };
@@ -94,7 +95,7 @@ impl Count {
     fn summary(&self) -> String {
         let mut text = format!("{} passed, {} failed", self.passed, self.failed);
         if self.ignored > 0 {
-            text += &format!(", {} ignored", self.ignored);
+            let _ = write!(text, ", {} ignored", self.ignored);
         }
         if self.broken {
             text += "; not every test program ran to its end";

@@ -89,29 +89,6 @@ impl Package {
     }
 }
 
-/// Debian starts the services that it installs, now and at every boot. Ours are to be run by tests
-/// only: the policy keeps them from starting now (unless the host has a policy of its own), the
-/// disabling keeps them from starting later.
-const INSTALL: &str = r#"
-policy=/usr/sbin/policy-rc.d
-if [ ! -e $policy ]; then
-    trap 'rm -f $policy' EXIT
-    trap 'exit 1' HUP INT TERM
-    printf '#!/bin/sh\nexit 101\n' >$policy
-    chmod 755 $policy
-fi
-fresh=
-for service in nginx haproxy; do
-    [ -e /lib/systemd/system/$service.service ] || fresh="$fresh $service"
-done
-apt-get install -y --no-install-recommends "$@" || exit
-for service in $fresh; do
-    if [ -e /lib/systemd/system/$service.service ] && command -v systemctl >/dev/null; then
-        systemctl disable --quiet $service
-    fi
-done
-"#;
-
 /// Installs, with fresh package lists where those that are there do not do.
 pub(crate) fn install(privilege: Privilege, packages: &[&Package]) -> Result<()> {
     let names: Vec<_> = packages.iter().map(|package| package.name).collect();
@@ -119,10 +96,11 @@ pub(crate) fn install(privilege: Privilege, packages: &[&Package]) -> Result<()>
     if !lists_do {
         update(privilege)?;
     }
+    let script = command::workspace().join("xtask/src/setup/install-without-services.sh");
     let attempt = || {
         command::run(
             apt(privilege, "sh")
-                .args(["-c", INSTALL, "install"])
+                .arg(&script)
                 .args(&names)
                 .stdin(Stdio::null()),
         )
@@ -139,7 +117,11 @@ pub(crate) fn install(privilege: Privilege, packages: &[&Package]) -> Result<()>
 }
 
 fn update(privilege: Privilege) -> Result<()> {
-    command::run(apt(privilege, "apt-get").arg("update").stdin(Stdio::null()))
+    command::run(
+        apt(privilege, "apt-get")
+            .args(["-q", "update"])
+            .stdin(Stdio::null()),
+    )
 }
 
 /// Whether the package lists of this host know all of `names`, with what they depend on.
