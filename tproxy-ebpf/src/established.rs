@@ -44,9 +44,8 @@ pub fn has_socket(ctx: &TcContext, family: Family, headers: &Headers) -> bool {
     // SAFETY: the slot belongs to this CPU.
     unsafe { *probing = 1 };
     // SAFETY: tuple is initialised up to length.
-    let socket = unsafe {
-        bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, length, BPF_F_CURRENT_NETNS, 0)
-    };
+    let socket =
+        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, length, BPF_F_CURRENT_NETNS, 0) };
     // SAFETY: as above.
     unsafe { *probing = 0 };
     if socket.is_null() {
@@ -110,7 +109,11 @@ pub fn completes_cookie_handshake(
     let Some(mut tcp) = skb.read::<20>(headers.transport_offset) else {
         return false;
     };
-    let worker = worker_of(&headers.source, headers.source_port, agent::state().workers());
+    let worker = worker_of(
+        &headers.source,
+        headers.source_port,
+        agent::state().workers(),
+    );
     let mut check = |ip: *mut u8, length: u32| {
         sockets::with_listener(worker, |listener| {
             // SAFETY: both headers are copies on the stack of the lengths given.

@@ -61,12 +61,7 @@ pub fn mark(ctx: &TcContext) {
 }
 
 #[inline(always)]
-fn decide_new(
-    ctx: &TcContext,
-    skb: &Skb<'_>,
-    headers: &Headers,
-    network_offset: usize,
-) -> Outcome {
+fn decide_new(ctx: &TcContext, skb: &Skb<'_>, headers: &Headers, network_offset: usize) -> Outcome {
     let flow = Flow {
         scope: Scope::Forward,
         protocol: headers.protocol,
@@ -121,4 +116,3 @@ fn hand_over(flow: &Flow, rule: RuleEntry) -> Outcome {
         OnMissing::Drop => Outcome::Taken,
     }
 }
-

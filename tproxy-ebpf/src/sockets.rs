@@ -30,7 +30,9 @@ pub fn assign(ctx: &SkLookupContext, worker: u32) -> bool {
 /// Runs `inspect` on a worker's listener. `None` when it has none.
 #[inline(always)]
 pub fn with_listener<R>(worker: u32, inspect: impl FnOnce(*mut c_void) -> R) -> Option<R> {
-    let map = core::ptr::from_ref(&RELAY_LISTENERS).cast_mut().cast::<c_void>();
+    let map = core::ptr::from_ref(&RELAY_LISTENERS)
+        .cast_mut()
+        .cast::<c_void>();
     // SAFETY: map and key are valid; the reference that the kernel takes is released below.
     let socket = unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(&worker).cast()) };
     let socket = NonNull::new(socket)?;

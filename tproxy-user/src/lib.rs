@@ -3,5 +3,7 @@
 
 pub mod compiler;
 pub mod delivery;
+pub mod kernel;
 pub mod relay;
 pub mod rule;
+mod sys;
