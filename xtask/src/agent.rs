@@ -141,7 +141,7 @@ impl Agent {
         if lines.is_empty() {
             "it said nothing".into()
         } else {
-            lines.join("; ")
+            lines.join("\n    ")
         }
     }
 

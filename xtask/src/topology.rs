@@ -131,7 +131,7 @@ impl Topology {
     /// Lets the gateway forward nothing: what arrives then was relayed.
     pub(crate) fn forbid_forwarding(&self) -> Result<()> {
         self.gateway.nft(
-            "table inet lab { chain forward { type filter hook forward priority filter; policy drop; counter; } }",
+            "table inet lab { chain forward { type filter hook forward priority filter; policy drop; counter; }; }",
         )
     }
 

@@ -141,7 +141,7 @@ fn start_haproxy(topology: &Topology, syn_first: &str) -> Result<Running> {
     gateway.nft(&format!(
         "table ip steering {{ chain pre {{ type filter hook prerouting priority mangle; policy accept; {syn_first} \
          meta l4proto tcp socket transparent 1 meta mark set 1 accept; \
-         iifname {CLIENT_SIDE} tcp dport {{ {SHORT_PORT}, {BULK_PORT} }} tproxy to :{HAPROXY_PORT} meta mark set 1 accept; }} }}"
+         iifname {CLIENT_SIDE} tcp dport {{ {SHORT_PORT}, {BULK_PORT} }} tproxy to :{HAPROXY_PORT} meta mark set 1 accept; }}; }}"
     ))?;
     gateway.ip(&[
         "rule add fwmark 1 lookup 100",

@@ -15,17 +15,18 @@ use crate::{
     topology::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, SERVER_V4, SERVER_V6},
 };
 
+/// The addresses are all nine characters long.
 pub(crate) fn print_picture() {
     println!("\n{}", bold("Three network namespaces on this host"));
     println!(
         "
-    tproxy-client           tproxy-gateway           tproxy-server
-    ┌───────────┐       ┌────────────────────┐       ┌───────────┐
-    │ {CLIENT_V4} ├───────┤ lan0          wan0 ├───────┤ {SERVER_V4} │
-    │ {CLIENT_V6} │       │ {GATEWAY_V4}, {GATEWAY_V6} │       │ {SERVER_V6} │
-    └───────────┘       └────────────────────┘       └───────────┘
-    curl                tproxy on lan0               nginx on 80, 443, 8080
-    no proxy set        forwards nothing itself      no route to the client
+    tproxy-client              tproxy-gateway                tproxy-server
+    ┌───────────┐        ┌───────────────────────┐           ┌───────────┐
+    │ {CLIENT_V4} │        │ 10.77.1.1   {GATEWAY_V4} │           │ {SERVER_V4} │
+    │ {CLIENT_V6} ├───lan0─┤ fd77:1::1   {GATEWAY_V6} ├─wan0──────┤ {SERVER_V6} │
+    └───────────┘        └───────────────────────┘           └───────────┘
+    curl                 tproxy, attached to lan0            nginx on 80, 443, 8080
+    no proxy set         forwards nothing itself             no route to the client
 "
     );
 }
