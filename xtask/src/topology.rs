@@ -12,7 +12,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        prctl::set_child_subreaper,
+        signal::{Signal, kill},
+        wait::waitpid,
+    },
     unistd::Pid,
 };
 
@@ -56,6 +60,8 @@ impl Topology {
             server: Namespace::named(format!("{name}-server")),
             directory: PathBuf::from(format!("/run/{name}-namespaces")),
         };
+        // What becomes a daemon inside is ours to reap: init does not do it in every container.
+        set_child_subreaper(true).context("cannot become the parent of daemons")?;
         topology
             .remove()
             .context("cannot take down the leftovers of an earlier lab")?;
@@ -247,10 +253,11 @@ impl Namespace {
                 bail!("processes {inside:?} in {} do not end", self.name);
             }
             for process in inside {
-                // It may have ended meanwhile.
+                // It may have ended meanwhile, and it may be a child of somebody else.
                 let _ = kill(process, Signal::SIGKILL);
+                let _ = waitpid(process, None);
             }
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(2));
         }
         command::quietly(Command::new("ip").args(["netns", "delete", &self.name])).map(drop)
     }

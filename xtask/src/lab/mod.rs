@@ -55,12 +55,13 @@ pub(crate) fn build_and_show(once: bool, verbose: bool) -> Result<()> {
 /// When a part does not start, or a fetch did not go through the agent.
 pub(crate) fn show(once: bool) -> Result<()> {
     interrupt::catch()?;
+    let out = &mut io::stdout();
     let lock = Lock::take("tproxy-lab")?;
     let topology = Topology::create(NAME, &lock)?;
     topology.forbid_forwarding()?;
     web_server::start(&topology.server, &topology.directory)?;
     interrupt::check()?;
-    story::print_picture();
+    story::print_picture(out)?;
 
     let binary = command::target_directory().join("release").join("tproxy");
     let settings = Settings {
@@ -70,20 +71,20 @@ pub(crate) fn show(once: bool) -> Result<()> {
         ports: PORTS,
         log: "info",
     };
-    story::print_agent_command(&settings);
+    story::print_agent_command(out, &settings)?;
     let agent = Agent::start(&topology.gateway, &settings)?;
-    story::print_ready(&agent);
+    story::print_ready(out, &agent)?;
 
     let mut fetches = fetch_all(&topology)?;
     find_flow_lines(&agent, &mut fetches)?;
-    story::print_fetches(&fetches);
-    story::print_rules(&agent.ask(&topology.gateway, &["rule", "list"])?);
+    story::print_fetches(out, &fetches)?;
+    story::print_rules(out, &agent.ask(&topology.gateway, &["rule", "list"])?)?;
     let verdict = judge(&topology, &agent, &fetches);
-    story::print_verdict(verdict.as_ref());
+    story::print_verdict(out, verdict.as_ref())?;
     if once || verdict.is_err() {
         return verdict;
     }
-    story::print_what_to_try(&binary);
+    story::print_what_to_try(out, &binary)?;
     let ended = stay(&agent);
     let _ = writeln!(io::stdout(), "\nTaking the lab down.");
     ended
@@ -151,7 +152,7 @@ fn judge(topology: &Topology, agent: &Agent, fetches: &[Fetch]) -> Result<()> {
 fn stay(agent: &Agent) -> Result<()> {
     while !interrupt::arrived() {
         if let Some(line) = agent.next_line(Duration::from_millis(100))? {
-            story::print_log_line(&line)?;
+            writeln!(io::stdout(), "    {line}").context("cannot write to the terminal")?;
         }
     }
     Ok(())

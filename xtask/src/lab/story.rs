@@ -1,11 +1,10 @@
 //! What the lab tells the person who started it.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, Write},
     path::Path,
+    process::Command,
 };
-
-use anyhow::{Context as _, Result};
 
 use crate::{
     agent::{Agent, Settings},
@@ -16,9 +15,10 @@ use crate::{
 };
 
 /// The addresses are all nine characters long.
-pub(crate) fn print_picture() {
-    println!("\n{}", bold("Three network namespaces on this host"));
-    println!(
+pub(crate) fn print_picture(out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "\n{}", bold("Three network namespaces on this host"))?;
+    writeln!(
+        out,
         "
     tproxy-client              tproxy-gateway                tproxy-server
     ┌───────────┐        ┌───────────────────────┐           ┌───────────┐
@@ -28,55 +28,68 @@ pub(crate) fn print_picture() {
     curl                 tproxy, attached to lan0            nginx on 80, 443, 8080
     no proxy set         forwards nothing itself             no route to the client
 "
-    );
+    )
 }
 
-pub(crate) fn print_agent_command(settings: &Settings) {
-    println!("{}", bold("The agent starts in the gateway"));
-    let mut command = std::process::Command::new("tproxy");
+pub(crate) fn print_agent_command(out: &mut impl Write, settings: &Settings) -> io::Result<()> {
+    writeln!(out, "{}", bold("The agent starts in the gateway"))?;
+    let mut command = Command::new("tproxy");
     command.args(settings.arguments());
-    println!("    {}", dim(&format!("# {}", command::line(&command))));
+    writeln!(
+        out,
+        "    {}",
+        dim(&format!("# {}", command::line(&command)))
+    )
 }
 
-pub(crate) fn print_ready(agent: &Agent) {
+pub(crate) fn print_ready(out: &mut impl Write, agent: &Agent) -> io::Result<()> {
     let milliseconds = agent.ready_after.as_millis();
-    println!(
+    writeln!(
+        out,
         "    {}  {}",
         agent.ready_line,
         dim(&format!("(after {milliseconds} ms)"))
-    );
+    )
 }
 
-pub(crate) fn print_fetches(fetches: &[Fetch]) {
-    println!(
+pub(crate) fn print_fetches(out: &mut impl Write, fetches: &[Fetch]) -> io::Result<()> {
+    writeln!(
+        out,
         "\n{}",
         bold("The client fetches pages, as if there were no proxy")
-    );
+    )?;
     for fetch in fetches {
         let took = format!("HTTP {}, {:.1} ms", fetch.status, fetch.milliseconds);
-        println!(
+        writeln!(
+            out,
             "    {}  {}",
             dim(&format!("$ {}", fetch.command)),
             dim(&took)
-        );
-        println!("      client   connected to {}", fetch.destination);
-        println!("      server   \"{}\"", fetch.page);
+        )?;
+        writeln!(out, "      client   connected to {}", fetch.destination)?;
+        writeln!(out, "      server   \"{}\"", fetch.page)?;
         let flow = fetch.flow_line.as_deref();
-        println!(
+        writeln!(
+            out,
             "      agent    {}",
             flow.map_or_else(|| red("no such flow"), str::to_owned)
-        );
+        )?;
     }
+    Ok(())
 }
 
-pub(crate) fn print_rules(listing: &str) {
-    println!("\n{}", bold("The rule has counted"));
+pub(crate) fn print_rules(out: &mut impl Write, listing: &str) -> io::Result<()> {
+    writeln!(out, "\n{}", bold("The rule has counted"))?;
     for line in listing.lines() {
-        println!("    {line}");
+        writeln!(out, "    {line}")?;
     }
+    Ok(())
 }
 
-pub(crate) fn print_verdict(verdict: std::result::Result<&(), &anyhow::Error>) {
+pub(crate) fn print_verdict(
+    out: &mut impl Write,
+    verdict: Result<&(), &anyhow::Error>,
+) -> io::Result<()> {
     let text = match verdict {
         Ok(()) => green(
             "Every fetch went through the agent: the server saw only the gateway, the agent logged each\n\
@@ -86,49 +99,26 @@ pub(crate) fn print_verdict(verdict: std::result::Result<&(), &anyhow::Error>) {
             "Not every fetch went through the agent: {error:#}"
         )),
     };
-    println!("\n{text}");
+    writeln!(out, "\n{text}")
 }
 
-pub(crate) fn print_what_to_try(binary: &Path) {
+pub(crate) fn print_what_to_try(out: &mut impl Write, binary: &Path) -> io::Result<()> {
     let tproxy = format!("{} --instance lab", binary.display());
-    println!(
-        "\n{} {}",
-        bold("Try more in another terminal"),
-        dim("(as root)")
-    );
-    for (what, command) in [
-        (
-            "fetch",
-            format!("ip netns exec tproxy-client curl http://{SERVER_V4}/"),
-        ),
-        (
-            "TLS, IPv6",
-            format!("ip netns exec tproxy-client curl -k 'https://[{SERVER_V6}]/'"),
-        ),
-        ("state", format!("{tproxy} status")),
-        ("rules", format!("{tproxy} rule list")),
-        (
-            "refuse one",
-            format!("{tproxy} rule add --at 1 --name no-8080 --dport 8080 --action drop"),
-        ),
-        (
-            "see it",
-            format!("ip netns exec tproxy-client curl -m 3 http://{SERVER_V4}:8080/"),
-        ),
-        ("undo", format!("{tproxy} rule del no-8080")),
-        (
-            "wire",
-            "ip netns exec tproxy-gateway tcpdump -ni wan0".to_owned(),
-        ),
-    ] {
-        println!("    {what:<11} {command}");
-    }
-    println!("\nThe agent's log follows. Ctrl-C ends the lab and leaves nothing behind.");
-}
+    let title = bold("Try more in another terminal, as root");
+    let curl = "ip netns exec tproxy-client curl";
+    writeln!(
+        out,
+        "
+{title}
+    fetch a page    {curl} http://{SERVER_V4}/
+    TLS over IPv6   {curl} -k 'https://[{SERVER_V6}]/'
+    the agent       {tproxy} status
+    its rules       {tproxy} rule list
+    drop a port     {tproxy} rule add --at 1 --name no-8080 --dport 8080 --action drop
+    see it dropped  {curl} -m 3 http://{SERVER_V4}:8080/
+    and undo it     {tproxy} rule del no-8080
+    on the wire     ip netns exec tproxy-gateway tcpdump -ni wan0
 
-/// # Errors
-///
-/// When the terminal is gone.
-pub(crate) fn print_log_line(line: &str) -> Result<()> {
-    writeln!(io::stdout(), "    {line}").context("cannot write to the terminal")
+The agent's log follows. Ctrl-C ends the lab and leaves nothing behind."
+    )
 }
