@@ -20,3 +20,9 @@ pub const COUNTER_SLOTS: usize = 2 * RULES;
 
 /// IPv6 extension headers that are walked before a packet is passed on unread.
 pub const EXTENSION_HEADERS: usize = 8;
+
+/// Words of the table by which flows are handed over with their rule; a power of two.
+pub const HANDOVERS: usize = 65_536;
+
+/// The counter slot of flows whose rule is not known any more; no rule gets it.
+pub const UNATTRIBUTED_SLOT: u32 = COUNTER_SLOTS as u32 - 1;

@@ -8,7 +8,7 @@ use tproxy_common::{
     tables::{Action, OnMissing, RuleEntry},
 };
 
-use crate::{agent, counters, established, local_prefixes, rules, skb::Skb, sockets};
+use crate::{agent, counters, established, handover, local_prefixes, rules, skb::Skb, sockets};
 
 /// Decides about one packet.
 #[inline(always)]
@@ -105,6 +105,7 @@ fn hand_over(flow: &Flow, rule: RuleEntry) -> Outcome {
     let worker = worker_of(&flow.source, flow.source_port, state.workers());
     let present = sockets::with_listener(worker, |_| ()).is_some();
     if present && state.is_accepting() {
+        handover::announce(flow, rule);
         return Outcome::Taken;
     }
     if present {

@@ -10,6 +10,7 @@ mod agent;
 mod counters;
 mod established;
 mod forward;
+mod handover;
 mod interfaces;
 mod local_prefixes;
 mod lookup;

@@ -3,6 +3,7 @@
 
 pub mod compiler;
 pub mod delivery;
+pub mod instance;
 pub mod kernel;
 pub mod relay;
 pub mod rule;

@@ -19,20 +19,12 @@ use aya::{
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use crate::delivery::{Framing, Link};
 
 pub(super) const ETHER_PROGRAM: &str = "tproxy_ether";
 pub(super) const IP_PROGRAM: &str = "tproxy_ip";
 pub(super) const LOOKUP_PROGRAM: &str = "tproxy_lookup";
 const LOOKUP_LINK: &str = "link-lookup";
-
-/// What packets of an interface begin with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
-    /// An Ethernet header.
-    Ethernet,
-    /// The IP header.
-    Ip,
-}
 
 /// How a program holds on to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,36 +41,23 @@ pub enum Attachment {
     },
 }
 
-impl Attachment {
-    /// Whether this kernel has tcx.
-    #[must_use]
-    pub fn kernel_has_tcx() -> bool {
-        KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
-    }
-}
-
 /// Attaches the pinned program for this framing to an interface of the caller's network namespace.
 ///
 /// # Errors
 ///
 /// When the kernel refuses; nothing stays attached then.
-pub fn attach_interface(
-    directory: &Path,
-    name: &str,
-    index: u32,
-    framing: Framing,
-    tcx: bool,
-) -> Result<Attachment, Error> {
+pub fn attach_interface(directory: &Path, link: &Link) -> Result<Attachment, Error> {
+    let Link { name, index, .. } = link;
     let failed = |source| Error::Attach {
-        object: name.to_owned(),
+        object: name.clone(),
         source,
     };
-    let program = match framing {
-        Framing::Ethernet => ETHER_PROGRAM,
+    let program = match link.framing {
         Framing::Ip => IP_PROGRAM,
+        Framing::Ethernet | Framing::Other(_) => ETHER_PROGRAM,
     };
     let mut program = SchedClassifier::from_pin(directory.join(program)).map_err(failed)?;
-    if !tcx {
+    if !kernel_has_tcx() {
         return attach_clsact(&mut program, name);
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
@@ -87,10 +66,10 @@ pub fn attach_interface(
         .map_err(failed)?;
     let link = program.take_link(id).map_err(failed)?;
     let link = FdLink::try_from(link).map_err(|source| Error::Link {
-        object: name.to_owned(),
+        object: name.clone(),
         source,
     })?;
-    let path = directory.join(link_pin(index));
+    let path = directory.join(link_pin(*index));
     link.pin(&path)
         .map_err(|source| Error::Pin { path, source })?;
     Ok(Attachment::Tcx)
@@ -192,6 +171,11 @@ pub fn attach_lookup(directory: &Path) -> Result<(), Error> {
 
 fn lookup_from_pin(path: &Path) -> Result<SkLookup, ProgramError> {
     SkLookup::from_pin(path)
+}
+
+/// tcx is there from Linux 6.6.
+fn kernel_has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
 fn link_pin(index: u32) -> String {

@@ -9,7 +9,7 @@ mod object;
 
 pub use counters::{Counters, RelayCounters, RuleTotals};
 pub use generation::Generation;
-pub use links::{Attachment, Framing, attach_interface, attach_lookup, detach_interface};
+pub use links::{Attachment, attach_interface, attach_lookup, detach_interface};
 pub use maps::Maps;
 pub use object::{Settings, load};
 
