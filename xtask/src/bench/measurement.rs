@@ -36,6 +36,7 @@ pub(crate) enum Load {
 /// What a load measured, medians of which are compared.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Sample {
+    pub(crate) round: usize,
     pub(crate) peer: Peer,
     pub(crate) load: Load,
     /// Gbit/s at the receiver, or connections a second.
@@ -74,6 +75,7 @@ pub(crate) fn measure(
     peer: Peer,
     load: Load,
     durations: Durations,
+    round: usize,
 ) -> Result<Sample> {
     let topology = Topology::create("tproxy-bench", lock)?;
     for namespace in [&topology.client, &topology.gateway, &topology.server] {
@@ -88,6 +90,7 @@ pub(crate) fn measure(
         .with_context(|| format!("{} with {}", load.name(), peer.name()))?;
     let used = CpuSeconds::read(running.process())?.since(before);
     Ok(Sample {
+        round,
         peer,
         load,
         rate: result.rate,

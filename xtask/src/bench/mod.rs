@@ -55,7 +55,7 @@ pub(crate) fn measure(quick: bool) -> Result<()> {
     for round in 0..rounds {
         for (peer, load) in order(round) {
             interrupt::check()?;
-            let sample = measurement::measure(&lock, &binary, peer, load, durations)?;
+            let sample = measurement::measure(&lock, &binary, peer, load, durations, round)?;
             print_progress(round, rounds, &sample);
             samples.push(sample);
         }

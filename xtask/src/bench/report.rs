@@ -31,6 +31,7 @@ struct Median {
     load: Load,
     peer: Peer,
     rate: f64,
+    /// The median of the rounds' ratios.
     ratio_to_haproxy: f64,
     ratio_to_direct: f64,
     proxy_cpu: Option<f64>,
@@ -156,17 +157,22 @@ impl Median {
                 .iter()
                 .filter(move |sample| sample.load == load && sample.peer == wanted)
         };
-        let rate_of = |wanted: Peer| median(of_peer(wanted).map(|sample| sample.rate));
         let own = || of_peer(peer);
-        let rate = rate_of(peer)?;
+        // Of each round by itself: what the machine did meanwhile is alike for both.
+        let ratio_to = |other: Peer| {
+            median(own().filter_map(|sample| {
+                let same_round = |candidate: &&Sample| candidate.round == sample.round;
+                Some(sample.rate / of_peer(other).find(same_round)?.rate)
+            }))
+        };
         let shorts = || own().filter_map(|sample| sample.short.as_ref());
         let sum = |numbers: Vec<u64>| (!numbers.is_empty()).then(|| numbers.iter().sum());
         Some(Self {
             load,
             peer,
-            rate,
-            ratio_to_haproxy: rate / rate_of(Peer::NftHaproxy)?,
-            ratio_to_direct: rate / rate_of(Peer::Direct)?,
+            rate: median(own().map(|sample| sample.rate))?,
+            ratio_to_haproxy: ratio_to(Peer::NftHaproxy)?,
+            ratio_to_direct: ratio_to(Peer::Direct)?,
             proxy_cpu: median(own().filter_map(|sample| sample.proxy_cpu)),
             machine_cpu: median(own().map(|sample| sample.machine_cpu))?,
             p50: median(shorts().map(|short| f64::from(short.p50))),
