@@ -3,15 +3,17 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use nix::errno::Errno;
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::sync::Mutex;
 
 use super::{
     Assignment, Error, Netlink, Refusal,
-    describe::describe_route,
+    describe::{RuleSelectors, describe_route, describe_rule},
     links::{link_names, list_links, set_up},
-    object::{Family, LOOPBACK_INDEX, Object, route_of_ours, rule_of_ours},
+    object::{
+        Family, LOOPBACK_INDEX, Object, PRIORITY, route_of_ours, rule_of_ours, table_of_rule,
+    },
     policy::family_is_missing,
+    precedence::warn_of_rules_before_ours,
 };
 
 /// The policy rules and local routes of one instance.
@@ -70,6 +72,7 @@ impl Delivery {
             transaction.undo().await;
             return Err(error);
         }
+        warn_of_rules_before_ours(&self.netlink, self.assignment, &wanted).await;
         *interfaces = Some(wanted);
         Ok(())
     }
@@ -145,6 +148,7 @@ pub(super) struct Transaction<'a> {
     assignment: Assignment,
     /// In the order in which they were made.
     done: Vec<Done>,
+    without_ipv6: bool,
 }
 
 /// A change that was made.
@@ -160,6 +164,7 @@ impl<'a> Transaction<'a> {
             netlink,
             assignment,
             done: Vec::new(),
+            without_ipv6: false,
         }
     }
 
@@ -175,30 +180,43 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// Adds what is missing for these interfaces, and sets `lo` up.
-    pub(super) async fn add_missing(&mut self, interfaces: &BTreeSet<String>) -> Result<(), Error> {
+    async fn add_missing(&mut self, interfaces: &BTreeSet<String>) -> Result<(), Error> {
         self.set_loopback_up().await?;
+        for object in self.missing(interfaces).await? {
+            self.add(object).await?;
+        }
+        Ok(())
+    }
+
+    /// What should be in force and is not.
+    pub(super) async fn missing(
+        &self,
+        interfaces: &BTreeSet<String>,
+    ) -> Result<BTreeSet<Object>, Error> {
         let in_force = objects_in_force(self.netlink, self.assignment).await?;
-        let mut without_ipv6 = false;
-        for object in objects_wanted(interfaces) {
-            if in_force.contains(&object) || without_ipv6 && object.family() == Family::V6 {
-                continue;
+        Ok(&objects_wanted(interfaces) - &in_force)
+    }
+
+    /// Adds one object. Those of a family begin with its route: when that shows that the host does
+    /// without IPv6, so does what follows.
+    pub(super) async fn add(&mut self, object: Object) -> Result<(), Error> {
+        if self.without_ipv6 && object.family() == Family::V6 {
+            return Ok(());
+        }
+        match self.netlink.create(object.creation(self.assignment)).await {
+            Ok(()) => self.done.push(Done::Added(object)),
+            Err(refusal) if object == Object::Route(Family::V6) && is_disabled(refusal) => {
+                log::debug!("IPv6 is disabled on lo: no delivery for it");
+                self.without_ipv6 = true;
             }
-            match self.netlink.create(object.creation(self.assignment)).await {
-                Ok(()) => self.done.push(Done::Added(object)),
-                Err(refusal) if object == Object::Route(Family::V6) && is_disabled(refusal) => {
-                    log::debug!("IPv6 is disabled on lo: no delivery for it");
-                    without_ipv6 = true;
-                }
-                Err(refusal) if refusal.is(Errno::EEXIST) => self.expect_ours(&object).await?,
-                Err(refusal) => return Err(self.error("add", &object, refusal)),
-            }
+            Err(refusal) if refusal.is(Errno::EEXIST) => self.expect_ours(&object).await?,
+            Err(refusal) => return Err(change_error("add", self.assignment, &object, refusal)),
         }
         Ok(())
     }
 
     /// Local routes of IPv6 can only be added while `lo` is up, and are lost when it goes down.
-    async fn set_loopback_up(&mut self) -> Result<(), Error> {
+    pub(super) async fn set_loopback_up(&mut self) -> Result<(), Error> {
         let links = list_links(self.netlink).await?;
         if links
             .iter()
@@ -226,29 +244,45 @@ impl<'a> Transaction<'a> {
         {
             return Ok(());
         }
-        let routes = self
-            .netlink
-            .routes_of_table(object.family(), self.assignment.table)
-            .await?;
-        let links = link_names(self.netlink).await?;
-        let holder = match (object, routes.first()) {
-            (Object::Route(_), Some(route)) => {
-                format!("the route \"{}\"", describe_route(route, &links))
-            }
-            _ => "something else".into(),
+        let holder = match object {
+            Object::Route(family) => self.route_in_place(*family).await?,
+            Object::Rule(family, interface) => self.rule_in_place(*family, interface).await?,
         };
+        let holder = holder.unwrap_or_else(|| "something else".into());
         Err(Error::InPlace {
             object: object.describe(self.assignment),
             holder,
         })
     }
 
-    fn error(&self, action: &'static str, object: &Object, refusal: Refusal) -> Error {
-        Error::Change {
-            action,
-            object: object.describe(self.assignment),
-            refusal,
-        }
+    /// For IPv6, any route with the same destination and metric; for IPv4, the type counts as well.
+    async fn route_in_place(&self, family: Family) -> Result<Option<String>, Error> {
+        let routes = self
+            .netlink
+            .routes_of_table(family, self.assignment.table)
+            .await?;
+        let links = link_names(self.netlink).await?;
+        let route = routes
+            .iter()
+            .find(|route| route.header.destination_prefix_length == 0);
+        Ok(route.map(|route| format!("the route \"{}\"", describe_route(route, &links))))
+    }
+
+    /// The kernel takes a rule like ours with an address (`from`, `to`) besides for ours.
+    async fn rule_in_place(
+        &self,
+        family: Family,
+        interface: &str,
+    ) -> Result<Option<String>, Error> {
+        let rules = self.netlink.rules(family).await?;
+        let rule = rules.iter().find(|rule| {
+            let selectors = RuleSelectors::of(rule);
+            table_of_rule(rule) == self.assignment.table
+                && selectors.priority == PRIORITY
+                && selectors.iif == Some(interface)
+                && (rule.header.src_len, rule.header.dst_len) != (0, 0)
+        });
+        Ok(rule.map(|rule| format!("the policy rule \"{}\"", describe_rule(rule))))
     }
 
     /// The rules and routes that were added.
@@ -282,15 +316,8 @@ impl<'a> Transaction<'a> {
 }
 
 async fn create(netlink: &Netlink, assignment: Assignment, object: &Object) -> Result<(), Error> {
-    let message: RouteNetlinkMessage = object.creation(assignment);
-    netlink
-        .create(message)
-        .await
-        .map_err(|refusal| Error::Change {
-            action: "add",
-            object: object.describe(assignment),
-            refusal,
-        })
+    let created = netlink.create(object.creation(assignment)).await;
+    created.map_err(|refusal| change_error("add", assignment, object, refusal))
 }
 
 /// Deletes an object; it is fine if it is gone already.
@@ -298,11 +325,20 @@ async fn delete(netlink: &Netlink, assignment: Assignment, object: &Object) -> R
     match netlink.change(object.deletion(assignment)).await {
         // A rule that is not there is ENOENT, a route ESRCH.
         Err(refusal) if refusal.is(Errno::ENOENT) || refusal.is(Errno::ESRCH) => Ok(()),
-        outcome => outcome.map_err(|refusal| Error::Change {
-            action: "remove",
-            object: object.describe(assignment),
-            refusal,
-        }),
+        deleted => deleted.map_err(|refusal| change_error("remove", assignment, object, refusal)),
+    }
+}
+
+fn change_error(
+    action: &'static str,
+    assignment: Assignment,
+    object: &Object,
+    refusal: Refusal,
+) -> Error {
+    Error::Change {
+        action,
+        object: object.describe(assignment),
+        refusal,
     }
 }
 

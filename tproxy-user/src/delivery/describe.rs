@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt::Write as _, net::IpAddr};
 
 use rtnetlink::packet_route::{
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType},
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 
@@ -48,6 +48,12 @@ pub(super) fn describe_rule(rule: &RuleMessage) -> String {
         RuleAction::Prohibit => write!(text, " prohibit"),
         other => write!(text, " action {}", u8::from(other)),
     };
+    if !matches!(
+        selectors.protocol,
+        RouteProtocol::Unspec | RouteProtocol::Kernel
+    ) {
+        let _ = write!(text, " proto {}", selectors.protocol);
+    }
     text
 }
 
@@ -57,10 +63,11 @@ pub(super) struct RuleSelectors<'a> {
     pub(super) priority: u32,
     pub(super) fwmark: Option<Fwmark>,
     pub(super) iif: Option<&'a str>,
-    oif: Option<&'a str>,
+    pub(super) oif: Option<&'a str>,
     source: Option<IpAddr>,
     destination: Option<IpAddr>,
     goto: u32,
+    protocol: RouteProtocol,
 }
 
 /// The marks that a rule selects: those whose bits under the mask are these.
@@ -97,6 +104,7 @@ impl<'a> RuleSelectors<'a> {
                 RuleAttribute::Source(address) => selectors.source = Some(*address),
                 RuleAttribute::Destination(address) => selectors.destination = Some(*address),
                 RuleAttribute::Goto(priority) => selectors.goto = *priority,
+                RuleAttribute::Protocol(protocol) => selectors.protocol = *protocol,
                 _ => {}
             }
         }

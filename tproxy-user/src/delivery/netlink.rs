@@ -11,7 +11,9 @@ use rtnetlink::{
         NetlinkMessage, NetlinkPayload,
     },
     packet_route::RouteNetlinkMessage,
+    sys::AsyncSocket as _,
 };
+use socket2::{SockFilter, SockRef};
 
 use super::{Error, Refusal};
 
@@ -146,8 +148,12 @@ impl Notifications {
     /// Subscribes: every change made after this returns is told. It must be called within a tokio
     /// runtime.
     pub(super) fn subscribe(groups: &[MulticastGroup]) -> Result<Self, Error> {
-        let (connection, _handle, messages) =
+        let (mut connection, _handle, messages) =
             rtnetlink::new_multicast_connection(groups).map_err(Error::Open)?;
+        let socket = SockRef::from(connection.socket_mut().socket_ref());
+        socket
+            .attach_filter(&all_but_forwarding_routes())
+            .map_err(Error::Open)?;
         tokio::spawn(connection);
         Ok(Self {
             messages: Box::pin(messages.map(|(message, _)| message)),
@@ -168,3 +174,37 @@ impl Notifications {
         }
     }
 }
+
+/// A socket filter (classic BPF) that keeps back the unicast routes of the table `main`: they are
+/// nobody's here, and a router with a full table has hundreds of changes of them a second.
+fn all_but_forwarding_routes() -> [SockFilter; 9] {
+    // Offsets in `struct nlmsghdr` and, after its 16 bytes, in `struct rtmsg`.
+    const MESSAGE_TYPE: u32 = 4;
+    const TABLE: u32 = 16 + 4;
+    const ROUTE_TYPE: u32 = 16 + 7;
+    const RTM_NEWROUTE: u16 = 24;
+    const RTM_DELROUTE: u16 = 25;
+    const RT_TABLE_MAIN: u32 = 254;
+    const RTN_UNICAST: u32 = 1;
+    // Classic BPF reads in network byte order; netlink writes in the host's.
+    let read = |message_type: u16| u32::from(u16::from_be(message_type));
+    let statement = |code, operand| SockFilter::new(code, 0, 0, operand);
+    let skip = |operand, equal, unequal| SockFilter::new(JUMP_IF_EQUAL, equal, unequal, operand);
+    [
+        statement(LOAD_HALF_WORD, MESSAGE_TYPE),
+        skip(read(RTM_NEWROUTE), 1, 0),
+        skip(read(RTM_DELROUTE), 0, 4),
+        statement(LOAD_BYTE, TABLE),
+        skip(RT_TABLE_MAIN, 0, 2),
+        statement(LOAD_BYTE, ROUTE_TYPE),
+        skip(RTN_UNICAST, 1, 0),
+        statement(RETURN, u32::MAX),
+        statement(RETURN, 0),
+    ]
+}
+
+// Opcodes of classic BPF (`<linux/bpf_common.h>`).
+const LOAD_HALF_WORD: u16 = 0x28; // BPF_LD | BPF_H | BPF_ABS
+const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
+const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+const RETURN: u16 = 0x06; // BPF_RET | BPF_K

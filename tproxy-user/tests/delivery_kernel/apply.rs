@@ -138,6 +138,28 @@ fn a_failure_half_way_undoes_what_was_added_before_it() {
 }
 
 #[test]
+fn a_rule_that_the_kernel_takes_for_ours_is_named() {
+    in_namespace(|netlink| async move {
+        ip(
+            "-6 rule add from fd00::/8 iif v0 fwmark 0x74700000/0x74700000 lookup 7470 \
+            protocol kernel pref 74",
+        );
+        let before = everything();
+        let error = Delivery::new(netlink, OURS)
+            .apply(&["v0"])
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot add the policy rule \"iif v0 fwmark 0x74700000/0x74700000 lookup 7470\" (IPv6): \
+             the policy rule \"74: from fd00::/8 fwmark 0x74700000/0x74700000 iif v0 lookup \
+             7470\" is in its place"
+        );
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
 fn a_failed_change_of_interfaces_leaves_the_ones_before() {
     in_namespace(|netlink| async move {
         let delivery = Delivery::new(netlink, OURS);
@@ -201,7 +223,7 @@ fn leftovers_are_removed_and_what_only_resembles_them_is_not() {
             "iif v0 fwmark 0x74700000 lookup 7470 protocol kernel pref 74",
             "iif v0 fwmark 0x74700000/0x74700000 lookup 7470 protocol static pref 74",
             "iif v0 fwmark 0x74700000/0x74700000 lookup 7470 protocol kernel pref 75",
-            "from 10.0.0.0/8 iif v0 fwmark 0x74700000/0x74700000 lookup 7470 protocol kernel pref 74",
+            "from 10.0.0.0/8 iif v9 fwmark 0x74700000/0x74700000 lookup 7470 protocol kernel pref 74",
         ] {
             ip(&format!("rule add {rule}"));
         }
