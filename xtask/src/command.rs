@@ -29,7 +29,10 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     show(command);
     let status = command.status().with_context(|| cannot_start(command))?;
     if !status.success() {
-        bail!("`{}`: {status}", line(command));
+        let program = Path::new(command.get_program())
+            .file_name()
+            .unwrap_or_default();
+        bail!("`{}` failed: {status}", program.display());
     }
     Ok(())
 }
@@ -64,24 +67,38 @@ pub(crate) fn show(command: &Command) {
 pub(crate) fn line(command: &Command) -> String {
     let mut line = String::new();
     for (name, value) in command.get_envs() {
-        if let Some(value) = value {
-            let _ = write!(line, "{}={} ", name.display(), quoted(value));
-        }
+        let Some(value) = value.map(OsStr::to_string_lossy) else {
+            continue;
+        };
+        let _ = match name.to_string_lossy().as_ref() {
+            // These only lead to the program that is named anyway.
+            "CARGO" | "PATH" => continue,
+            "CARGO_ENCODED_RUSTFLAGS" => {
+                write!(line, "RUSTFLAGS={} ", quoted(&value.replace('\u{1f}', " ")))
+            }
+            name => write!(line, "{name}={} ", quoted(&value)),
+        };
     }
-    line += &quoted(command.get_program());
+    let program = command.get_program();
+    // The cargo that runs us comes with the whole path of its toolchain.
+    let is_own_cargo = env::var_os("CARGO").is_some_and(|own| own == program);
+    line += &if is_own_cargo {
+        "cargo".into()
+    } else {
+        quoted(&program.to_string_lossy())
+    };
     for argument in command.get_args() {
         line.push(' ');
-        line += &quoted(argument);
+        line += &quoted(&argument.to_string_lossy());
     }
     line
 }
 
-fn quoted(word: &OsStr) -> String {
-    let word = word.to_string_lossy();
+fn quoted(word: &str) -> String {
     let plain =
         |character: char| character.is_ascii_alphanumeric() || "-_=+./:,@%[]".contains(character);
     if !word.is_empty() && word.chars().all(plain) {
-        word.into_owned()
+        word.to_owned()
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }

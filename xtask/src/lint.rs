@@ -90,10 +90,8 @@ fn deny() -> Result<()> {
 fn advisories() -> Result<()> {
     if let Err(error) = command::quietly(command::cargo().args(["deny", "fetch", "db"])) {
         let reason = format!("{error:#}");
-        let reason = reason
-            .lines()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or_default();
+        // The last line is what git itself said.
+        let reason = reason.trim().lines().next_back().unwrap_or_default();
         eprintln!(
             "{} the advisory database cannot be fetched: advisories were NOT checked ({reason})",
             terminal::red("lint:")

@@ -5,6 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     fmt::Write as _,
     io::{BufRead as _, BufReader},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -12,44 +13,34 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{build, command, privilege::Privilege, terminal};
 
-/// Builds, runs the units as this user and the integration tests as root, and counts.
+/// Builds as this user, runs the tests as root, and counts. Some units need root as well: they ask
+/// the kernel.
 ///
 /// # Errors
 ///
 /// When the build fails, root is out of reach, or a test fails.
 pub(crate) fn test(arguments: &[OsString]) -> Result<()> {
-    let privilege = Privilege::required_for("the integration tests")?;
+    let privilege = Privilege::required_for("testing against the kernel")?;
     let binary = build::build()?;
-    let mut units = command::cargo();
-    units.args([
-        "test",
-        "--workspace",
-        "--exclude",
-        "tproxy-tests",
-        "--no-fail-fast",
-        "--",
-    ]);
-    let mut integration = command::cargo();
-    integration
-        .args(["test", "--package", "tproxy-tests", "--no-fail-fast", "--"])
-        .env("TPROXY_BIN", &binary);
+    let mut suite = command::cargo();
+    suite
+        .args(["test", "--workspace", "--no-fail-fast", "--"])
+        .args(arguments);
+    suite.env("TPROXY_BIN", &binary);
     if privilege != Privilege::Root {
         let (name, sudo) = root_runner(privilege, &binary);
-        integration.env(name, sudo);
+        suite.env(name, sudo);
     }
-    let mut total = Count::default();
-    for mut suite in [units, integration] {
-        total.add(&count(suite.args(arguments))?);
-    }
-    println!("\n{}", total.summary());
-    if total.failed > 0 || total.broken {
+    let count = count(&mut suite)?;
+    println!("\n{}", count.summary());
+    if count.failed > 0 || count.broken {
         bail!("tests failed");
     }
     Ok(())
 }
 
 /// Makes cargo start the test programs, and nothing else, through sudo.
-fn root_runner(privilege: Privilege, binary: &std::path::Path) -> (String, OsString) {
+fn root_runner(privilege: Privilege, binary: &Path) -> (String, OsString) {
     let architecture = env::consts::ARCH.to_uppercase();
     let name = format!("CARGO_TARGET_{architecture}_UNKNOWN_LINUX_GNU_RUNNER");
     let sudo = privilege.command("env", [("TPROXY_BIN", binary.as_os_str())]);
@@ -71,13 +62,6 @@ struct Count {
 }
 
 impl Count {
-    fn add(&mut self, other: &Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.ignored += other.ignored;
-        self.broken |= other.broken;
-    }
-
     /// Takes in a line such as `test result: ok. 3 passed; 0 failed; 0 ignored; ...`.
     fn read(&mut self, line: &str) {
         let Some((_, result)) = line.split_once("test result: ") else {
