@@ -2,6 +2,11 @@
 //!
 //! The layouts and numbers are those of `union bpf_attr` in `include/uapi/linux/bpf.h`.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "sizes of small arrays fit the 32-bit fields that take them"
+)]
+
 use std::{
     ffi::CString,
     io,
@@ -48,9 +53,9 @@ pub fn attached(namespace: &Namespace, hook: Hook) -> io::Result<Vec<u32>> {
     #[derive(Default)]
     struct Query {
         target: u32,
-        attach_type: u32,
-        query_flags: u32,
-        attach_flags: u32,
+        hook: u32,
+        request_flags: u32,
+        result_flags: u32,
         program_ids: u64,
         count: u32,
         padding: u32,
@@ -65,7 +70,7 @@ pub fn attached(namespace: &Namespace, hook: Hook) -> io::Result<Vec<u32>> {
         };
         let mut query = Query {
             target,
-            attach_type,
+            hook: attach_type,
             program_ids: pointer(&mut ids),
             count: ids.len() as u32,
             ..Query::default()

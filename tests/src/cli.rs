@@ -75,6 +75,7 @@ impl<'a> Cli<'a> {
 
     /// Runs a command that must succeed and returns its standard output.
     #[track_caller]
+    #[must_use]
     pub fn expect(&self, arguments: &str) -> String {
         let output = self.run(arguments);
         assert_eq!(output.code, Some(0), "tproxy {arguments}: {output:?}");

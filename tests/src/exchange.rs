@@ -62,12 +62,14 @@ impl Exchange {
     /// Checks that the flow went through `agent`: the server was reached at the address that the client asked for, it
     /// saw the gateway, and the agent reported the flow. Returns that report.
     #[track_caller]
+    #[must_use]
     pub fn assert_relayed(&self, agent: &Agent) -> FlowLine {
         self.assert_relayed_from(agent, self.family().gateway_upstream())
     }
 
     /// As [`Exchange::assert_relayed`], where the server sees `gateway`.
     #[track_caller]
+    #[must_use]
     pub fn assert_relayed_from(&self, agent: &Agent, gateway: IpAddr) -> FlowLine {
         assert_eq!(
             self.seen_client.ip(),

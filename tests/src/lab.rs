@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The server answers at each address of the prefixes named under it. In the one-armed variant all three sit on one
-//! link, the server at 10.77.1.3 and fd77:1::3, and the client reaches the prefixes through the gateway's only
+//! link, the server at 10.77.1.3 and `fd77:1::3`, and the client reaches the prefixes through the gateway's only
 //! interface, `cl0`.
 
 use std::net::{IpAddr, SocketAddr};
@@ -39,21 +39,23 @@ impl Lab {
              link add sv0 type veth peer name eth0 netns {server}"
         ));
         lab.address_client();
-        let mut server = "link set eth0 up\n".to_owned();
-        let mut gateway = "link set cl0 up\nlink set sv0 up\n".to_owned();
         for family in FAMILIES {
             let (own, length, next) = (
                 family.server(),
                 prefix_length(family),
                 family.gateway_upstream(),
             );
-            server +=
-                &format!("addr add {own}/{length} dev eth0 nodad\nroute add default via {next}\n");
-            gateway += &format!("addr add {next}/{length} dev sv0 nodad\n");
-            gateway += &routes_to_server(family, own);
+            lab.server.ip(&format!(
+                "link set eth0 up\n\
+                 addr add {own}/{length} dev eth0 nodad\n\
+                 route add default via {next}"
+            ));
+            lab.gateway.ip(&format!(
+                "link set sv0 up\n\
+                 addr add {next}/{length} dev sv0 nodad"
+            ));
+            lab.route_to_server(family, own);
         }
-        lab.gateway.ip(&gateway);
-        lab.server.ip(&server);
         lab.address_gateway();
         lab
     }
@@ -79,16 +81,15 @@ impl Lab {
         lab.gateway
             .sysctl("net.ipv4.conf.default.send_redirects", 0);
         lab.address_client();
-        let mut server = "link set eth0 up\n".to_owned();
-        let mut gateway = "link set cl0 up\n".to_owned();
+        lab.address_gateway();
         for family in FAMILIES {
             let (own, length) = (one_armed_server(family), prefix_length(family));
-            server += &format!("addr add {own}/{length} dev eth0 nodad\n");
-            gateway += &routes_to_server(family, own);
+            lab.server.ip(&format!(
+                "link set eth0 up\n\
+                 addr add {own}/{length} dev eth0 nodad"
+            ));
+            lab.route_to_server(family, own);
         }
-        lab.server.ip(&server);
-        lab.address_gateway();
-        lab.gateway.ip(&gateway);
         lab
     }
 
@@ -113,22 +114,33 @@ impl Lab {
     }
 
     fn address_client(&self) {
-        let mut batch = "link set eth0 up\n".to_owned();
         for family in FAMILIES {
-            let (own, length, next) = (family.client(), prefix_length(family), family.gateway());
-            batch +=
-                &format!("addr add {own}/{length} dev eth0 nodad\nroute add default via {next}\n");
+            let (own, length) = (family.client(), prefix_length(family));
+            let next = family.gateway();
+            self.client.ip(&format!(
+                "link set eth0 up\n\
+                 addr add {own}/{length} dev eth0 nodad\n\
+                 route add default via {next}"
+            ));
         }
-        self.client.ip(&batch);
     }
 
     fn address_gateway(&self) {
-        let mut batch = "link set cl0 up\n".to_owned();
         for family in FAMILIES {
             let (own, length) = (family.gateway(), prefix_length(family));
-            batch += &format!("addr add {own}/{length} dev cl0 nodad\n");
+            self.gateway.ip(&format!(
+                "link set cl0 up\n\
+                 addr add {own}/{length} dev cl0 nodad"
+            ));
         }
-        self.gateway.ip(&batch);
+    }
+
+    fn route_to_server(&self, family: Family, next: IpAddr) {
+        let (near, far) = (family.near_prefix(), family.far_prefix());
+        self.gateway.ip(&format!(
+            "route add {near} via {next}\n\
+             route add {far} via {next}"
+        ));
     }
 
     fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
@@ -192,14 +204,6 @@ fn prepare(namespace: &Namespace) {
     namespace.sysctl("net.ipv4.conf.all.rp_filter", 0);
     namespace.sysctl("net.ipv4.conf.default.rp_filter", 0);
     namespace.ip("link set lo up");
-}
-
-fn routes_to_server(family: Family, next: IpAddr) -> String {
-    format!(
-        "route add {} via {next}\nroute add {} via {next}\n",
-        family.near_prefix(),
-        family.far_prefix()
-    )
 }
 
 fn prefix_length(family: Family) -> u8 {

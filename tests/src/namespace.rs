@@ -1,6 +1,7 @@
 //! A network namespace with a name under `/run/netns`, removed when it goes out of scope.
 
 use std::{
+    fmt::Display,
     fs,
     fs::File,
     io::Write,
@@ -83,9 +84,16 @@ impl Namespace {
         command
     }
 
-    /// Runs a command line (split at spaces) inside, checks that it succeeds, and returns its standard output.
+    /// Runs a command line (split at spaces) inside and checks that it succeeds.
     #[track_caller]
-    pub fn run(&self, command_line: &str) -> String {
+    pub fn run(&self, command_line: &str) {
+        process::expect_success(&mut self.command_line(command_line));
+    }
+
+    /// As [`Namespace::run`]; returns what the command wrote to standard output.
+    #[must_use]
+    #[track_caller]
+    pub fn output(&self, command_line: &str) -> String {
         process::expect_success(&mut self.command_line(command_line))
     }
 
@@ -136,7 +144,7 @@ impl Namespace {
     /// Sets a kernel parameter of this namespace, named as for sysctl(8) (`net.ipv4.ip_forward`). Interface names with
     /// a dot are not supported.
     #[track_caller]
-    pub fn sysctl(&self, key: &str, value: impl ToString) {
+    pub fn sysctl(&self, key: &str, value: impl Display) {
         let path = sysctl_path(key);
         let value = value.to_string();
         let outcome = self.enter(|| fs::write(&path, &value));

@@ -32,7 +32,7 @@ impl Snapshot {
             "tc qdisc",
             "nft list ruleset",
         ] {
-            sections.insert(command.to_owned(), namespace.run(command));
+            sections.insert(command.to_owned(), namespace.output(command));
         }
         for interface in interfaces(namespace) {
             for (what, hook) in [
@@ -43,7 +43,7 @@ impl Snapshot {
             }
             for side in ["ingress", "egress"] {
                 let command = format!("tc filter show dev {interface} {side}");
-                let filters = namespace.run(&command);
+                let filters = namespace.output(&command);
                 sections.insert(command, filters);
             }
         }

@@ -1,5 +1,12 @@
 //! The system calls that neither the standard library nor nix offers safely.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "constants, sizes and descriptors of the kernel interface fit the fields that take them"
+)]
+
 use std::{
     fs::File,
     io,
@@ -24,7 +31,7 @@ pub(crate) fn enter_before_exec(command: &mut Command, namespace: File) {
     unsafe { command.pre_exec(enter) };
 }
 
-/// Binds an AF_PACKET socket to the interface `index`, see packet(7).
+/// Binds an `AF_PACKET` socket to the interface `index`, see packet(7).
 pub(crate) fn bind_packet_socket(socket: &impl AsFd, index: u32) -> io::Result<()> {
     let address = packet_address(index);
     // SAFETY: the pointer and the length describe a whole sockaddr_ll that outlives the call.
@@ -38,7 +45,7 @@ pub(crate) fn bind_packet_socket(socket: &impl AsFd, index: u32) -> io::Result<(
     check(outcome.into()).map(drop)
 }
 
-/// Asks for PACKET_AUXDATA with each frame, see packet(7).
+/// Asks for `PACKET_AUXDATA` with each frame, see packet(7).
 pub(crate) fn request_auxiliary_data(socket: &impl AsFd) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the option takes one int, which outlives the call.
@@ -54,14 +61,14 @@ pub(crate) fn request_auxiliary_data(socket: &impl AsFd) -> io::Result<()> {
     check(outcome.into()).map(drop)
 }
 
-/// A frame taken from an AF_PACKET socket: its bytes, the kind of packet (`PACKET_HOST`, ...) and its VLAN tag.
+/// A frame taken from an `AF_PACKET` socket: its bytes, the kind of packet (`PACKET_HOST`, ...) and its VLAN tag.
 pub(crate) struct ReceivedFrame {
     pub(crate) length: usize,
     pub(crate) kind: u8,
     pub(crate) vlan: Option<u16>,
 }
 
-/// Receives one frame from an AF_PACKET socket that has PACKET_AUXDATA set, without waiting.
+/// Receives one frame from an `AF_PACKET` socket that has `PACKET_AUXDATA` set, without waiting.
 pub(crate) fn receive_frame(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<ReceivedFrame> {
     let mut address = packet_address(0);
     let mut control = [0_u64; 16];

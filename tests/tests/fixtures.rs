@@ -47,11 +47,12 @@ fn programs_run_inside_a_namespace() {
     let lab = Lab::new();
     let _nginx = Nginx::start(&lab.server, 8080);
     assert_eq!(
-        lab.client.run("curl -sS http://192.0.2.9:8080/who"),
+        lab.client.output("curl -sS http://192.0.2.9:8080/who"),
         "10.77.1.2 192.0.2.9"
     );
     assert_eq!(
-        lab.client.run("curl -sS http://[2001:db8:1::9]:8080/who"),
+        lab.client
+            .output("curl -sS http://[2001:db8:1::9]:8080/who"),
         "fd77:1::2 2001:db8:1::9"
     );
 }

@@ -66,6 +66,7 @@ impl<T: Send + 'static> Server<T> {
 
     /// Waits for the next connection to be handled and returns what its handler made of it.
     #[track_caller]
+    #[must_use]
     pub fn outcome(&self) -> T {
         self.outcomes
             .recv_timeout(wait::PATIENCE)
@@ -73,6 +74,7 @@ impl<T: Send + 'static> Server<T> {
     }
 
     /// What handlers have returned and nobody has asked for yet.
+    #[must_use]
     pub fn pending(&self) -> Vec<T> {
         self.outcomes.try_iter().collect()
     }
