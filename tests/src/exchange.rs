@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpStream},
 };
 
 use crate::{Agent, Family, FlowLine, Namespace};
@@ -21,6 +21,15 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    /// As [`Exchange::of`], from one of several addresses of `namespace`.
+    #[must_use]
+    #[track_caller]
+    pub fn from(namespace: &Namespace, source: IpAddr, target: SocketAddr) -> Self {
+        let stream = namespace.connect_from((source, 0).into(), target);
+        let exchange = stream.and_then(|stream| Self::over(stream, target));
+        exchange.unwrap_or_else(|error| panic!("ask {target} from {source}: {error}"))
+    }
+
     /// Connects from `namespace` to the witness at `target` and asks.
     #[must_use]
     #[track_caller]
@@ -33,7 +42,10 @@ impl Exchange {
     /// # Errors
     /// Those of connecting, sending and receiving, and `InvalidData` for an answer that is not a witness's.
     pub fn attempt(namespace: &Namespace, target: SocketAddr) -> std::io::Result<Self> {
-        let mut stream = namespace.connect(target)?;
+        Self::over(namespace.connect(target)?, target)
+    }
+
+    fn over(mut stream: TcpStream, target: SocketAddr) -> std::io::Result<Self> {
         let client = stream.local_addr()?;
         assert_eq!(
             stream.peer_addr()?,
@@ -60,17 +72,15 @@ impl Exchange {
     }
 
     /// Checks that the flow went through `agent`: the server was reached at the address that the client asked for, it
-    /// saw the gateway, and the agent reported the flow. Returns that report.
+    /// saw the gateway, and the agent reported the flow.
     #[track_caller]
-    #[must_use]
-    pub fn assert_relayed(&self, agent: &Agent) -> FlowLine {
-        self.assert_relayed_from(agent, self.family().gateway_upstream())
+    pub fn assert_relayed(&self, agent: &Agent) {
+        self.assert_relayed_from(agent, self.family().gateway_upstream());
     }
 
     /// As [`Exchange::assert_relayed`], where the server sees `gateway`.
     #[track_caller]
-    #[must_use]
-    pub fn assert_relayed_from(&self, agent: &Agent, gateway: IpAddr) -> FlowLine {
+    pub fn assert_relayed_from(&self, agent: &Agent, gateway: IpAddr) {
         assert_eq!(
             self.seen_client.ip(),
             gateway,
@@ -86,7 +96,6 @@ impl Exchange {
             "the agent reports the original destination"
         );
         assert_eq!(flow.protocol, "tcp");
-        flow
     }
 
     /// Checks that the flow did not go through `agent`: the server saw the client itself, and the agent reported

@@ -14,6 +14,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Socket, Type};
 
 use crate::{process, sys, wait};
 
@@ -199,6 +200,24 @@ impl Namespace {
         stream.set_read_timeout(Some(wait::PATIENCE))?;
         stream.set_write_timeout(Some(wait::PATIENCE))?;
         Ok(stream)
+    }
+
+    /// As [`Namespace::connect`], from the address and port `source` (port zero: any).
+    ///
+    /// # Errors
+    /// Those of bind(2) and connect(2), unchanged.
+    pub fn connect_from(
+        &self,
+        source: SocketAddr,
+        target: SocketAddr,
+    ) -> std::io::Result<TcpStream> {
+        let socket = self.enter(|| Socket::new(Domain::for_address(target), Type::STREAM, None))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&source.into())?;
+        socket.connect_timeout(&target.into(), wait::PATIENCE)?;
+        socket.set_read_timeout(Some(wait::PATIENCE))?;
+        socket.set_write_timeout(Some(wait::PATIENCE))?;
+        Ok(socket.into())
     }
 }
 
