@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpStream},
 };
 
-use crate::{Agent, Family, FlowLine, Namespace};
+use crate::{Agent, Family, Namespace};
 
 /// A request to a [`Witness`](crate::peer::Witness), as both ends saw it.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +25,14 @@ impl Exchange {
     #[must_use]
     #[track_caller]
     pub fn from(namespace: &Namespace, source: IpAddr, target: SocketAddr) -> Self {
-        let stream = namespace.connect_from((source, 0).into(), target);
+        Self::from_port(namespace, (source, 0).into(), target)
+    }
+
+    /// As [`Exchange::of`], from an address and a port.
+    #[must_use]
+    #[track_caller]
+    pub fn from_port(namespace: &Namespace, source: SocketAddr, target: SocketAddr) -> Self {
+        let stream = namespace.connect_from(source, target);
         let exchange = stream.and_then(|stream| Self::over(stream, target));
         exchange.unwrap_or_else(|error| panic!("ask {target} from {source}: {error}"))
     }
