@@ -84,6 +84,12 @@ impl<'a> Agent<'a> {
         &self.ready
     }
 
+    /// The lines that it has written to standard output so far.
+    #[must_use]
+    pub fn standard_output(&self) -> Vec<String> {
+        self.process.stdout.so_far()
+    }
+
     /// Everything it has logged so far.
     #[must_use]
     pub fn log(&self) -> String {

@@ -38,24 +38,43 @@ impl<'a> Cli<'a> {
         &self.instance
     }
 
-    /// Runs `tproxy --instance NAME ARGUMENTS` (split at spaces) and returns what it did.
-    #[must_use]
+    /// Runs `tproxy --instance NAME ARGUMENTS` (split at spaces), which must succeed.
     #[track_caller]
-    pub fn run(&self, arguments: &str) -> Output {
-        self.run_under("", arguments)
+    pub fn run(&self, arguments: &str) {
+        self.attempt(arguments).assert_done();
     }
 
-    /// As [`Cli::run`], with the program started by another: `setpriv --no-new-privs`, for example.
+    /// As [`Cli::run`]; returns what the command wrote to standard output.
     #[must_use]
     #[track_caller]
-    pub fn run_under(&self, wrapper: &str, arguments: &str) -> Output {
+    pub fn output(&self, arguments: &str) -> String {
+        let attempt = self.attempt(arguments);
+        attempt.assert_done();
+        attempt.stdout
+    }
+
+    /// Runs a command with `--json` added, which must succeed, and returns what it printed.
+    #[must_use]
+    #[track_caller]
+    pub fn json(&self, arguments: &str) -> Value {
+        let output = self.output(&format!("{arguments} --json"));
+        serde_json::from_str(&output)
+            .unwrap_or_else(|error| panic!("{error} in the JSON of {arguments}: {output}"))
+    }
+
+    /// Runs a command that may fail.
+    #[must_use]
+    #[track_caller]
+    pub fn attempt(&self, arguments: &str) -> Attempt {
+        self.attempt_under("", arguments)
+    }
+
+    /// As [`Cli::attempt`], with the program started by another: `setpriv --no-new-privs`, for example.
+    #[must_use]
+    #[track_caller]
+    pub fn attempt_under(&self, wrapper: &str, arguments: &str) -> Attempt {
         let mut process = self.start_under(wrapper, arguments);
-        let status = process.wait();
-        Output {
-            code: status.code(),
-            stdout: process.stdout.text(),
-            stderr: process.stderr.so_far(),
-        }
+        Attempt::end_of(arguments, &mut process)
     }
 
     /// Starts a command without waiting for its end.
@@ -72,29 +91,13 @@ impl<'a> Cli<'a> {
         command.args(words).args(arguments.split_whitespace());
         Process::start(&mut command)
     }
-
-    /// Runs a command that must succeed and returns its standard output.
-    #[track_caller]
-    #[must_use]
-    pub fn expect(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        assert_eq!(output.code, Some(0), "tproxy {arguments}: {output:?}");
-        output.stdout
-    }
-
-    /// Runs a command with `--json` added, which must succeed, and returns what it printed.
-    #[must_use]
-    #[track_caller]
-    pub fn json(&self, arguments: &str) -> Value {
-        let output = self.expect(&format!("{arguments} --json"));
-        serde_json::from_str(&output)
-            .unwrap_or_else(|error| panic!("{error} in the JSON of {arguments}: {output}"))
-    }
 }
 
 /// What a command did.
 #[derive(Debug, Clone)]
-pub struct Output {
+pub struct Attempt {
+    /// The arguments.
+    pub arguments: String,
     /// The exit code; `None` when a signal ended it.
     pub code: Option<i32>,
     /// Everything on standard output, without the last line's end.
@@ -103,7 +106,26 @@ pub struct Output {
     pub stderr: Vec<String>,
 }
 
-impl Output {
+impl Attempt {
+    /// Waits for the end of `process`, which runs with `arguments`.
+    #[must_use]
+    #[track_caller]
+    pub fn end_of(arguments: &str, process: &mut Process) -> Self {
+        let status = process.wait();
+        Self {
+            arguments: arguments.to_owned(),
+            code: status.code(),
+            stdout: process.stdout.text(),
+            stderr: process.stderr.so_far(),
+        }
+    }
+
+    /// Checks that the command succeeded.
+    #[track_caller]
+    pub fn assert_done(&self) {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+    }
+
     /// Checks that the command failed as it should: with `code`, nothing on standard output, and one line on standard
     /// error that starts with the program's name and contains each of `words`.
     #[track_caller]

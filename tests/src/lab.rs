@@ -33,12 +33,11 @@ impl Lab {
     #[track_caller]
     pub fn new() -> Self {
         let lab = Self::unlinked(None);
-        let (client, server) = (lab.client.name(), lab.server.name());
+        lab.link_client();
+        let server = lab.server.name();
         lab.gateway.ip(&format!(
-            "link add cl0 type veth peer name eth0 netns {client}\n\
-             link add sv0 type veth peer name eth0 netns {server}"
+            "link add sv0 type veth peer name eth0 netns {server}"
         ));
-        lab.address_client();
         for family in FAMILIES {
             let (own, length, next) = (
                 family.server(),
@@ -56,7 +55,6 @@ impl Lab {
             ));
             lab.route_to_server(family, own);
         }
-        lab.address_gateway();
         lab
     }
 
@@ -147,6 +145,23 @@ impl Lab {
         [&self.client, &self.gateway, &self.server]
             .into_iter()
             .chain(self.switch.as_ref())
+    }
+
+    /// Deletes the link between client and gateway, and with it `cl0`.
+    #[track_caller]
+    pub fn unlink_client(&self) {
+        self.gateway.ip("link del cl0");
+    }
+
+    /// Makes the link between client and gateway again, as it was.
+    #[track_caller]
+    pub fn link_client(&self) {
+        let client = self.client.name();
+        self.gateway.ip(&format!(
+            "link add cl0 type veth peer name eth0 netns {client}"
+        ));
+        self.address_client();
+        self.address_gateway();
     }
 
     /// Switches an offload (`gro`, `gso`, `tso`, `tx`, ... as ethtool names them) on all interfaces of the routed

@@ -25,15 +25,15 @@ fn the_first_rule_that_matches_decides() {
     let _witness = Witness::start(&lab.server, 80);
     let mut agent = lab.agent("--iface cl0 --dport 80 --name web");
     let [v4, v6] = FAMILIES.map(Family::near_prefix);
-    agent.expect(&format!(
+    agent.run(&format!(
         "rule add --name near --dst {v4},{v6} --action pass"
     ));
     for family in FAMILIES {
         // `web` comes first and takes everything.
         lab.ask(family.near(), 80).assert_relayed(&agent);
     }
-    agent.expect("rule del near");
-    agent.expect(&format!(
+    agent.run("rule del near");
+    agent.run(&format!(
         "rule add --before web --name near --dst {v4},{v6} --action pass"
     ));
     for family in FAMILIES {
@@ -49,7 +49,7 @@ fn each_flow_is_counted_at_its_rule() {
     let lab = Lab::new();
     let _witnesses = [80, 443].map(|port| Witness::start(&lab.server, port));
     let mut agent = lab.agent("--iface cl0 --dport 80 --name plain");
-    agent.expect("rule add --dport 443 --name encrypted");
+    agent.run("rule add --dport 443 --name encrypted");
     for (port, rule, flows) in [(80, "plain", 1), (443, "encrypted", 3)] {
         for _ in 0..flows {
             let exchange = lab.ask(Family::V4.near(), port);
@@ -84,11 +84,11 @@ fn an_agent_without_rules_takes_nothing() {
     for family in FAMILIES {
         lab.ask(family.near(), 80).assert_direct(&agent);
     }
-    agent.expect("rule add --dport 80");
+    agent.run("rule add --dport 80");
     for family in FAMILIES {
         lab.ask(family.near(), 80).assert_relayed(&agent);
     }
-    agent.expect("rule flush");
+    agent.run("rule flush");
     for family in FAMILIES {
         lab.ask(family.near(), 80).assert_direct(&agent);
     }
@@ -101,8 +101,8 @@ fn rules_are_listed_as_they_were_given() {
     let lab = Lab::new();
     let agent =
         lab.agent("--iface cl0 --dport 80,8000-8999 --dst 192.0.2.0/24,2001:db8:1::/48 --name web");
-    agent.expect("rule add --name blocked --src 10.77.1.66 --action drop");
-    agent.expect("rule add --dport 25");
+    agent.run("rule add --name blocked --src 10.77.1.66 --action drop");
+    agent.run("rule add --dport 25");
     let rules = agent.rules();
     assert_eq!(rules.len(), 3);
     assert_eq!(rules[0]["name"], "web");
@@ -119,12 +119,12 @@ fn rules_are_listed_as_they_were_given() {
         .as_str()
         .expect("a rule without a name is given one");
     assert!(made_up.starts_with("rule-"), "{made_up}");
-    let shown = agent.expect("rule show web");
+    let shown = agent.output("rule show web");
     assert!(
         shown.contains("8000-8999") && shown.contains("2001:db8:1::/48"),
         "{shown}"
     );
-    let listed = agent.expect("rule list");
+    let listed = agent.output("rule list");
     for word in ["web", "blocked", "drop", made_up] {
         assert!(listed.contains(word), "{word} in\n{listed}");
     }
@@ -135,13 +135,13 @@ fn rules_are_listed_as_they_were_given() {
 fn rules_are_added_at_the_place_asked_for() {
     let lab = Lab::new();
     let agent = lab.agent("--iface cl0 --dport 80 --name b");
-    agent.expect("rule add --name d --dport 81");
-    agent.expect("rule add --name a --dport 82 --before b");
-    agent.expect("rule add --name c --dport 83 --after b");
+    agent.run("rule add --name d --dport 81");
+    agent.run("rule add --name a --dport 82 --before b");
+    agent.run("rule add --name c --dport 83 --after b");
     assert_eq!(agent.rule_names(), ["a", "b", "c", "d"]);
-    agent.expect("rule del a c");
+    agent.run("rule del a c");
     assert_eq!(agent.rule_names(), ["b", "d"]);
-    agent.expect("rule flush");
+    agent.run("rule flush");
     assert_eq!(agent.rule_names(), Vec::<String>::new());
 }
 
@@ -188,7 +188,7 @@ fn a_rule_for_one_interface_leaves_the_other_alone() {
     let _at_the_server = Witness::start(&lab.server, 80);
     let _at_the_client = Witness::start(&lab.client, 80);
     let mut agent = lab.agent("--iface cl0,sv0");
-    agent.expect("rule add --iface sv0 --dport 80");
+    agent.run("rule add --iface sv0 --dport 80");
     for family in FAMILIES {
         lab.ask(family.server(), 80).assert_direct(&agent);
         let exchange = Exchange::of(&lab.server, (family.client(), 80).into());
@@ -239,7 +239,7 @@ fn dropped_flows_reach_nobody() {
         rule["packets"].as_u64().is_some_and(|packets| packets >= 2),
         "{rule}"
     );
-    agent.expect("rule del block");
+    agent.run("rule del block");
     for family in FAMILIES {
         lab.ask(family.server(), 80).assert_direct(&agent);
     }
@@ -260,7 +260,7 @@ fn a_running_flow_outlives_its_rule() {
         pattern::write(&mut stream, HALF).unwrap();
         assert_eq!(pattern::read_up_to(&mut stream, 0, HALF).unwrap(), HALF);
 
-        agent.expect("rule del web");
+        agent.run("rule del web");
         lab.gateway
             .ip("route add 203.0.113.0/24 via 10.77.2.2\nroute add 2001:db8:3::/48 via fd77:2::2");
         lab.ask(family.near(), 81).assert_direct(&agent);
@@ -277,7 +277,7 @@ fn a_running_flow_outlives_its_rule() {
         assert_eq!((flow.sent, flow.received), (2 * HALF, 2 * HALF));
         assert_eq!(flow.rule, "web", "the rule that took it, though it is gone");
 
-        agent.expect("rule add --dport 80,81 --name web");
+        agent.run("rule add --dport 80,81 --name web");
         lab.gateway
             .ip("route del 203.0.113.0/24\nroute del 2001:db8:3::/48");
         lab.ask(family.near(), 81).assert_relayed(&agent);
@@ -343,10 +343,8 @@ fn changing_rules_disturbs_no_flow() {
         let changer = scope.spawn(move || {
             let mut changes = 0;
             while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
-                agent.expect(
-                    "rule add --name other --before web --dst 198.51.100.0/24 --action pass",
-                );
-                agent.expect("rule del other");
+                agent.run("rule add --name other --before web --dst 198.51.100.0/24 --action pass");
+                agent.run("rule del other");
                 changes += 2;
             }
             changes

@@ -152,7 +152,7 @@ fn every_combination_of_reverse_path_and_forwarding_settings_works() {
 fn upstream_connections_are_not_caught_on_another_attached_interface() {
     let lab = Lab::new();
     let _witness = Witness::start(&lab.server, 80);
-    let mut agent = lab.agent("--iface cl0,sv0");
+    let mut agent = lab.agent("--iface cl0,sv0 --name everything");
     for family in FAMILIES {
         lab.ask(family.near(), 80).assert_relayed(&agent);
     }
@@ -235,7 +235,7 @@ fn beyond_a_hairpin(lab: &Lab) -> Namespace {
 fn direct_connections_to_the_agents_port_are_refused() {
     const ATTEMPTS: u64 = 50;
     let lab = Lab::new();
-    let mut agent = lab.agent("--iface cl0");
+    let mut agent = lab.agent("--iface cl0 --name everything");
     let port = agent.port();
     let _witness = Witness::start(&lab.server, port);
     lab.ask(Family::V4.near(), port).assert_relayed(&agent);
@@ -282,7 +282,7 @@ fn connections_of_this_host_to_itself_are_never_caught() {
     let lab = Lab::new();
     let _own = Witness::start(&lab.gateway, 80);
     let _witness = Witness::start(&lab.server, 80);
-    let mut agent = lab.agent("--iface cl0,sv0");
+    let mut agent = lab.agent("--iface cl0,sv0 --name everything");
     for family in FAMILIES {
         for own in [
             family.loopback(),
