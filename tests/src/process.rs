@@ -10,7 +10,7 @@ use std::{
 
 use nix::{sys::signal::Signal, unistd::Pid};
 
-use crate::wait;
+use crate::{sys, wait};
 
 /// A running program. It is killed when it goes out of scope.
 #[derive(Debug)]
@@ -78,6 +78,12 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Lets bpf(2) fail with `error` in the process of `command`, as on a kernel that lacks it: all of it, or only one of
+/// its commands (`BPF_LINK_CREATE`, say).
+pub fn fail_bpf(command: &mut Command, bpf_command: Option<u32>, error: i32) {
+    sys::fail_bpf_before_exec(command, bpf_command, error);
 }
 
 /// The lines that a program writes, read by a thread as they come.

@@ -141,13 +141,13 @@ fn pins_below(directory: &Path) -> Vec<PathBuf> {
 /// refused, the server sees nothing, and what no rule takes passes as before.
 #[test]
 fn nothing_leaks_when_the_agent_is_killed() {
-    nothing_leaks("", Agent::kill);
+    nothing_leaks("", |agent| agent.kill());
 }
 
 /// The same for an agent that leaves its programs in force.
 #[test]
 fn nothing_leaks_when_a_pinned_agent_is_killed() {
-    nothing_leaks("--pin", Agent::kill);
+    nothing_leaks("--pin", |agent| agent.kill());
 }
 
 /// The same for an agent that was stopped in order and left its programs in force.
