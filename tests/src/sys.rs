@@ -31,6 +31,61 @@ pub(crate) fn enter_before_exec(command: &mut Command, namespace: File) {
     unsafe { command.pre_exec(enter) };
 }
 
+/// Lets bpf(2), or only `bpf_command` of it, fail with `error` in the process of `command`, by a seccomp filter.
+pub(crate) fn fail_bpf_before_exec(command: &mut Command, bpf_command: Option<u32>, error: i32) {
+    let filter = bpf_failing_filter(bpf_command, error);
+    let install = move || {
+        let program = libc::sock_fprog {
+            len: filter.len() as libc::c_ushort,
+            filter: filter.as_ptr().cast_mut(),
+        };
+        // SAFETY: the program points to its instructions, which the closure owns; the kernel copies them.
+        let outcome = unsafe {
+            libc::prctl(
+                libc::PR_SET_SECCOMP,
+                libc::SECCOMP_MODE_FILTER,
+                &raw const program,
+            )
+        };
+        check(outcome.into()).map(drop)
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; the closure makes one system call and
+    // allocates nothing.
+    unsafe { command.pre_exec(install) };
+}
+
+/// A filter over `struct seccomp_data` (see seccomp(2)): `nr` is at offset 0, the first argument's low half at 16.
+fn bpf_failing_filter(bpf_command: Option<u32>, error: i32) -> Vec<libc::sock_filter> {
+    let statement = |code: u32, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let load = |offset: u32| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
+    let skip_unless = |value: u32, skipped: u8| libc::sock_filter {
+        jf: skipped,
+        ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value)
+    };
+    let answer = |value: u32| statement(libc::BPF_RET | libc::BPF_K, value);
+    let fail = answer(libc::SECCOMP_RET_ERRNO | error as u32);
+    let allow = answer(libc::SECCOMP_RET_ALLOW);
+    let bpf = libc::SYS_bpf as u32;
+    match bpf_command {
+        None => vec![load(0), skip_unless(bpf, 1), fail, allow],
+        Some(command) => {
+            vec![
+                load(0),
+                skip_unless(bpf, 3),
+                load(16),
+                skip_unless(command, 1),
+                fail,
+                allow,
+            ]
+        }
+    }
+}
+
 /// Binds an `AF_PACKET` socket to the interface `index`, see packet(7).
 pub(crate) fn bind_packet_socket(socket: &impl AsFd, index: u32) -> io::Result<()> {
     let address = packet_address(index);
