@@ -37,6 +37,19 @@ impl Exchange {
         exchange.unwrap_or_else(|error| panic!("ask {target} from {source}: {error}"))
     }
 
+    /// As [`Exchange::of`], with a socket option (level, name and value) set before connecting.
+    #[must_use]
+    #[track_caller]
+    pub fn with_option(
+        namespace: &Namespace,
+        option: (i32, i32, &[u8]),
+        target: SocketAddr,
+    ) -> Self {
+        let stream = namespace.connect_with_option(option, target);
+        let exchange = stream.and_then(|stream| Self::over(stream, target));
+        exchange.unwrap_or_else(|error| panic!("ask {target} with {option:?}: {error}"))
+    }
+
     /// Connects from `namespace` to the witness at `target` and asks.
     #[must_use]
     #[track_caller]

@@ -211,9 +211,31 @@ impl Namespace {
         source: SocketAddr,
         target: SocketAddr,
     ) -> std::io::Result<TcpStream> {
+        self.connect_prepared(target, |socket| {
+            socket.set_reuse_address(true)?;
+            socket.bind(&source.into())
+        })
+    }
+
+    /// As [`Namespace::connect`], with a socket option (level, name and value) set before connecting.
+    ///
+    /// # Errors
+    /// Those of setsockopt(2) and connect(2), unchanged.
+    pub fn connect_with_option(
+        &self,
+        (level, name, value): (i32, i32, &[u8]),
+        target: SocketAddr,
+    ) -> std::io::Result<TcpStream> {
+        self.connect_prepared(target, |socket| sys::set_option(socket, level, name, value))
+    }
+
+    fn connect_prepared(
+        &self,
+        target: SocketAddr,
+        prepare: impl FnOnce(&Socket) -> std::io::Result<()>,
+    ) -> std::io::Result<TcpStream> {
         let socket = self.enter(|| Socket::new(Domain::for_address(target), Type::STREAM, None))?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&source.into())?;
+        prepare(&socket)?;
         socket.connect_timeout(&target.into(), wait::PATIENCE)?;
         socket.set_read_timeout(Some(wait::PATIENCE))?;
         socket.set_write_timeout(Some(wait::PATIENCE))?;

@@ -103,14 +103,29 @@ pub(crate) fn bind_packet_socket(socket: &impl AsFd, index: u32) -> io::Result<(
 /// Asks for `PACKET_AUXDATA` with each frame, see packet(7).
 pub(crate) fn request_auxiliary_data(socket: &impl AsFd) -> io::Result<()> {
     let on: libc::c_int = 1;
-    // SAFETY: the option takes one int, which outlives the call.
+    set_option(
+        socket,
+        libc::SOL_PACKET,
+        libc::PACKET_AUXDATA,
+        &on.to_ne_bytes(),
+    )
+}
+
+/// Sets a socket option whose value is `value` as it is in memory.
+pub(crate) fn set_option(
+    socket: &impl AsFd,
+    level: i32,
+    name: i32,
+    value: &[u8],
+) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `value`, which the kernel only reads.
     let outcome = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_AUXDATA,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
         )
     };
     check(outcome.into()).map(drop)
