@@ -14,7 +14,11 @@ use std::{
     path::Path,
 };
 
-use nix::net::if_::if_nametoindex;
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    net::if_::if_nametoindex,
+};
+use tempfile::TempDir;
 
 use crate::{Namespace, sys};
 
@@ -82,6 +86,43 @@ pub fn attached(namespace: &Namespace, hook: Hook) -> io::Result<Vec<u32>> {
             Err(error) => Err(error),
         }
     })
+}
+
+/// A BPF file system of the test's own, to pin objects in. It is unmounted when it goes out of scope.
+#[derive(Debug)]
+pub struct PinDirectory {
+    directory: TempDir,
+}
+
+impl PinDirectory {
+    /// Mounts it.
+    #[must_use]
+    pub fn mount() -> Self {
+        let directory = TempDir::new().expect("make a directory");
+        let none = None::<&str>;
+        mount(
+            Some("bpf"),
+            directory.path(),
+            Some("bpf"),
+            MsFlags::empty(),
+            none,
+        )
+        .expect("mount a bpffs");
+        Self { directory }
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for PinDirectory {
+    fn drop(&mut self) {
+        // A failure here must not hide the panic of the test that is ending.
+        let _ = umount2(self.path(), MntFlags::MNT_DETACH);
+    }
 }
 
 /// A tc classifier that counts what it sees and lets the next program decide.

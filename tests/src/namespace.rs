@@ -71,6 +71,21 @@ impl Namespace {
         })
     }
 
+    /// Runs `action` inside the namespace on `count` threads at once, and returns when all of them have ended.
+    pub fn enter_many(&self, count: u32, action: impl Fn() + Sync) {
+        thread::scope(|scope| {
+            let action = &action;
+            let threads: Vec<_> = (0..count)
+                .map(|_| scope.spawn(|| self.enter(action)))
+                .collect();
+            for thread in threads {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            }
+        });
+    }
+
     /// A command that will run inside the namespace. As with `nsenter --net`, the file systems stay those of the host,
     /// so that pins in bpffs are the same inside and outside. The process dies with the thread that started it.
     #[must_use]

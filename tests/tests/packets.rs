@@ -31,7 +31,7 @@ fn packets_that_no_rule_names_pass_unchanged() {
     let [v4, v6] = FAMILIES.map(Family::near_prefix);
     let mut agent = lab.agent(&format!("--iface cl0 --dst {v4},{v6} --dport 80"));
     for family in FAMILIES {
-        let tap = Tap::open(&lab);
+        let mut tap = Tap::open(&lab);
         converse(&lab.client, (family.near(), 81).into());
         converse(&lab.client, (family.far(), 80).into());
         exchange_datagrams(&lab, (family.near(), 80).into());
@@ -47,6 +47,8 @@ fn packets_that_no_rule_names_pass_unchanged() {
 struct Tap {
     client: Wire,
     server: Wire,
+    at_client: Vec<Frame>,
+    at_server: Vec<Frame>,
 }
 
 impl Tap {
@@ -54,29 +56,30 @@ impl Tap {
         Self {
             client: Wire::open(&lab.client, "eth0"),
             server: Wire::open(&lab.server, "eth0"),
+            at_client: Vec::new(),
+            at_server: Vec::new(),
         }
     }
 
     /// Checks that what one end has sent is what the other has received, in both directions.
     #[track_caller]
-    fn assert_unchanged(&self, client: IpAddr, server: IpAddr) {
+    fn assert_unchanged(&mut self, client: IpAddr, server: IpAddr) {
         let between = |frames: &[Frame], direction| -> Vec<Vec<u8>> {
             let frames = frames.iter().filter(|frame| frame.direction == direction);
             frames
                 .filter_map(|frame| frame.routed_packet(client, server))
                 .collect()
         };
-        let (mut at_client, mut at_server) = (Vec::new(), Vec::new());
         let [up, down] = wait::until("everything sent has been received", || {
-            at_client.extend(self.client.frames());
-            at_server.extend(self.server.frames());
+            self.at_client.extend(self.client.frames());
+            self.at_server.extend(self.server.frames());
             let up = (
-                between(&at_client, Direction::Out),
-                between(&at_server, Direction::In),
+                between(&self.at_client, Direction::Out),
+                between(&self.at_server, Direction::In),
             );
             let down = (
-                between(&at_server, Direction::Out),
-                between(&at_client, Direction::In),
+                between(&self.at_server, Direction::Out),
+                between(&self.at_client, Direction::In),
             );
             let complete = up.0.len() == up.1.len() && down.0.len() == down.1.len();
             complete.then_some([up, down])
@@ -163,7 +166,7 @@ fn icmp_passes_unchanged() {
     let lab = Lab::new();
     let mut agent = lab.agent("--iface cl0,sv0 --name everything");
     for family in FAMILIES {
-        let tap = Tap::open(&lab);
+        let mut tap = Tap::open(&lab);
         for size in [0, 56, 1400] {
             lab.client
                 .run(&format!("ping -q -c 2 -i 0.01 -s {size} {}", family.near()));
