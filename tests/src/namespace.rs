@@ -73,15 +73,10 @@ impl Namespace {
 
     /// Runs `action` inside the namespace on `count` threads at once, and returns when all of them have ended.
     pub fn enter_many(&self, count: u32, action: impl Fn() + Sync) {
+        let action = &action;
         thread::scope(|scope| {
-            let action = &action;
-            let threads: Vec<_> = (0..count)
-                .map(|_| scope.spawn(|| self.enter(action)))
-                .collect();
-            for thread in threads {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            for _ in 0..count {
+                scope.spawn(|| self.enter(action));
             }
         });
     }
