@@ -104,9 +104,15 @@ impl Lab {
         lab.gateway.sysctl("net.ipv4.ip_forward", 1);
         lab.gateway.sysctl("net.ipv6.conf.all.forwarding", 1);
         for family in FAMILIES {
-            for prefix in [family.near_prefix(), family.far_prefix()] {
-                lab.server.ip(&format!("route add local {prefix} dev lo"));
-            }
+            let (near, far) = (family.near(), family.far());
+            let (near_prefix, far_prefix) = (family.near_prefix(), family.far_prefix());
+            // The route makes the whole prefix answer; only addresses can be bound in IPv6.
+            lab.server.ip(&format!(
+                "addr add {near} dev lo\n\
+                 addr add {far} dev lo\n\
+                 route add local {near_prefix} dev lo\n\
+                 route add local {far_prefix} dev lo"
+            ));
         }
         lab
     }

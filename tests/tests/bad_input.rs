@@ -124,7 +124,7 @@ fn a_kernel_without_bpf() {
     attempt.assert_refused(FAILED, &["bpf", "kernel"]);
 }
 
-/// A kernel that knows no BPF links for sk_lookup (before 5.9): the message names the feature.
+/// A kernel that knows no BPF links for `sk_lookup` (before 5.9): the message names the feature.
 #[test]
 fn a_kernel_without_sk_lookup_links() {
     const BPF_LINK_CREATE: u32 = 28;

@@ -41,9 +41,9 @@ fn programs_before_and_after_ours_still_run() {
             assert_all_count(&all, || {
                 let exchange = lab.ask(family.near(), port);
                 if port == 80 {
-                    exchange.assert_relayed(&agent)
+                    exchange.assert_relayed(&agent);
                 } else {
-                    exchange.assert_direct(&agent)
+                    exchange.assert_direct(&agent);
                 }
             });
         }

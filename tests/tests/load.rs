@@ -16,7 +16,7 @@ use tproxy_tests::{
     wait,
 };
 
-/// Thirty-two client ports are used over and over, while the agent still has each 4-tuple in TIME_WAIT (the server
+/// Thirty-two client ports are used over and over, while the agent still has each 4-tuple in `TIME_WAIT` (the server
 /// closes first): every connection is established at once, no SYN is sent twice.
 #[test]
 fn ports_in_time_wait_are_reused_at_once() {
@@ -69,7 +69,7 @@ fn fetch(target: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// State 06 of `/proc/net/tcp` is TIME_WAIT.
+/// State 06 of `/proc/net/tcp` is `TIME_WAIT`.
 fn sockets_in_time_wait(namespace: &Namespace) -> usize {
     let sockets = namespace.proc_net("tcp") + &namespace.proc_net("tcp6");
     sockets
@@ -130,7 +130,7 @@ fn running_out_of_descriptors_costs_no_processor_time() {
 
     let before = agent.processor_time();
     thread::sleep(WINDOW);
-    let used = agent.processor_time() - before;
+    let used = agent.processor_time().checked_sub(before).unwrap();
     assert!(
         used < WINDOW / 5,
         "{used:?} of processor time in {WINDOW:?} without descriptors"

@@ -1,7 +1,7 @@
 //! Packets that are not ours pass unchanged, and ours are recognised in whatever form they come.
 
 use std::{
-    io::{self, Read, Write},
+    io,
     net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket},
     time::Duration,
 };
@@ -180,14 +180,14 @@ fn icmp_passes_unchanged() {
 /// multicast addresses) are never taken, whatever the rule says.
 #[test]
 fn syns_for_other_hosts_and_for_groups_are_not_taken() {
+    const OTHER_HOST: [u8; 6] = [2, 0, 0, 0, 0, 99];
+    const BROADCAST: [u8; 6] = [0xff; 6];
     let lab = Lab::new();
     let witness = Witness::start(&lab.server, 80);
     let mut agent = lab.agent("--iface cl0 --name everything");
     let wire = Wire::open(&lab.client, "eth0");
     let gateway = hardware_address(&lab.gateway, "cl0");
     let own = hardware_address(&lab.client, "eth0");
-    const OTHER_HOST: [u8; 6] = [2, 0, 0, 0, 0, 99];
-    const BROADCAST: [u8; 6] = [0xff; 6];
 
     for family in FAMILIES {
         for hardware in [OTHER_HOST, BROADCAST] {
@@ -382,13 +382,11 @@ fn odd_packets_pass_unchanged() {
             }
             .routed_packet(family.client(), family.near());
             let received = wait::within(Duration::from_secs(5), || {
-                let frames = server
+                let mut frames = server
                     .frames()
                     .into_iter()
                     .filter(|frame| frame.direction == Direction::In);
-                frames
-                    .filter_map(|frame| frame.routed_packet(family.client(), family.near()))
-                    .next()
+                frames.find_map(|frame| frame.routed_packet(family.client(), family.near()))
             });
             assert_eq!(received, expected, "{family:?} {what}");
         }
@@ -742,8 +740,5 @@ fn transfers_are_byte_exact_with_every_offload() {
 fn echo_20_megabytes(mut stream: TcpStream) -> io::Result<u64> {
     let received = pattern::read_to_end(&mut stream)?;
     pattern::write(&mut stream, received)?;
-    stream.flush()?;
-    stream.shutdown(Shutdown::Write)?;
-    stream.read(&mut [0])?;
     Ok(received)
 }

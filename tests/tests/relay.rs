@@ -334,7 +334,7 @@ fn a_receiver_that_stops_reading_bounds_what_is_held() {
     let mut stream = lab.client.connect((Family::V4.near(), 80).into()).unwrap();
     let mut sending = stream.try_clone().unwrap();
     let sender = std::thread::spawn(move || {
-        sending.set_write_timeout(Some(Duration::from_secs(60)))?;
+        sending.set_write_timeout(Some(Duration::from_mins(1)))?;
         pattern::write(&mut sending, TOTAL)?;
         sending.shutdown(Shutdown::Write)
     });
