@@ -1,0 +1,313 @@
+//! The agent (`tproxy run`), started inside a namespace with an instance name of its own.
+
+use std::{
+    net::SocketAddr,
+    ops::Deref,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{Cli, FlowLine, Namespace, process::Process, wait};
+
+/// A running agent. It dereferences to the [`Cli`] of its instance. When it goes out of scope it is killed, and whatever
+/// it left is unloaded.
+#[derive(Debug)]
+pub struct Agent<'a> {
+    cli: Cli<'a>,
+    process: Process,
+    ready: String,
+}
+
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
+/// An instance name that no other test uses.
+#[must_use]
+pub fn unique_instance() -> String {
+    format!(
+        "test-{}-{}",
+        std::process::id(),
+        STARTED.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+impl<'a> Agent<'a> {
+    /// Starts `tproxy run ARGUMENTS` in `namespace` as an instance of its own and waits until it is ready.
+    #[must_use]
+    #[track_caller]
+    pub fn start(namespace: &'a Namespace, arguments: &str) -> Self {
+        Self::start_under(namespace, &unique_instance(), "", arguments)
+    }
+
+    /// Starts the agent as `instance`, through `wrapper` (`prlimit --nofile=64`, say, or nothing), which must replace
+    /// itself by the agent.
+    #[must_use]
+    #[track_caller]
+    pub fn start_under(
+        namespace: &'a Namespace,
+        instance: &str,
+        wrapper: &str,
+        arguments: &str,
+    ) -> Self {
+        let cli = Cli::new(namespace, instance);
+        let wrapper = format!("env RUST_LOG=info {wrapper}");
+        let process = cli.start_under(&wrapper, &format!("run {arguments}"));
+        let Some(ready) = process
+            .stdout
+            .find(|line| line.starts_with("tproxy ready: ").then(|| line.to_owned()))
+        else {
+            panic!(
+                "no ready line from tproxy run {arguments}\n{}",
+                process.stderr.text()
+            );
+        };
+        Self {
+            cli,
+            process,
+            ready,
+        }
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The line that it printed when it was ready.
+    #[must_use]
+    pub fn ready_line(&self) -> &str {
+        &self.ready
+    }
+
+    /// The lines that it has written to standard output so far.
+    #[must_use]
+    pub fn standard_output(&self) -> Vec<String> {
+        self.process.stdout.so_far()
+    }
+
+    /// Everything it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.stderr.text()
+    }
+
+    /// The flows that it has reported so far.
+    #[must_use]
+    pub fn flows(&self) -> Vec<FlowLine> {
+        self.process
+            .stderr
+            .so_far()
+            .iter()
+            .filter_map(|line| FlowLine::parse(line))
+            .collect()
+    }
+
+    /// Waits for the line of the flow that came from `client`.
+    #[must_use]
+    #[track_caller]
+    pub fn flow_of(&self, client: SocketAddr) -> FlowLine {
+        self.process
+            .stderr
+            .find(|line| FlowLine::parse(line).filter(|flow| flow.client == client))
+            .unwrap_or_else(|| panic!("no flow line for {client} in the log:\n{}", self.log()))
+    }
+
+    /// Waits until at least `count` flows have been reported.
+    #[track_caller]
+    pub fn wait_for_flows(&self, count: usize) {
+        let mut seen = 0;
+        let found = self.process.stderr.find(|line| {
+            seen += usize::from(FlowLine::parse(line).is_some());
+            (seen >= count).then_some(())
+        });
+        assert!(
+            found.is_some(),
+            "{seen} flow lines instead of {count}:\n{}",
+            self.log()
+        );
+    }
+
+    /// Waits for a line of the log that contains `text`.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        let found = self
+            .process
+            .stderr
+            .find(|line| line.contains(text).then_some(()));
+        assert!(found.is_some(), "no {text:?} in the log:\n{}", self.log());
+    }
+
+    /// `status --json`.
+    #[must_use]
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        self.cli.json("status")
+    }
+
+    /// One of the counters of `status --json`; zero when it is not listed.
+    #[must_use]
+    #[track_caller]
+    pub fn counter(&self, name: &str) -> u64 {
+        self.status()["counters"][name].as_u64().unwrap_or(0)
+    }
+
+    /// The TCP port at which the agent listens.
+    #[must_use]
+    #[track_caller]
+    pub fn port(&self) -> u16 {
+        let status = self.status();
+        let port = status["agent"]["port"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("agent.port in {status}"));
+        u16::try_from(port).expect("ports have 16 bits")
+    }
+
+    /// `rule list --json`.
+    #[must_use]
+    #[track_caller]
+    pub fn rules(&self) -> Vec<Value> {
+        let rules = self.cli.json("rule list");
+        rules
+            .as_array()
+            .unwrap_or_else(|| panic!("an array of rules, not {rules}"))
+            .clone()
+    }
+
+    /// The names of the rules in force, in order.
+    #[must_use]
+    #[track_caller]
+    pub fn rule_names(&self) -> Vec<String> {
+        let name = |rule: &Value| rule["name"].as_str().map(str::to_owned);
+        self.rules()
+            .iter()
+            .map(|rule| name(rule).expect("each rule has a name"))
+            .collect()
+    }
+
+    /// The number of descriptors that the agent has open.
+    #[must_use]
+    pub fn open_descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.id()))
+            .expect("the agent runs")
+            .count()
+    }
+
+    /// The processor time that the agent has used, user and system.
+    #[must_use]
+    pub fn processor_time(&self) -> Duration {
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("the agent runs");
+        // The name of the program, in parentheses, may contain spaces; fields are counted from behind it (proc(5)).
+        let (_, fields) = stat
+            .rsplit_once(") ")
+            .expect("the name ends with a parenthesis");
+        let ticks: u64 = fields
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u64>().expect("ticks"))
+            .sum();
+        // USER_HZ is 100 on every architecture that the program supports.
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// A line of `/proc/PID/status` in KiB, for example `VmRSS`.
+    #[must_use]
+    pub fn memory_kib(&self, key: &str) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the agent runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        let number = line
+            .and_then(|line| line.split_whitespace().next())
+            .expect("a size");
+        number.parse().expect("a number of KiB")
+    }
+
+    /// Asks it to end and returns at once; [`Agent::wait`] takes it from there.
+    pub fn terminate(&self) {
+        self.process.signal(Signal::SIGTERM);
+    }
+
+    /// Waits until it has ended by itself with exit code 0, and returns all flows that it reported.
+    #[track_caller]
+    pub fn wait(&mut self) -> Vec<FlowLine> {
+        let status = self.process.wait();
+        assert_eq!(
+            status.code(),
+            Some(0),
+            "exit code of the agent:\n{}",
+            self.log()
+        );
+        self.flows()
+    }
+
+    /// Ends it with SIGTERM, checks exit code 0, and returns all flows that it reported.
+    #[track_caller]
+    pub fn stop(&mut self) -> Vec<FlowLine> {
+        self.terminate();
+        self.wait()
+    }
+
+    /// Ends it with SIGKILL and waits until it is gone.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::SIGKILL);
+        let _ = self.process.wait();
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Whether the agent still runs.
+    pub fn is_running(&mut self) -> bool {
+        !self.process.has_ended()
+    }
+
+    /// Waits until the agent's descriptors are back at `count`, as they are when no flow is left.
+    #[track_caller]
+    pub fn wait_for_descriptors(&self, count: usize) {
+        wait::until(&format!("{count} descriptors of the agent"), || {
+            (self.open_descriptors() <= count).then_some(())
+        });
+    }
+}
+
+impl<'a> Deref for Agent<'a> {
+    type Target = Cli<'a>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.cli
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("log of the agent {}:\n{}", self.cli.instance(), self.log());
+        }
+        let clean = self.process.has_ended() && !has_left_something(self.cli.instance());
+        if clean {
+            return;
+        }
+        if self.is_running() {
+            self.process.signal(Signal::SIGKILL);
+        }
+        let mut unload = self.cli.start_under("", "unload");
+        let _ = wait::within(wait::PATIENCE, || unload.has_ended().then_some(()));
+    }
+}
+
+fn has_left_something(instance: &str) -> bool {
+    ["/sys/fs/bpf/tproxy", "/run/tproxy"]
+        .iter()
+        .any(|root| Path::new(root).join(instance).exists())
+}

@@ -1,0 +1,156 @@
+//! One question of a client and what the server saw of it: the proof that a flow went through the agent, or did not.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
+};
+
+use crate::{Agent, Family, Namespace};
+
+/// A request to a [`Witness`](crate::peer::Witness), as both ends saw it.
+#[derive(Debug, Clone, Copy)]
+pub struct Exchange {
+    /// The client's own address and port.
+    pub client: SocketAddr,
+    /// The address that the client connected to, and as whose peer it sees itself.
+    pub target: SocketAddr,
+    /// The address that the server sees as its client's.
+    pub seen_client: SocketAddr,
+    /// The address at which the server was reached.
+    pub seen_target: SocketAddr,
+}
+
+impl Exchange {
+    /// As [`Exchange::of`], from one of several addresses of `namespace`.
+    #[must_use]
+    #[track_caller]
+    pub fn from(namespace: &Namespace, source: IpAddr, target: SocketAddr) -> Self {
+        Self::from_port(namespace, (source, 0).into(), target)
+    }
+
+    /// As [`Exchange::of`], from an address and a port.
+    #[must_use]
+    #[track_caller]
+    pub fn from_port(namespace: &Namespace, source: SocketAddr, target: SocketAddr) -> Self {
+        let stream = namespace.connect_from(source, target);
+        let exchange = stream.and_then(|stream| Self::over(stream, target));
+        exchange.unwrap_or_else(|error| panic!("ask {target} from {source}: {error}"))
+    }
+
+    /// As [`Exchange::of`], with a socket option (level, name and value) set before connecting.
+    #[must_use]
+    #[track_caller]
+    pub fn with_option(
+        namespace: &Namespace,
+        option: (i32, i32, &[u8]),
+        target: SocketAddr,
+    ) -> Self {
+        let stream = namespace.connect_with_option(option, target);
+        let exchange = stream.and_then(|stream| Self::over(stream, target));
+        exchange.unwrap_or_else(|error| panic!("ask {target} with {option:?}: {error}"))
+    }
+
+    /// Connects from `namespace` to the witness at `target` and asks.
+    #[must_use]
+    #[track_caller]
+    pub fn of(namespace: &Namespace, target: SocketAddr) -> Self {
+        Self::attempt(namespace, target).unwrap_or_else(|error| panic!("ask {target}: {error}"))
+    }
+
+    /// As [`Exchange::of`], for a question that may fail.
+    ///
+    /// # Errors
+    /// Those of connecting, sending and receiving, and `InvalidData` for an answer that is not a witness's.
+    pub fn attempt(namespace: &Namespace, target: SocketAddr) -> std::io::Result<Self> {
+        Self::over(namespace.connect(target)?, target)
+    }
+
+    fn over(mut stream: TcpStream, target: SocketAddr) -> std::io::Result<Self> {
+        let client = stream.local_addr()?;
+        assert_eq!(
+            stream.peer_addr()?,
+            target,
+            "the client sees the server that it asked for"
+        );
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: witness\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let field = |name: &str| {
+            answer
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.parse().ok())
+        };
+        let (Some(seen_client), Some(seen_target)) = (field("peer "), field("local ")) else {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, answer));
+        };
+        Ok(Self {
+            client,
+            target,
+            seen_client,
+            seen_target,
+        })
+    }
+
+    /// Checks that the flow went through `agent`: the server was reached at the address that the client asked for, it
+    /// saw the gateway, and the agent reported the flow.
+    #[track_caller]
+    pub fn assert_relayed(&self, agent: &Agent) {
+        self.assert_relayed_from(agent, self.family().gateway_upstream());
+    }
+
+    /// As [`Exchange::assert_relayed`], where the server sees `gateway`.
+    #[track_caller]
+    pub fn assert_relayed_from(&self, agent: &Agent, gateway: IpAddr) {
+        assert_eq!(
+            self.seen_client.ip(),
+            gateway,
+            "the server sees the gateway: {self:?}"
+        );
+        assert_eq!(
+            self.seen_target, self.target,
+            "the server is reached where the client asked: {self:?}"
+        );
+        let flow = agent.flow_of(self.client);
+        assert_eq!(
+            flow.server, self.target,
+            "the agent reports the original destination"
+        );
+        assert_eq!(flow.protocol, "tcp");
+    }
+
+    /// Checks that the flow did not go through `agent`: the server saw the client itself, and the agent reported
+    /// nothing.
+    #[track_caller]
+    pub fn assert_direct(&self, agent: &Agent) {
+        self.assert_unproxied();
+        let reported = agent
+            .flows()
+            .into_iter()
+            .find(|flow| flow.client == self.client);
+        assert_eq!(
+            reported, None,
+            "the agent reports no flow that it did not take"
+        );
+    }
+
+    /// Checks that the server saw the client itself.
+    #[track_caller]
+    pub fn assert_unproxied(&self) {
+        assert_eq!(
+            self.seen_client, self.client,
+            "the server sees the client itself: {self:?}"
+        );
+        assert_eq!(
+            self.seen_target, self.target,
+            "the server is reached where the client asked: {self:?}"
+        );
+    }
+
+    fn family(&self) -> Family {
+        if self.target.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Programs of others at the same hooks: all of them still run.
+
+use tproxy_tests::{
+    Agent, Lab, Snapshot,
+    address::FAMILIES,
+    agent::unique_instance,
+    bpf::{CountingProgram, PinDirectory, Place},
+    peer::Witness,
+    wait,
+};
+
+/// Programs before and after ours, attached earlier and later than ours, with tcx and with clsact, see every packet of
+/// flows that we take and of flows that we leave alone, and are there when we are gone.
+#[test]
+fn programs_before_and_after_ours_still_run() {
+    let lab = Lab::new();
+    let _witnesses = [80, 81].map(|port| Witness::start(&lab.server, port));
+    let pins = PinDirectory::mount();
+    let clsact = CountingProgram::load();
+    clsact.pin(&pins.path().join("clsact"));
+    lab.gateway.run("tc qdisc add dev cl0 clsact");
+    lab.gateway.run(&format!(
+        "tc filter add dev cl0 ingress prio 1 bpf direct-action object-pinned {}",
+        pins.path().join("clsact").display()
+    ));
+    let (first, last) = (CountingProgram::load(), CountingProgram::load());
+    let _last = last.attach_tcx(&lab.gateway, "cl0", Place::Last);
+    let _first = first.attach_tcx(&lab.gateway, "cl0", Place::First);
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+
+    let mut agent = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0 --dport 80");
+    let (later_first, later_last) = (CountingProgram::load(), CountingProgram::load());
+    let later_links = [
+        later_first.attach_tcx(&lab.gateway, "cl0", Place::First),
+        later_last.attach_tcx(&lab.gateway, "cl0", Place::Last),
+    ];
+    let all = [&first, &last, &clsact, &later_first, &later_last];
+    for family in FAMILIES {
+        for port in [80, 81] {
+            assert_all_count(&all, || {
+                let exchange = lab.ask(family.near(), port);
+                if port == 80 {
+                    exchange.assert_relayed(&agent);
+                } else {
+                    exchange.assert_direct(&agent);
+                }
+            });
+        }
+    }
+    assert_eq!(agent.stop().len(), 2);
+
+    assert_all_count(&all, || lab.ask(FAMILIES[0].near(), 80).assert_unproxied());
+    drop(later_links);
+    // Links are detached some time after their last descriptor is closed.
+    wait::until("the later programs are gone", || {
+        (Snapshot::of(&lab.gateway, &instance) == before).then_some(())
+    });
+}
+
+/// Checks that each program has seen the same number of packets of `traffic`, and at least those of a handshake, a
+/// request and an end.
+#[track_caller]
+fn assert_all_count(programs: &[&CountingProgram], traffic: impl FnOnce()) {
+    let counts = || -> Vec<u64> { programs.iter().map(|program| program.count()).collect() };
+    let before = counts();
+    traffic();
+    wait::until("all programs have seen the same packets", || {
+        let seen: Vec<u64> = counts()
+            .iter()
+            .zip(&before)
+            .map(|(now, then)| now - then)
+            .collect();
+        (seen[0] >= 4 && seen.iter().all(|count| *count == seen[0])).then_some(())
+    });
+}
+
+/// A clsact queueing discipline and a filter that were there before stay as they were.
+#[test]
+fn a_foreign_clsact_filter_is_left_as_it_was() {
+    let lab = Lab::new();
+    let pins = PinDirectory::mount();
+    let pin = pins.path().join("clsact");
+    let program = CountingProgram::load();
+    program.pin(&pin);
+    lab.gateway.run("tc qdisc add dev cl0 clsact");
+    for side in ["ingress", "egress"] {
+        lab.gateway.run(&format!(
+            "tc filter add dev cl0 {side} prio 1 bpf direct-action object-pinned {}",
+            pin.display()
+        ));
+    }
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    for end in ["stop", "kill and unload"] {
+        let mut agent = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0 --dport 80");
+        if end == "stop" {
+            agent.stop();
+        } else {
+            agent.kill();
+            agent.run("unload");
+        }
+        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+    }
+}
+
+/// Policy rules and routes of others, and an nft ruleset, stay as they were.
+#[test]
+fn foreign_policy_rules_and_routes_are_left_as_they_were() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    lab.gateway
+        .ip("rule add pref 100 fwmark 0x1/0xff lookup 100\n\
+         -6 rule add pref 100 fwmark 0x1/0xff lookup 100\n\
+         rule add pref 40000 iif cl0 lookup main\n\
+         route add local default dev lo table 100\n\
+         -6 route add local default dev lo table 100");
+    lab.gateway.nft(
+        "table inet foreign {\n chain forward {\n type filter hook forward priority 0; policy accept;\n }\n}",
+    );
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let mut agent = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0 --dport 80");
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    agent.stop();
+    Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+}
+
+/// With a forward chain that drops everything, relayed flows still pass: they are not forwarded, they end here.
+#[test]
+fn relayed_flows_need_no_forwarding() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    lab.gateway.nft(
+        "table inet closed {\n chain forward {\n type filter hook forward priority 0; policy drop;\n }\n}",
+    );
+    let mut agent = lab.agent("--iface cl0 --dport 80");
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    assert_eq!(agent.stop().len(), 2);
+}

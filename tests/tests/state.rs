@@ -1,0 +1,234 @@
+//! Where an instance keeps its state, and what it does when others interfere with it.
+
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+
+use tempfile::TempDir;
+use tproxy_tests::{
+    Agent, Cli, Lab, Snapshot, address::FAMILIES, agent::unique_instance, peer::Witness, wait,
+};
+
+/// `status` says what is in force, under the keys that scripts rely on.
+#[test]
+fn status_says_what_is_in_force() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let mut agent = lab
+        .agent("--iface cl0,sv0 --dport 80 --workers 2 --mark 0x01000000 --table 4711 --port 4712");
+    let status = agent.status();
+    assert_eq!(status["instance"], agent.instance());
+    assert_eq!(status["interfaces"], serde_json::json!(["cl0", "sv0"]));
+    assert_eq!(status["rules"], 1);
+    assert_eq!(status["workers"], 2);
+    assert_eq!(status["flows"], 0);
+    assert_eq!(status["agent"]["pid"], agent.id());
+    assert_eq!(status["agent"]["port"], 4712);
+    assert_eq!(status["mark"], 0x0100_0000);
+    assert_eq!(status["table"], 4711);
+    assert!(status["counters"].is_object(), "{status}");
+    let generation = status["generation"].as_u64().expect("a number");
+    agent.run("rule add --dport 81");
+    assert_eq!(agent.status()["generation"].as_u64(), Some(generation + 1));
+
+    let stream = lab.client.connect((FAMILIES[0].near(), 80).into()).unwrap();
+    wait::until("the flow is live", || {
+        (agent.status()["flows"] == 1).then_some(())
+    });
+    drop(stream);
+    wait::until("the flow is over", || {
+        (agent.status()["flows"] == 0).then_some(())
+    });
+
+    let text = agent.output("status");
+    for word in [agent.instance(), "cl0", "sv0"] {
+        assert!(text.contains(word), "{word} in\n{text}");
+    }
+    agent.stop();
+}
+
+/// Commands that only read change nothing, not even a generation or a file.
+#[test]
+fn reading_changes_nothing() {
+    let lab = Lab::new();
+    let agent = lab.agent("--iface cl0 --dport 80 --name web");
+    let before = (
+        Snapshot::of(&lab.gateway, agent.instance()),
+        agent.status()["generation"].clone(),
+    );
+    for command in [
+        "status",
+        "status --json",
+        "rule list",
+        "rule list --json",
+        "rule show web",
+        "--help",
+    ] {
+        agent.run(command);
+    }
+    Snapshot::of(&lab.gateway, agent.instance()).assert_same_as(&before.0);
+    assert_eq!(agent.status()["generation"], before.1);
+}
+
+/// Policy rules and routes that somebody else removes (as systemd-networkd does) are put back.
+#[test]
+fn removed_policy_rules_and_routes_are_restored() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let mut agent = lab.agent("--iface cl0,sv0 --dport 80 --table 4711");
+    let before = Snapshot::of(&lab.gateway, agent.instance());
+    for family in ["-4", "-6"] {
+        let rules = lab.gateway.output(&format!("ip {family} rule"));
+        let ours = rules
+            .lines()
+            .filter(|line| line.ends_with("lookup 4711") || line.contains("lookup 4711 "));
+        let ours: Vec<_> = ours.filter_map(|line| line.split(':').next()).collect();
+        assert!(!ours.is_empty(), "rules for the table:\n{rules}");
+        for preference in ours {
+            lab.gateway
+                .run(&format!("ip {family} rule del pref {preference}"));
+        }
+        lab.gateway
+            .run(&format!("ip {family} route flush table 4711"));
+        assert_restored(&lab, &agent, &before);
+        lab.gateway
+            .run(&format!("ip {family} route flush table 4711"));
+        assert_restored(&lab, &agent, &before);
+    }
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    agent.stop();
+}
+
+#[track_caller]
+fn assert_restored(lab: &Lab, agent: &Agent, before: &Snapshot) {
+    let restored = wait::within(Duration::from_secs(3), || {
+        (Snapshot::of(&lab.gateway, agent.instance()) == *before).then_some(())
+    });
+    if restored.is_none() {
+        Snapshot::of(&lab.gateway, agent.instance()).assert_same_as(before);
+    }
+}
+
+/// Started through `ip netns exec`, which hides bpffs: flows are relayed, and commands, from inside or outside, work or
+/// say why they cannot.
+#[test]
+fn an_agent_started_by_ip_netns_exec_works() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let wrapper = format!("ip netns exec {}", lab.gateway.name());
+    let mut agent = Agent::start_under(
+        &lab.gateway,
+        &instance,
+        &wrapper,
+        "--iface cl0 --dport 80 --name web",
+    );
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    for wrapper in ["", &wrapper] {
+        let attempt = agent.attempt_under(wrapper, "rule list");
+        if attempt.code == Some(0) {
+            assert!(attempt.stdout.contains("web"), "{attempt:?}");
+        } else {
+            attempt.assert_refused(1, &["netns", "nsenter"]);
+        }
+    }
+    assert_eq!(agent.stop().len(), 2);
+    Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+}
+
+/// Killed under `ip netns exec`, it is cleaned up from outside as well as from inside.
+#[test]
+fn an_agent_killed_under_ip_netns_exec_is_cleaned_up() {
+    let lab = Lab::new();
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let inside = format!("ip netns exec {}", lab.gateway.name());
+    for wrapper in ["", &inside] {
+        let mut agent =
+            Agent::start_under(&lab.gateway, &instance, &inside, "--iface cl0 --dport 80");
+        agent.kill();
+        agent.attempt_under(wrapper, "unload").assert_done();
+        // What was mounted in the dead process's file systems goes with it, some time later.
+        let clean = wait::within(Duration::from_secs(3), || {
+            (Snapshot::of(&lab.gateway, &instance) == before).then_some(())
+        });
+        if clean.is_none() {
+            Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+        }
+    }
+}
+
+/// Where no bpffs is mounted, the agent mounts it.
+#[test]
+fn a_missing_bpffs_is_mounted() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let directory = TempDir::new().unwrap();
+    let script = directory.path().join("without-bpffs");
+    fs::write(
+        &script,
+        "#!/bin/sh\numount --lazy --all-targets /sys/fs/bpf 2>/dev/null\nexec \"$@\"\n",
+    )
+    .unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let wrapper = format!("unshare --mount --propagation private {}", script.display());
+    let mut agent = Agent::start_under(
+        &lab.gateway,
+        &unique_instance(),
+        &wrapper,
+        "--iface cl0 --dport 80",
+    );
+    let mounts = fs::read_to_string(format!("/proc/{}/mounts", agent.id())).unwrap();
+    assert!(
+        mounts
+            .lines()
+            .any(|mount| mount.contains(" /sys/fs/bpf bpf ")),
+        "bpffs in\n{mounts}"
+    );
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    assert_eq!(agent.stop().len(), 2);
+}
+
+/// `unload` of an instance that runs ends it: its agent stops, and nothing is left.
+#[test]
+fn unloading_a_running_instance_leaves_nothing() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let agent = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0 --dport 80");
+    let attempt = agent.attempt("unload");
+    if attempt.code == Some(0) {
+        wait::until("nothing is left", || {
+            (Snapshot::of(&lab.gateway, &instance) == before).then_some(())
+        });
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_unproxied();
+        }
+    } else {
+        // Refusing while the agent runs is as good, as long as it says so and harms nothing.
+        attempt.assert_refused(1, &[&instance]);
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_relayed(&agent);
+        }
+    }
+}
+
+/// Commands reach the instance that they name and no other.
+#[test]
+fn instances_do_not_see_each_other() {
+    let lab = Lab::new();
+    let one = lab.agent("--iface cl0 --dport 80 --name one");
+    let other = lab.agent("--iface sv0 --dport 81 --name other");
+    assert_eq!(one.rule_names(), ["one"]);
+    assert_eq!(other.rule_names(), ["other"]);
+    one.run("rule flush");
+    assert_eq!(other.rule_names(), ["other"]);
+    let nobody = Cli::new(&lab.gateway, "test-of-nobody").attempt("rule list");
+    nobody.assert_refused(1, &["test-of-nobody"]);
+}
