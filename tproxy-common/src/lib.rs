@@ -19,6 +19,7 @@ pub mod classifier;
 pub mod counters;
 pub mod flow;
 pub mod handover;
+pub mod icmp;
 pub mod limits;
 pub mod outcome;
 pub mod packet;

@@ -51,6 +51,8 @@ outcomes! {
     Established = "established",
     /// tc: the last ACK of a handshake by SYN cookie.
     SynCookie = "syn_cookie",
+    /// tc: an ICMP error about a flow that a socket of this host has.
+    IcmpError = "icmp_error",
     /// tc: a packet of a flow that no socket of this host has.
     Foreign = "foreign",
     /// sk_lookup: not for this instance; the kernel looks up as usual.

@@ -2,7 +2,9 @@
 
 use aya_ebpf::programs::TcContext;
 use tproxy_common::{
+    address::Family,
     flow::{Flow, Protocol, Scope, worker_of},
+    icmp::quoted_flow,
     outcome::Outcome,
     packet::{Headers, Unreadable, parse},
     tables::{Action, OnMissing, RuleEntry},
@@ -29,7 +31,7 @@ pub fn decide(ctx: &TcContext, network_offset: usize) -> Outcome {
         Ok(headers) => headers,
         Err(Unreadable::Malformed) => return Outcome::Malformed,
         Err(Unreadable::Fragment) => return Outcome::Fragment,
-        Err(Unreadable::OtherProtocol) => return Outcome::OtherProtocol,
+        Err(Unreadable::OtherProtocol) => return decide_other(ctx, &skb, family, network_offset),
         Err(Unreadable::TooManyExtensions) => return Outcome::TooManyExtensions,
     };
 
@@ -58,6 +60,15 @@ pub fn decide(ctx: &TcContext, network_offset: usize) -> Outcome {
 #[inline(always)]
 pub fn mark(ctx: &TcContext) {
     ctx.set_mark(Skb::new(ctx).mark() | agent::mark());
+}
+
+/// Neither TCP nor UDP: only ICMP errors about flows of ours concern us.
+#[inline(always)]
+fn decide_other(ctx: &TcContext, skb: &Skb<'_>, family: Family, network_offset: usize) -> Outcome {
+    match quoted_flow(skb, family, network_offset) {
+        Some(flow) if established::has_socket(ctx, family, &flow) => Outcome::IcmpError,
+        _ => Outcome::OtherProtocol,
+    }
 }
 
 #[inline(always)]

@@ -93,7 +93,9 @@ const fn verdict(outcome: Outcome) -> Verdict {
         | Outcome::Foreign
         | Outcome::NotOurs
         | Outcome::Assigned => Verdict::Continue,
-        Outcome::Taken | Outcome::Established | Outcome::SynCookie => Verdict::Mark,
+        Outcome::Taken | Outcome::Established | Outcome::SynCookie | Outcome::IcmpError => {
+            Verdict::Mark
+        }
         Outcome::Dropped | Outcome::Missing | Outcome::DirectRefused | Outcome::Probe => {
             Verdict::Discard
         }

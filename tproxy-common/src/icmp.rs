@@ -1,0 +1,176 @@
+//! Which TCP flow an ICMP error is about.
+//!
+//! A relayed flow's packets to the client leave under the server's address, so errors about them
+//! (above all "too big", on which path MTU discovery rests) are addressed to the server and would
+//! pass by here. They belong to the socket that has the flow.
+
+use crate::{
+    address::{Address, Family},
+    flow::Protocol,
+    packet::{Headers, Packet, TcpFlags},
+};
+
+const TCP: u8 = 6;
+
+/// Octets before the packet that an error quotes (RFC 792; RFC 4443, 2.1).
+const ICMP_HEADER: usize = 8;
+
+/// The flow that the ICMP error with its IP header at `offset` quotes, as its client's packets
+/// show it: the quoted packet's ends exchanged. `None` for everything else.
+#[must_use]
+#[inline(always)]
+pub fn quoted_flow<P: Packet + ?Sized>(
+    packet: &P,
+    family: Family,
+    offset: usize,
+) -> Option<Headers> {
+    let (source, destination, ports_offset) = match family {
+        Family::V4 => quoted_v4(packet, offset)?,
+        Family::V6 => quoted_v6(packet, offset)?,
+    };
+    let [source_high, source_low, destination_high, destination_low] =
+        packet.read::<4>(ports_offset)?;
+    Some(Headers {
+        protocol: Protocol::Tcp,
+        source: destination,
+        destination: source,
+        source_port: u16::from_be_bytes([destination_high, destination_low]),
+        destination_port: u16::from_be_bytes([source_high, source_low]),
+        flags: TcpFlags::default(),
+        transport_offset: ports_offset,
+    })
+}
+
+/// Source, destination and place of the ports of the quoted packet.
+#[inline(always)]
+fn quoted_v4<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<(Address, Address, usize)> {
+    const ICMP: u8 = 1;
+    // RFC 792: destination unreachable, time exceeded, parameter problem.
+    const ERRORS: [u8; 3] = [3, 11, 12];
+
+    let outer: [u8; 20] = packet.read(offset)?;
+    if outer[9] != ICMP || outer[6] & 0x3f != 0 || outer[7] != 0 {
+        return None;
+    }
+    let icmp = offset + usize::from(outer[0] & 0x0f) * 4;
+    let [kind] = packet.read::<1>(icmp)?;
+    if kind != ERRORS[0] && kind != ERRORS[1] && kind != ERRORS[2] {
+        return None;
+    }
+    let at = icmp + ICMP_HEADER;
+    let quoted: [u8; 20] = packet.read(at)?;
+    // A later fragment has no ports.
+    let offset_of_fragment = quoted[6] & 0x1f != 0 || quoted[7] != 0;
+    if quoted[0] >> 4 != 4 || quoted[9] != TCP || offset_of_fragment {
+        return None;
+    }
+    Some((
+        Address::v4([quoted[12], quoted[13], quoted[14], quoted[15]]),
+        Address::v4([quoted[16], quoted[17], quoted[18], quoted[19]]),
+        at + usize::from(quoted[0] & 0x0f) * 4,
+    ))
+}
+
+/// As [`quoted_v4`]. Neither errors nor what the relay sends have extension headers in practice;
+/// those that do are passed on.
+#[inline(always)]
+fn quoted_v6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<(Address, Address, usize)> {
+    const ICMPV6: u8 = 58;
+    const FIXED_HEADER: usize = 40;
+    // RFC 4443: destination unreachable, too big, time exceeded, parameter problem.
+    const LAST_ERROR: u8 = 4;
+
+    let outer: [u8; 8] = packet.read(offset)?;
+    let icmp = offset + FIXED_HEADER;
+    let [kind] = packet.read::<1>(icmp)?;
+    if outer[6] != ICMPV6 || kind == 0 || kind > LAST_ERROR {
+        return None;
+    }
+    let at = icmp + ICMP_HEADER;
+    let quoted: [u8; 8] = packet.read(at)?;
+    if quoted[0] >> 4 != 6 || quoted[6] != TCP {
+        return None;
+    }
+    Some((
+        Address::v6(packet.read(at + 8)?),
+        Address::v6(packet.read(at + 24)?),
+        at + FIXED_HEADER,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{vec, vec::Vec};
+
+    use super::*;
+
+    /// An ICMP error from a router to the server, about a segment from the server to the client.
+    fn error_v4(kind: u8) -> Vec<u8> {
+        let mut quoted = vec![0x45, 0, 5, 0xdc, 0, 0, 0x40, 0, 64, TCP, 0, 0];
+        quoted.extend([192, 0, 2, 9, 10, 0, 0, 1, 1, 0xbb, 0x9c, 0x40, 0, 0, 0, 0]);
+        let mut packet = vec![0x45, 0, 0, 56, 0, 0, 0, 0, 64, 1, 0, 0];
+        packet.extend([10, 0, 0, 254, 192, 0, 2, 9, kind, 4, 0, 0, 0, 0, 5, 0]);
+        packet.extend(quoted);
+        packet
+    }
+
+    fn error_v6(kind: u8) -> Vec<u8> {
+        let header = |next, source: u8, destination: u8| {
+            let mut header = vec![0x60, 0, 0, 0, 0, 28, next, 64];
+            for last in [source, destination] {
+                header.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+            }
+            header
+        };
+        let mut packet = header(58, 3, 9);
+        packet.extend([kind, 0, 0, 0, 0, 0, 5, 0]);
+        packet.extend(header(TCP, 9, 1));
+        packet.extend([1, 0xbb, 0x9c, 0x40, 0, 0, 0, 0]);
+        packet
+    }
+
+    #[test]
+    fn the_quoted_flow_is_seen_from_its_client() {
+        for (packet, family) in [(error_v4(3), Family::V4), (error_v6(2), Family::V6)] {
+            let flow = quoted_flow(packet.as_slice(), family, 0).unwrap();
+            assert_eq!((flow.source_port, flow.destination_port), (40000, 443));
+            let (client, server) = match family {
+                Family::V4 => (Address::v4([10, 0, 0, 1]), Address::v4([192, 0, 2, 9])),
+                Family::V6 => {
+                    let address = |last| {
+                        let mut octets = [0; 16];
+                        octets[..4].copy_from_slice(&[0x20, 1, 0xd, 0xb8]);
+                        octets[15] = last;
+                        Address::v6(octets)
+                    };
+                    (address(1), address(9))
+                }
+            };
+            assert_eq!((flow.source, flow.destination), (client, server));
+        }
+    }
+
+    #[test]
+    fn an_echo_is_no_error() {
+        for kind in [0, 8] {
+            assert_eq!(quoted_flow(error_v4(kind).as_slice(), Family::V4, 0), None);
+        }
+        for kind in [0, 128, 129, 135] {
+            assert_eq!(quoted_flow(error_v6(kind).as_slice(), Family::V6, 0), None);
+        }
+    }
+
+    #[test]
+    fn what_is_cut_short_or_quotes_no_tcp_is_none() {
+        for (packet, family) in [(error_v4(3), Family::V4), (error_v6(2), Family::V6)] {
+            let ports_end = packet.len() - 4;
+            for length in 0..ports_end {
+                assert_eq!(quoted_flow(&packet[..length], family, 0), None, "{length}");
+            }
+            assert!(quoted_flow(&packet[..ports_end], family, 0).is_some());
+        }
+        let mut udp = error_v4(3);
+        udp[28 + 9] = 17;
+        assert_eq!(quoted_flow(udp.as_slice(), Family::V4, 0), None);
+    }
+}
