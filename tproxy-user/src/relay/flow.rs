@@ -313,8 +313,9 @@ impl Link for Sockets<'_> {
         io::Read::read(&mut source, into)
     }
 
-    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.sink.send_with_flags(bytes, libc::MSG_NOSIGNAL)
+    fn send(&mut self, bytes: &[u8], last: bool) -> io::Result<usize> {
+        let more = if last { libc::MSG_MORE } else { 0 };
+        self.sink.send_with_flags(bytes, libc::MSG_NOSIGNAL | more)
     }
 
     fn fill(&mut self, pipe: &Pipe) -> io::Result<usize> {

@@ -18,6 +18,7 @@ mod record;
 mod settings;
 mod side;
 mod stats;
+mod sys;
 mod token;
 mod wheel;
 mod worker;

@@ -223,7 +223,12 @@ impl Worker {
             .intake
             .upstream_socket(admission.upstream)
             .and_then(|socket| {
-                connect::start(socket, admission.upstream, self.shared.settings.mark)
+                connect::start(
+                    socket,
+                    admission.upstream,
+                    self.shared.settings.mark,
+                    connect::speaks_first(&client),
+                )
             });
         let attempt = match attempt {
             Ok(attempt) => attempt,

@@ -173,7 +173,11 @@ impl Link for World {
         Ok(length)
     }
 
-    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    fn send(&mut self, bytes: &[u8], last: bool) -> io::Result<usize> {
+        assert!(
+            !last || self.fin && self.source.is_empty(),
+            "bytes are kept back though more come"
+        );
         let length = self.acceptable(bytes.len())?;
         self.sink.extend(&bytes[..length]);
         Ok(length)
