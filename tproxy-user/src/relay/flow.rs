@@ -14,7 +14,7 @@ use super::side::Side;
 use super::{End, FlowRecord, RuleTag};
 
 /// How many reads and writes one direction of a flow gets before other flows have their turn.
-const STEPS_PER_TURN: u32 = 16;
+const STEPS_PER_TURN: u32 = 8;
 
 /// A flow between two sockets. About 200 bytes; bytes in flight live in the kernel.
 #[derive(Debug)]
