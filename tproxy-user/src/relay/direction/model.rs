@@ -34,6 +34,10 @@ enum Step {
 }
 
 #[derive(Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the independent facts of two sockets"
+)]
 struct World {
     source: VecDeque<u8>,
     /// How many bytes have been produced.
