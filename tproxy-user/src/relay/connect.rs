@@ -59,8 +59,12 @@ pub(super) fn start(
 }
 
 /// Whether the client has sent something already. Looks at it and leaves it where it is.
-pub(super) fn speaks_first(client: &Socket) -> bool {
-    client
-        .peek(&mut [MaybeUninit::uninit()])
-        .is_ok_and(|length| length > 0)
+///
+/// An error is the end of the client's connection. It has to be acted upon, for a socket reports each error once.
+pub(super) fn speaks_first(client: &Socket) -> io::Result<bool> {
+    match client.peek(&mut [MaybeUninit::uninit()]) {
+        Ok(length) => Ok(length > 0),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
 }

@@ -111,6 +111,12 @@ impl<P> Direction<P> {
         self.hung_up = true;
     }
 
+    /// The source has been reset: no end of the stream will follow its last bytes, which are not kept back for one.
+    pub(super) fn source_reset(&mut self) {
+        self.readable = true;
+        self.hung_up = false;
+    }
+
     /// The source has sent urgent data.
     pub(super) fn source_urgent(&mut self) {
         self.readable = true;

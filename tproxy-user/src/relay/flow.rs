@@ -205,6 +205,7 @@ impl Flow {
     /// now, as it would have arrived there without a relay in between.
     fn last_turn(&mut self, broken: Broken, resources: &mut Resources) -> Outcome {
         self.broken = Some(broken);
+        self.direction_from(broken.side).source_reset();
         if self.connected && matches!(self.pump(broken.side, resources), Progress::More) {
             return Outcome::Again;
         }

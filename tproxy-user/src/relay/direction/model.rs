@@ -107,7 +107,9 @@ impl World {
     fn deliver(&mut self, direction: &mut Direction<()>) {
         if std::mem::take(&mut self.source_event) {
             direction.source_ready();
-            if self.fin && !self.source_reset {
+            if self.source_reset {
+                direction.source_reset();
+            } else if self.fin {
                 direction.source_hung_up();
             }
             if self.urgent.is_some() {
