@@ -2,7 +2,7 @@
 
 mod relay_support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockRef, Socket, Type};
 use tproxy_user::relay::Settings;
 
-use relay_support::{Harness, PATIENCE, accept, assert_reset, patient, server};
+use relay_support::{Harness, PATIENCE, accept, assert_reset, eventually, patient, server};
 
 /// The size at which case 13 of half-closing is tested, a multiple of the chunks that it is sent in.
 const LARGE: u64 = 100 * 1024 * 1024;
@@ -57,7 +57,7 @@ fn bytes_of_a_running_flow_are_reported_before_it_ends() {
     let mut client = harness.connect();
     let _server = accept(&listener);
     client.write_all(b"question").unwrap();
-    relay_support::eventually("a report", || {
+    eventually("a report", || {
         harness.policy.to_upstream.load(Ordering::Relaxed) == 8
     });
     assert!(harness.none_ended());
@@ -275,8 +275,21 @@ fn a_client_that_gives_up_on_a_silent_server_frees_the_flow() {
             ..Settings::default()
         },
     );
-    reset(harness.connect());
+    let client = harness.connect();
+    eventually("a flow", || harness.total(|stats| stats.flows) == 1);
+    reset(client);
     assert_eq!(harness.ended().end, "client-reset");
+}
+
+#[test]
+fn a_client_that_is_gone_before_it_is_accepted_is_not_connected() {
+    let (listener, upstream) = server();
+    let relay = TcpListener::bind("127.0.0.1:0").unwrap();
+    reset(TcpStream::connect(relay.local_addr().unwrap()).unwrap());
+    let harness = Harness::on(vec![relay], upstream, Settings::default());
+    assert_eq!(harness.ended().end, "client-reset");
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
 #[test]

@@ -10,6 +10,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 const PER_FLOW: usize = 2;
 /// Descriptors of a pipe.
 const PER_PIPE: usize = 2;
+/// What all pipes may hold together, in bytes: three quarters of what the kernel lets a user without privileges have
+/// by default (`fs.pipe-user-pages-soft`, pipe(7)). Beyond that it makes pipes of two pages.
+const PIPE_MEMORY: usize = 48 * 1024 * 1024;
 /// Descriptors left for everything else in the process: programs, maps, listeners, logs, control connections.
 const RESERVE: usize = 256;
 
@@ -27,11 +30,12 @@ pub struct Capacity {
 impl Capacity {
     /// Shares `descriptors` out between flows, pipes and a reserve. `None` when they do not suffice for a single flow.
     ///
-    /// Pipes are for flows with bytes in flight only, and a flow without one copies instead: one for every 32 flows
-    /// does. More than 1,024 would run into `fs.pipe-user-pages-soft`, which the kernel answers with tiny pipes.
+    /// Pipes of `pipe_capacity` bytes are for flows with bytes in flight only, and a flow without one copies instead:
+    /// one for every 32 flows does.
     #[must_use]
-    pub fn plan(descriptors: usize, workers: usize) -> Option<Self> {
-        let pipes = (descriptors / 64).clamp(workers, 1024);
+    pub fn plan(descriptors: usize, workers: usize, pipe_capacity: usize) -> Option<Self> {
+        let most = (PIPE_MEMORY / pipe_capacity.max(1)).max(workers);
+        let pipes = (descriptors / 64).clamp(workers, most);
         let flows = descriptors.checked_sub(RESERVE + pipes * PER_PIPE)? / PER_FLOW;
         (flows > 0).then_some(Self {
             descriptors,
@@ -86,7 +90,7 @@ mod tests {
     fn a_plan_stays_within_the_limit() {
         for descriptors in [300, 1024, 20_000, 524_288, 1 << 30] {
             for workers in [1, 2, 16] {
-                let plan = Capacity::plan(descriptors, workers).unwrap();
+                let plan = Capacity::plan(descriptors, workers, 256 * 1024).unwrap();
                 assert!(
                     plan.flows * PER_FLOW + plan.pipes * PER_PIPE + RESERVE <= descriptors,
                     "{plan:?}"
@@ -98,12 +102,12 @@ mod tests {
 
     #[test]
     fn twenty_thousand_descriptors_serve_nine_thousand_flows() {
-        assert!(Capacity::plan(20_000, 2).unwrap().flows >= 9_000);
+        assert!(Capacity::plan(20_000, 2, 256 * 1024).unwrap().flows >= 9_000);
     }
 
     #[test]
     fn too_few_descriptors_are_no_plan() {
-        assert_eq!(Capacity::plan(200, 2), None);
+        assert_eq!(Capacity::plan(200, 2, 256 * 1024), None);
     }
 
     #[test]

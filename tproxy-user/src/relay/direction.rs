@@ -13,8 +13,9 @@ pub(super) trait Link {
 
     /// Reads from the source into memory. 0 is the end of the stream.
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize>;
-    /// Writes memory to the sink.
-    fn send(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Writes memory to the sink. `last` says that the end of the stream follows at once, so that the sink may keep
+    /// the bytes back for a segment that carries both.
+    fn send(&mut self, bytes: &[u8], last: bool) -> io::Result<usize>;
     /// Moves bytes of the source into an empty pipe. 0 is the end of the stream.
     fn fill(&mut self, pipe: &Self::Pipe) -> io::Result<usize>;
     /// Moves at most `length` bytes of the pipe to the sink.
@@ -108,6 +109,12 @@ impl<P> Direction<P> {
     pub(super) fn source_hung_up(&mut self) {
         self.readable = true;
         self.hung_up = true;
+    }
+
+    /// The source has been reset: no end of the stream will follow its last bytes, which are not kept back for one.
+    pub(super) fn source_reset(&mut self) {
+        self.readable = true;
+        self.hung_up = false;
     }
 
     /// The source has sent urgent data.
@@ -274,7 +281,7 @@ impl<P> Direction<P> {
     }
 
     fn send(&mut self, link: &mut impl Link<Pipe = P>, bytes: &[u8]) -> Result<(), Pause> {
-        match link.send(bytes) {
+        match link.send(bytes, self.source_ended) {
             Ok(sent) => {
                 self.moved += sent as u64;
                 if sent < bytes.len() {

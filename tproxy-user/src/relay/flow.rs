@@ -14,7 +14,7 @@ use super::side::Side;
 use super::{End, FlowRecord, RuleTag};
 
 /// How many reads and writes one direction of a flow gets before other flows have their turn.
-const STEPS_PER_TURN: u32 = 16;
+const STEPS_PER_TURN: u32 = 8;
 
 /// A flow between two sockets. About 200 bytes; bytes in flight live in the kernel.
 #[derive(Debug)]
@@ -205,6 +205,7 @@ impl Flow {
     /// now, as it would have arrived there without a relay in between.
     fn last_turn(&mut self, broken: Broken, resources: &mut Resources) -> Outcome {
         self.broken = Some(broken);
+        self.direction_from(broken.side).source_reset();
         if self.connected && matches!(self.pump(broken.side, resources), Progress::More) {
             return Outcome::Again;
         }
@@ -313,8 +314,9 @@ impl Link for Sockets<'_> {
         io::Read::read(&mut source, into)
     }
 
-    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.sink.send_with_flags(bytes, libc::MSG_NOSIGNAL)
+    fn send(&mut self, bytes: &[u8], last: bool) -> io::Result<usize> {
+        let more = if last { libc::MSG_MORE } else { 0 };
+        self.sink.send_with_flags(bytes, libc::MSG_NOSIGNAL | more)
     }
 
     fn fill(&mut self, pipe: &Pipe) -> io::Result<usize> {

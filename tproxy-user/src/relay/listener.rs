@@ -145,12 +145,13 @@ pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Whether `address` is one of this host's own: a socket can be bound to it.
+/// Whether `address` is one of this host's own, or cannot be told from one: a socket can be bound to it.
 pub(super) fn is_own(address: SocketAddr) -> bool {
     let mut any_port = address;
     any_port.set_port(0);
-    stream_socket(Domain::for_address(address))
-        .is_ok_and(|socket| socket.bind(&any_port.into()).is_ok())
+    let bound = stream_socket(Domain::for_address(address))
+        .and_then(|socket| socket.bind(&any_port.into()));
+    !bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod record;
 mod settings;
 mod side;
 mod stats;
+mod sys;
 mod token;
 mod wheel;
 mod worker;
@@ -103,7 +104,7 @@ impl Relay {
         }
         let failed = |call| move |source| RelayError::Start { call, source };
         let descriptors = raise_descriptor_limit().map_err(failed("setrlimit RLIMIT_NOFILE"))?;
-        let mut capacity = Capacity::plan(descriptors, listeners.len())
+        let mut capacity = Capacity::plan(descriptors, listeners.len(), settings.pipe_capacity)
             .ok_or(RelayError::TooFewDescriptors { descriptors })?;
         capacity.flows = capacity.flows.min(settings.max_flows.unwrap_or(usize::MAX));
         capacity.pipes = capacity.pipes.min(settings.max_pipes.unwrap_or(usize::MAX));

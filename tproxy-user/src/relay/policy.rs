@@ -10,7 +10,8 @@ use super::FlowRecord;
 /// Every method is called on a worker's thread, between two reads of other flows: none may block.
 pub trait Policy: Send + Sync + 'static {
     /// Says which rule took the flow from `client` to `destination`, and where to connect it.
-    /// `None` refuses the flow: the client gets a RST, and the refusal is counted.
+    /// `None` refuses the flow: the client gets a RST, and the refusal is counted. So does a flow whose upstream would
+    /// be a listener of this very relay, whatever the policy says.
     fn admit(&self, client: SocketAddr, destination: SocketAddr) -> Option<Admission>;
 
     /// An admitted flow begins. Called once for each, before its upstream connection is made, and always

@@ -11,8 +11,10 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Waker};
 use slab::Slab;
+use socket2::Socket;
 
 use super::capacity::Places;
+use super::connect::Attempt;
 use super::control::{Command, Control};
 use super::flow::{Flow, Outcome, Readiness, Resources};
 use super::intake::{Accepted, Arrival, Intake, is_exhaustion};
@@ -219,18 +221,12 @@ impl Worker {
             return;
         }
         self.shared.policy.opened(&admission.rule);
-        let attempt = self
-            .intake
-            .upstream_socket(admission.upstream)
-            .and_then(|socket| {
-                connect::start(socket, admission.upstream, self.shared.settings.mark)
-            });
-        let attempt = match attempt {
+        let attempt = match self.attempt(&client, admission.upstream) {
             Ok(attempt) => attempt,
-            Err(error) => {
+            Err((side, error)) => {
                 if is_exhaustion(&error) {
                     self.counters.shed.add(1);
-                } else {
+                } else if side == Side::Upstream {
                     self.counters.connect_failed.add(1);
                 }
                 drop(client);
@@ -244,7 +240,7 @@ impl Worker {
                     to_upstream: 0,
                     to_client: 0,
                     duration: Duration::ZERO,
-                    end: End::from_error(Side::Upstream, error),
+                    end: End::from_error(side, error),
                 });
                 return;
             }
@@ -272,6 +268,20 @@ impl Worker {
             self.timers
                 .set(self.now + delay, Timer::WatchClient { key, serial });
         }
+    }
+
+    /// Starts to connect to upstream, unless the client has gone already. An error comes with the side that it is of.
+    fn attempt(
+        &mut self,
+        client: &Socket,
+        upstream: SocketAddr,
+    ) -> Result<Attempt, (Side, io::Error)> {
+        let speaks_first = connect::speaks_first(client).map_err(|error| (Side::Client, error))?;
+        let mark = self.shared.settings.mark;
+        self.intake
+            .upstream_socket(upstream)
+            .and_then(|socket| connect::start(socket, upstream, mark, speaks_first))
+            .map_err(|error| (Side::Upstream, error))
     }
 
     /// Whether connecting to `upstream` would reach a listener of this relay.
@@ -383,7 +393,7 @@ impl Worker {
             return;
         };
         self.retired.push(key);
-        if !flow.is_connected() {
+        if !flow.is_connected() && !matches!(end, End::ClientReset | End::Drained) {
             self.counters.connect_failed.add(1);
         }
         report(&mut flow, &*self.shared.policy, &self.counters);

@@ -34,6 +34,10 @@ enum Step {
 }
 
 #[derive(Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the independent facts of two sockets"
+)]
 struct World {
     source: VecDeque<u8>,
     /// How many bytes have been produced.
@@ -103,7 +107,9 @@ impl World {
     fn deliver(&mut self, direction: &mut Direction<()>) {
         if std::mem::take(&mut self.source_event) {
             direction.source_ready();
-            if self.fin && !self.source_reset {
+            if self.source_reset {
+                direction.source_reset();
+            } else if self.fin {
                 direction.source_hung_up();
             }
             if self.urgent.is_some() {
@@ -173,7 +179,11 @@ impl Link for World {
         Ok(length)
     }
 
-    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    fn send(&mut self, bytes: &[u8], last: bool) -> io::Result<usize> {
+        assert!(
+            !last || self.fin && self.source.is_empty(),
+            "bytes are kept back though more come"
+        );
         let length = self.acceptable(bytes.len())?;
         self.sink.extend(&bytes[..length]);
         Ok(length)
