@@ -43,6 +43,10 @@ outcomes! {
     PassedMissing = "passed_missing",
     /// tc: a new flow left alone because the agent is draining.
     PassedDraining = "passed_draining",
+    /// tc: a new flow refused with RST, because nobody is there to take it.
+    RefusedMissing = "refused_missing",
+    /// tc: the same, but the RST could not be made.
+    DroppedMissing = "dropped_missing",
     /// tc: discarded by a rule.
     Dropped = "dropped",
     /// tc: a new flow that was taken.

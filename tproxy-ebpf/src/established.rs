@@ -14,7 +14,7 @@ use tproxy_common::{
     packet::{Headers, Packet},
 };
 
-use crate::{agent, skb::Skb, sockets};
+use crate::{agent, forward::Arrival, skb::Skb, sockets};
 
 /// Set while this CPU looks for established sockets only.
 ///
@@ -97,12 +97,14 @@ const fn words(high: u64, low: u64) -> [u32; 4] {
 
 /// Whether this ACK carries a SYN cookie of one of our listeners.
 #[inline(always)]
-pub fn completes_cookie_handshake(
-    skb: &Skb<'_>,
-    family: Family,
-    headers: &Headers,
-    network_offset: usize,
-) -> bool {
+pub fn completes_cookie_handshake(arrival: &Arrival<'_>) -> bool {
+    let Arrival {
+        ctx,
+        family,
+        headers,
+        network_offset,
+    } = *arrival;
+    let skb = Skb::new(ctx);
     if !headers.flags.completes() {
         return false;
     }

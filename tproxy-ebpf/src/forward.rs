@@ -10,7 +10,22 @@ use tproxy_common::{
     tables::{Action, OnMissing, RuleEntry},
 };
 
-use crate::{agent, counters, established, handover, local_prefixes, rules, skb::Skb, sockets};
+use crate::{
+    agent, counters, established, handover, local_prefixes, reset, rules, skb::Skb, sockets,
+};
+
+/// A TCP segment or UDP datagram, and where it is.
+#[derive(Clone, Copy)]
+pub struct Arrival<'a> {
+    /// The packet.
+    pub ctx: &'a TcContext,
+    /// Its family.
+    pub family: Family,
+    /// Its headers.
+    pub headers: Headers,
+    /// Where its IP header begins.
+    pub network_offset: usize,
+}
 
 /// Decides about one packet.
 #[inline(always)]
@@ -31,7 +46,7 @@ pub fn decide(ctx: &TcContext, network_offset: usize) -> Outcome {
         Ok(headers) => headers,
         Err(Unreadable::Malformed) => return Outcome::Malformed,
         Err(Unreadable::Fragment) => return Outcome::Fragment,
-        Err(Unreadable::OtherProtocol) => return decide_other(ctx, &skb, family, network_offset),
+        Err(Unreadable::OtherProtocol) => return decide_other(ctx, family, network_offset),
         Err(Unreadable::TooManyExtensions) => return Outcome::TooManyExtensions,
     };
 
@@ -42,18 +57,24 @@ pub fn decide(ctx: &TcContext, network_offset: usize) -> Outcome {
     }
 
     // 3. A segment in mid-flow is ours when a socket has the flow, whatever the rules say now.
+    let arrival = Arrival {
+        ctx,
+        family,
+        headers,
+        network_offset,
+    };
     if headers.protocol == Protocol::Tcp && !headers.flags.opens() {
         if established::has_socket(ctx, family, &headers) {
             return Outcome::Established;
         }
-        if established::completes_cookie_handshake(&skb, family, &headers, network_offset) {
+        if established::completes_cookie_handshake(&arrival) {
             return Outcome::SynCookie;
         }
         return Outcome::Foreign;
     }
 
     // 4. A new flow is for the rules to decide.
-    decide_new(ctx, &skb, &headers, network_offset)
+    decide_new(&arrival)
 }
 
 /// Marks the packet, so that the policy rule routes it to this host.
@@ -64,19 +85,20 @@ pub fn mark(ctx: &TcContext) {
 
 /// Neither TCP nor UDP: only ICMP errors about flows of ours concern us.
 #[inline(always)]
-fn decide_other(ctx: &TcContext, skb: &Skb<'_>, family: Family, network_offset: usize) -> Outcome {
-    match quoted_flow(skb, family, network_offset) {
+fn decide_other(ctx: &TcContext, family: Family, network_offset: usize) -> Outcome {
+    match quoted_flow(&Skb::new(ctx), family, network_offset) {
         Some(flow) if established::has_socket(ctx, family, &flow) => Outcome::IcmpError,
         _ => Outcome::OtherProtocol,
     }
 }
 
 #[inline(always)]
-fn decide_new(ctx: &TcContext, skb: &Skb<'_>, headers: &Headers, network_offset: usize) -> Outcome {
+fn decide_new(arrival: &Arrival<'_>) -> Outcome {
+    let headers = &arrival.headers;
     let flow = Flow {
         scope: Scope::Forward,
         protocol: headers.protocol,
-        interface: skb.interface(),
+        interface: Skb::new(arrival.ctx).interface(),
         source: headers.source,
         source_port: headers.source_port,
         destination: headers.destination,
@@ -93,11 +115,12 @@ fn decide_new(ctx: &TcContext, skb: &Skb<'_>, headers: &Headers, network_offset:
     match found.entry.action() {
         Action::Pass => Outcome::Passed,
         Action::Drop => {
-            let bytes = u64::from(ctx.len()).saturating_sub(network_offset as u64);
+            let length = u64::from(arrival.ctx.len());
+            let bytes = length.saturating_sub(arrival.network_offset as u64);
             counters::count_discarded(found.entry, bytes);
             Outcome::Dropped
         }
-        Action::Relay => hand_over(&flow, found.entry),
+        Action::Relay => hand_over(arrival, &flow, found.entry),
     }
 }
 
@@ -111,7 +134,7 @@ fn is_forwarded(flow: &Flow) -> bool {
 }
 
 #[inline(always)]
-fn hand_over(flow: &Flow, rule: RuleEntry) -> Outcome {
+fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
     let state = agent::state();
     if !state.is_accepting() {
         return Outcome::PassedDraining;
@@ -123,7 +146,7 @@ fn hand_over(flow: &Flow, rule: RuleEntry) -> Outcome {
     }
     match rule.on_missing() {
         OnMissing::Pass => Outcome::PassedMissing,
-        // Delivered all the same: sk_lookup finds no socket and the kernel answers with RST.
-        OnMissing::Drop => Outcome::Taken,
+        OnMissing::Drop if reset::answer(arrival) => Outcome::RefusedMissing,
+        OnMissing::Drop => Outcome::DroppedMissing,
     }
 }

@@ -14,6 +14,7 @@ mod handover;
 mod interfaces;
 mod local_prefixes;
 mod lookup;
+mod reset;
 mod rules;
 mod skb;
 mod sockets;
@@ -44,7 +45,7 @@ pub fn tproxy_lookup(ctx: SkLookupContext) -> u32 {
     let outcome = lookup::choose(&ctx);
     counters::count(outcome);
     match verdict(outcome) {
-        Verdict::Continue | Verdict::Mark => sk_action::SK_PASS,
+        Verdict::Continue | Verdict::Mark | Verdict::Answer => sk_action::SK_PASS,
         Verdict::Discard => sk_action::SK_DROP,
     }
 }
@@ -61,6 +62,7 @@ fn steer(ctx: &TcContext, network_offset: usize) -> i32 {
             TC_ACT_UNSPEC
         }
         Verdict::Discard => TC_ACT_SHOT,
+        Verdict::Answer => reset::send_back(ctx),
     }
 }
 
@@ -70,6 +72,8 @@ enum Verdict {
     Continue,
     /// The packet is marked, so that it is delivered to this host.
     Mark,
+    /// The packet has become its own answer and goes back.
+    Answer,
     /// tc: the packet is discarded. sk_lookup: no socket takes it, so TCP answers with RST.
     Discard,
 }
@@ -96,9 +100,12 @@ const fn verdict(outcome: Outcome) -> Verdict {
         Outcome::Taken | Outcome::Established | Outcome::SynCookie | Outcome::IcmpError => {
             Verdict::Mark
         }
-        Outcome::Dropped | Outcome::Missing | Outcome::DirectRefused | Outcome::Probe => {
-            Verdict::Discard
-        }
+        Outcome::RefusedMissing => Verdict::Answer,
+        Outcome::Dropped
+        | Outcome::DroppedMissing
+        | Outcome::Missing
+        | Outcome::DirectRefused
+        | Outcome::Probe => Verdict::Discard,
     }
 }
 

@@ -12,9 +12,12 @@ use tproxy_common::{agent::AgentState, limits::WORKERS};
 
 use super::{Options, steering::Steering};
 use crate::{
-    delivery::{Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name},
+    delivery::{
+        Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
+    },
     instance::{
-        AgentLock, AgentRecord, Change, Instance, NamespaceId, State, clear, remove, upstream_mark,
+        AgentLock, AgentRecord, Change, Instance, Interface, NamespaceId, State, clear, remove,
+        upstream_mark,
     },
     kernel::{self, Maps, RelayCounters, bpffs},
     relay::{self, Relay},
@@ -155,7 +158,14 @@ async fn build(
     };
     let mut interfaces = options.interfaces.clone();
     if let Some(kept) = kept.filter(|_| interfaces.is_empty()) {
-        interfaces = kept.interface_names();
+        // One that is not there at the moment is attached when it comes.
+        let links = list_links(&netlink).await?;
+        let (there, absent): (Vec<String>, Vec<String>) = kept
+            .interface_names()
+            .into_iter()
+            .partition(|name| links.iter().any(|link| link.name == *name));
+        interfaces = there;
+        state.interfaces = absent.into_iter().map(Interface::absent).collect();
     }
 
     let steering = Arc::new(Steering::open(&maps)?);

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 use tproxy_common::{
+    address::Address,
     classifier::classify,
     flow::{Flow, Protocol, Scope},
 };
@@ -107,6 +108,18 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer>
     };
     let rules = considered(&state, &named)?;
     let maps = instance.maps()?;
+    if !Address::from(named.destination.ip()).is_forwardable() {
+        let reason = format!(
+            "{} is no address that is forwarded to",
+            named.destination.ip()
+        );
+        return Ok(Answer {
+            rule: None,
+            action: "pass".into(),
+            reason,
+            rules: Vec::new(),
+        });
+    }
     for (end, role) in [(named.destination, "to"), (named.source, "from")] {
         if maps.is_local(end.ip())? {
             let reason = format!(

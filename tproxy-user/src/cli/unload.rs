@@ -1,7 +1,5 @@
 //! `tproxy unload`.
 
-use std::{fs::File, io};
-
 use anyhow::Context as _;
 use nix::{
     errno::Errno,
@@ -45,22 +43,14 @@ pub(super) fn execute(instance: &Instance) -> anyhow::Result<()> {
 
 /// Asks the agent to stop and waits until it has.
 fn stop(instance: &Instance, pid: u32) -> anyhow::Result<()> {
-    let path = instance.run_directory().join("agent.lock");
-    let lock = match File::open(&path) {
-        Ok(lock) => lock,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| path.display().to_string()),
-    };
-    let pid = Pid::from_raw(
-        pid.try_into()
-            .context("the agent's process number is damaged")?,
-    );
-    match kill(pid, Signal::SIGTERM) {
+    let process = pid
+        .try_into()
+        .context("the agent's process number is damaged")?;
+    match kill(Pid::from_raw(process), Signal::SIGTERM) {
         Ok(()) | Err(Errno::ESRCH) => {}
         Err(error) => {
             return Err(error).with_context(|| format!("cannot stop the agent (process {pid})"));
         }
     }
-    lock.lock_shared().context("cannot wait for the agent")?;
-    Ok(())
+    AgentLock::wait_for_end(instance).context("cannot wait for the agent")
 }

@@ -1,10 +1,18 @@
 //! Who the agent of an instance is, and whether it lives.
+//!
+//! The lock is of the kind that belongs to an open file (`F_OFD_SETLK`, fcntl(2)): it goes with the
+//! process, and whoever asks about it does not have to take it.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
+    path::PathBuf,
 };
 
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Instance, private_directory};
@@ -35,19 +43,19 @@ impl AgentLock {
     pub fn acquire(instance: &Instance) -> Result<Self, Error> {
         private_directory(std::path::Path::new(super::RUN))?;
         private_directory(instance.run_directory())?;
-        let path = instance.run_directory().join("agent.lock");
+        let path = path(instance);
         let failed = |cause| Error::File {
             path: path.clone(),
             cause,
         };
         let mut file = open(&path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { file }),
-            Err(TryLockError::WouldBlock) => Err(Error::Running {
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+            Ok(_) => Ok(Self { file }),
+            Err(Errno::EAGAIN | Errno::EACCES) => Err(Error::Running {
                 name: instance.name().to_owned(),
                 pid: read(&mut file).map_or(0, |record| record.pid),
             }),
-            Err(TryLockError::Error(cause)) => Err(failed(cause)),
+            Err(error) => Err(failed(error.into())),
         }
     }
 
@@ -66,12 +74,43 @@ impl AgentLock {
     /// The agent of the instance, if it lives.
     #[must_use]
     pub fn holder(instance: &Instance) -> Option<AgentRecord> {
-        let path = instance.run_directory().join("agent.lock");
-        let mut file = File::open(path).ok()?;
-        match file.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => read(&mut file),
-            _ => None,
+        let mut file = File::open(path(instance)).ok()?;
+        let mut lock = whole_file(libc::F_WRLCK);
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).ok()?;
+        if i32::from(lock.l_type) == libc::F_UNLCK {
+            return None;
         }
+        read(&mut file)
+    }
+
+    /// Waits until the instance has no agent.
+    ///
+    /// # Errors
+    ///
+    /// When the lock cannot be waited for.
+    pub fn wait_for_end(instance: &Instance) -> io::Result<()> {
+        let file = match File::open(path(instance)) {
+            // The agent took its files along.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file?,
+        };
+        fcntl(&file, FcntlArg::F_OFD_SETLKW(&whole_file(libc::F_RDLCK)))?;
+        Ok(())
+    }
+}
+
+fn path(instance: &Instance) -> PathBuf {
+    instance.run_directory().join("agent.lock")
+}
+
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock {
+        // The constants are small; their types differ between architectures.
+        l_type: libc::c_short::try_from(kind).unwrap_or_default(),
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
     }
 }
 

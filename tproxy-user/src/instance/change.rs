@@ -8,7 +8,10 @@ use super::{Error, Instance, Interface, NamespaceId, State, StoredRule};
 use crate::{
     compiler::{Source, compile},
     delivery::{Delivery, Framing, Link, Netlink, link_by_name, remove_unused_clsact},
-    kernel::{Attachment, Counters, Generation, Maps, attach_interface, detach_interface},
+    kernel::{
+        Attachment, Counters, Generation, Maps, RelayCounters, attach_interface, detach_interface,
+        pinned_links,
+    },
     rule::{Rule, RuleSpec},
 };
 
@@ -41,12 +44,14 @@ impl Change {
         let lock = lock(instance)?;
         // Only now: whoever had the lock may have changed or removed everything.
         let state = instance.state()?;
-        Ok(Self {
+        let change = Self {
             instance: instance.clone(),
             maps,
             state,
             _lock: lock,
-        })
+        };
+        change.remove_strays()?;
+        Ok(change)
     }
 
     /// The first state of an instance whose programs are loaded and pinned.
@@ -126,7 +131,7 @@ impl Change {
         if let Some(missing) = self.first_unattached(&rule.interfaces) {
             return Err(missing);
         }
-        let slot = self.free_slot();
+        let slot = self.free_slot()?;
         Counters::new(&self.maps).reset(slot)?;
         self.state
             .rules
@@ -339,6 +344,19 @@ impl Change {
         Ok(())
     }
 
+    /// Detaches what a killed command attached and never put in the state, or took out of the state
+    /// and never detached.
+    fn remove_strays(&self) -> Result<(), Error> {
+        for index in pinned_links(&self.pins()?)? {
+            if self.place_of_interface(index).is_none() {
+                log::warn!("detaching a stray program from the interface with index {index}");
+                detach_interface(&self.pins()?, "", index, Attachment::Tcx)?;
+                self.maps.remove_interface(index)?;
+            }
+        }
+        Ok(())
+    }
+
     fn pins(&self) -> Result<std::path::PathBuf, Error> {
         self.instance
             .pins()
@@ -372,12 +390,14 @@ impl Change {
         }
     }
 
-    /// There are twice as many slots as rules.
-    fn free_slot(&self) -> u32 {
+    /// A slot that no rule has, nor a flow of a rule that is gone. There are twice as many as rules.
+    fn free_slot(&self) -> Result<u32, Error> {
         let taken: HashSet<u32> = self.state.rules.iter().map(|rule| rule.slot).collect();
-        (0..UNATTRIBUTED_SLOT)
-            .find(|slot| !taken.contains(slot))
-            .unwrap_or(UNATTRIBUTED_SLOT)
+        let relay = RelayCounters::open(&self.maps)?;
+        let free = |slot: &u32| !taken.contains(slot) && relay.get(*slot).live == 0;
+        Ok((0..UNATTRIBUTED_SLOT)
+            .find(free)
+            .unwrap_or(UNATTRIBUTED_SLOT))
     }
 }
 

@@ -43,6 +43,17 @@ pub struct Interface {
     pub attached: Option<(u32, Attachment)>,
 }
 
+impl Interface {
+    /// One that does not exist at the moment.
+    #[must_use]
+    pub const fn absent(name: String) -> Self {
+        Self {
+            name,
+            attached: None,
+        }
+    }
+}
+
 /// A rule and its counter slot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredRule {

@@ -151,7 +151,11 @@ impl RelayCounters {
 
     /// A flow of this slot ended.
     pub fn ended(&self, slot: u32) {
-        self.add(slot, LIVE, u64::MAX);
+        let live = &self.memory.words()[slot as usize * WORDS + LIVE];
+        // Not below zero, whatever was forgotten or reset meanwhile.
+        let _ = live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |flows| {
+            flows.checked_sub(1)
+        });
     }
 
     /// Flows being relayed now, over all slots.
@@ -191,7 +195,6 @@ impl RelayCounters {
         }
     }
 
-    /// Wraps around, so that adding `u64::MAX` takes one away.
     fn add(&self, slot: u32, word: usize, amount: u64) {
         self.memory.words()[slot as usize * WORDS + word].fetch_add(amount, Ordering::Relaxed);
     }

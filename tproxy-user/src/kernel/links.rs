@@ -24,6 +24,7 @@ use crate::delivery::{Framing, Link};
 pub(super) const ETHER_PROGRAM: &str = "tproxy_ether";
 pub(super) const IP_PROGRAM: &str = "tproxy_ip";
 pub(super) const LOOKUP_PROGRAM: &str = "tproxy_lookup";
+const LINK_PREFIX: &str = "link-";
 const LOOKUP_LINK: &str = "link-lookup";
 
 /// How a program holds on to an interface.
@@ -186,6 +187,23 @@ pub fn kernel_has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
+/// The indexes of the interfaces that have a pinned link.
+///
+/// # Errors
+///
+/// When the directory cannot be read.
+pub fn pinned_links(directory: &Path) -> Result<Vec<u32>, Error> {
+    let entries = fs::read_dir(directory).map_err(|cause| Error::Path {
+        path: directory.into(),
+        cause,
+    })?;
+    let indexes = entries.filter_map(|entry| {
+        let name = entry.ok()?.file_name();
+        name.to_str()?.strip_prefix(LINK_PREFIX)?.parse().ok()
+    });
+    Ok(indexes.collect())
+}
+
 fn link_pin(index: u32) -> String {
-    format!("link-{index}")
+    format!("{LINK_PREFIX}{index}")
 }
