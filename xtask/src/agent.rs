@@ -40,27 +40,18 @@ pub(crate) struct Agent {
 pub(crate) struct Settings<'a> {
     pub(crate) binary: &'a Path,
     pub(crate) instance: &'a str,
-    pub(crate) interface: &'a str,
-    pub(crate) ports: &'a str,
+    /// Flags of `tproxy run`.
+    pub(crate) flags: &'a [&'a str],
     /// The filter of the log: `info` for a line a flow.
     pub(crate) log: &'a str,
 }
 
 impl Settings<'_> {
     /// The command line, as one would type it on a gateway.
-    pub(crate) fn arguments(&self) -> [&OsStr; 9] {
-        [
-            "--instance",
-            self.instance,
-            "run",
-            "--iface",
-            self.interface,
-            "--dport",
-            self.ports,
-            "--drain",
-            "1",
-        ]
-        .map(OsStr::new)
+    pub(crate) fn arguments(&self) -> impl Iterator<Item = &OsStr> {
+        let before = ["--instance", self.instance, "run"];
+        let words = before.into_iter().chain(self.flags.iter().copied());
+        words.chain(["--drain", "1"]).map(OsStr::new)
     }
 }
 

@@ -81,3 +81,10 @@ pub(crate) fn resident_megabytes(process: u32) -> Result<f64> {
     let kibibytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kibibytes * 1024.0 / 1e6)
 }
+
+/// The load average of the last minute.
+pub(crate) fn load_average() -> Result<f64> {
+    let text = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
+    let first = text.split_whitespace().next().unwrap_or_default();
+    first.parse().context("/proc/loadavg has no number")
+}

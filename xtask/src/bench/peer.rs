@@ -1,13 +1,16 @@
-//! What is measured side by side: plain routing, HAProxy fed by nft in two ways, and tproxy.
+//! What is measured side by side: plain routing, HAProxy fed by nft, and tproxy.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::{
     agent::{Agent, Settings},
-    bench::accounting,
+    bench::{
+        accounting,
+        nft_steering::{self, RuleOrder},
+    },
     command,
     topology::{CLIENT_SIDE, Topology},
 };
@@ -15,7 +18,10 @@ use crate::{
 /// The ports of short connections and of iperf3.
 pub(crate) const SHORT_PORT: &str = "80";
 pub(crate) const BULK_PORT: &str = "5201";
+
+const INSTANCE: &str = "bench";
 const HAPROXY_PORT: &str = "3129";
+const RELAY_PORT: &str = "3130";
 
 /// A way from the client to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -27,14 +33,17 @@ pub(crate) enum Peer {
     NftHaproxy,
     /// nft TPROXY in the order that the guides have, HAProxy with splice.
     NftTextbookHaproxy,
+    /// nft TPROXY that looks at SYNs first, our relay: the difference to [`Peer::Tproxy`] is the steering.
+    NftRelay,
     Tproxy,
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::Direct,
         Self::NftHaproxy,
         Self::NftTextbookHaproxy,
+        Self::NftRelay,
         Self::Tproxy,
     ];
 
@@ -43,24 +52,37 @@ impl Peer {
             Self::Direct => "direct route",
             Self::NftHaproxy => "nft (SYN first) + HAProxy splice",
             Self::NftTextbookHaproxy => "nft (textbook) + HAProxy splice",
+            Self::NftRelay => "nft (SYN first) + tproxy's relay",
             Self::Tproxy => "tproxy",
         }
+    }
+
+    /// Whether it differs from another one only in how new flows are steered.
+    pub(crate) fn is_about_steering_alone(self) -> bool {
+        matches!(self, Self::NftTextbookHaproxy | Self::NftRelay)
     }
 
     /// Puts this into the gateway of a fresh topology. For a proxy the forward chain drops all: one that
     /// is not in the path makes the measurement fail, in place of being measured as plain routing.
     pub(crate) fn start(self, topology: &Topology, binary: &Path) -> Result<Running> {
-        match self {
-            Self::Direct => {
-                topology.route_server_to_client()?;
-                return Ok(Running::Kernel);
+        let ports = format!("{SHORT_PORT},{BULK_PORT}");
+        let running = match self {
+            Self::Direct => topology.route_server_to_client().map(|()| Running::Kernel),
+            Self::NftHaproxy => start_haproxy(topology, RuleOrder::SynFirst).map(Running::Haproxy),
+            Self::NftTextbookHaproxy => {
+                start_haproxy(topology, RuleOrder::Textbook).map(Running::Haproxy)
             }
-            Self::NftHaproxy => start_haproxy(topology, SYN_FIRST),
-            Self::NftTextbookHaproxy => start_haproxy(topology, ""),
-            Self::Tproxy => start_tproxy(topology, binary),
+            Self::NftRelay => start_relay_only(topology, binary).map(Running::Tproxy),
+            Self::Tproxy => {
+                let flags = ["--iface", CLIENT_SIDE, "--dport", &ports];
+                start_tproxy(topology, binary, &flags).map(Running::Tproxy)
+            }
         }
-        .and_then(|running| topology.forbid_forwarding().map(|()| running))
-        .with_context(|| format!("cannot start {}", self.name()))
+        .with_context(|| format!("cannot start {}", self.name()))?;
+        if self != Self::Direct {
+            topology.forbid_forwarding()?;
+        }
+        Ok(running)
     }
 }
 
@@ -99,23 +121,26 @@ impl Running {
     }
 }
 
-fn start_tproxy(topology: &Topology, binary: &Path) -> Result<Running> {
-    let ports = format!("{SHORT_PORT},{BULK_PORT}");
+fn start_tproxy(topology: &Topology, binary: &Path, flags: &[&str]) -> Result<Agent> {
     let settings = Settings {
         binary,
-        instance: "bench",
-        interface: CLIENT_SIDE,
-        ports: &ports,
+        instance: INSTANCE,
+        flags,
         // HAProxy logs no connections here either.
         log: "warn",
     };
-    Agent::start(&topology.gateway, &settings).map(Running::Tproxy)
+    Agent::start(&topology.gateway, &settings)
 }
 
-/// The rule that makes the better order: new connections do not look for a socket first, and so are not
-/// given to one that is in TIME_WAIT.
-const SYN_FIRST: &str = "iifname lan0 tcp dport { 80, 5201 } tcp flags & (fin|syn|rst|ack) == syn \
-     tproxy to :3129 meta mark set 1 accept;";
+/// The same relay without our steering: the agent attaches to nothing, and its sk_lookup program, which
+/// refuses what comes to the agent's own port, is detached.
+fn start_relay_only(topology: &Topology, binary: &Path) -> Result<Agent> {
+    let agent = start_tproxy(topology, binary, &["--port", RELAY_PORT])?;
+    let link = format!("/sys/fs/bpf/tproxy/{INSTANCE}/link-lookup");
+    command::quietly(Command::new("bpftool").args(["link", "detach", "pinned", &link]))?;
+    nft_steering::install(&topology.gateway, RuleOrder::SynFirst, RELAY_PORT)?;
+    Ok(agent)
+}
 
 const HAPROXY: &str = "
 global
@@ -136,17 +161,9 @@ listen tp
   server orig 0.0.0.0:0
 ";
 
-fn start_haproxy(topology: &Topology, syn_first: &str) -> Result<Running> {
-    let gateway = &topology.gateway;
-    gateway.nft(&format!(
-        "table ip steering {{ chain pre {{ type filter hook prerouting priority mangle; policy accept; {syn_first} \
-         meta l4proto tcp socket transparent 1 meta mark set 1 accept; \
-         iifname {CLIENT_SIDE} tcp dport {{ {SHORT_PORT}, {BULK_PORT} }} tproxy to :{HAPROXY_PORT} meta mark set 1 accept; }}; }}"
-    ))?;
-    gateway.ip(&[
-        "rule add fwmark 1 lookup 100",
-        "route add local default dev lo table 100",
-    ])?;
+/// Returns its process.
+fn start_haproxy(topology: &Topology, order: RuleOrder) -> Result<u32> {
+    nft_steering::install(&topology.gateway, order, HAPROXY_PORT)?;
     let configuration = topology.directory.join("haproxy.cfg");
     let directory = topology.directory.display().to_string();
     let text = HAPROXY
@@ -154,18 +171,10 @@ fn start_haproxy(topology: &Topology, syn_first: &str) -> Result<Running> {
         .replace("PORT", HAPROXY_PORT);
     fs::write(&configuration, text).context("cannot write haproxy.cfg")?;
     // As a daemon it returns when it listens.
-    command::quietly(
-        gateway
-            .command("haproxy")
-            .args(["-D", "-q", "-f"])
-            .arg(configuration),
-    )?;
+    let mut haproxy = topology.gateway.command("haproxy");
+    command::quietly(haproxy.args(["-D", "-q", "-f"]).arg(configuration))?;
     let process = fs::read_to_string(topology.directory.join("haproxy.pid"))
         .context("HAProxy wrote no process number")?;
-    Ok(Running::Haproxy(
-        process
-            .trim()
-            .parse()
-            .context("haproxy.pid is not a number")?,
-    ))
+    let process = process.trim().parse();
+    process.context("haproxy.pid is not a number")
 }

@@ -14,11 +14,16 @@ use crate::{
     command, terminal,
 };
 
+/// A load average below this is an idle machine.
+const QUIET: f64 = 0.7;
+
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     kernel: String,
     cores: usize,
+    /// Processes that wanted to run before the first round.
+    load_before: f64,
     rounds: usize,
     seconds: f64,
     medians: Vec<Median>,
@@ -62,7 +67,12 @@ pub(crate) fn unit(load: Load) -> &'static str {
 }
 
 impl Report {
-    pub(crate) fn of(samples: Vec<Sample>, rounds: usize, took: Duration) -> Self {
+    pub(crate) fn of(
+        samples: Vec<Sample>,
+        load_before: f64,
+        rounds: usize,
+        took: Duration,
+    ) -> Self {
         let medians = Load::ALL
             .into_iter()
             .flat_map(|load| Peer::ALL.map(|peer| (load, peer)))
@@ -72,6 +82,7 @@ impl Report {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
                 .map_or_else(|_| "unknown".into(), |release| release.trim().into()),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
+            load_before,
             rounds,
             seconds: took.as_secs_f64(),
             medians,
@@ -91,6 +102,13 @@ impl Report {
             "\nLinux {kernel}, {cores} cores shared by client, proxy and server; medians of {rounds} rounds, {seconds:.0} s"
         );
         println!("{}", terminal::dim("Differences under 15 % are noise."));
+        if self.load_before > QUIET {
+            let busy = format!(
+                "The machine was busy with something else (load {:.1}): trust the ratios little and the rates not at all.",
+                self.load_before
+            );
+            println!("{}", terminal::red(&busy));
+        }
         for load in Load::ALL {
             println!("\n{}", terminal::bold(load.name()));
             println!("{}", self.table(load));

@@ -67,8 +67,7 @@ pub(crate) fn show(once: bool) -> Result<()> {
     let settings = Settings {
         binary: &binary,
         instance: INSTANCE,
-        interface: CLIENT_SIDE,
-        ports: PORTS,
+        flags: &["--iface", CLIENT_SIDE, "--dport", PORTS],
         log: "info",
     };
     story::print_agent_command(out, &settings)?;
