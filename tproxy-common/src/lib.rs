@@ -1,2 +1,25 @@
-#![no_std]
-//! Types, packet parser and classifier shared by the kernel programs and the agent.
+//! What the kernel programs and the agent of `tproxy` share: the packet parser, the flow key, the
+//! compiled rule tables with their classifier, and the layout of every map.
+//!
+//! Nothing here allocates or panics, and everything runs on the host as well, so that the code
+//! which decides in the kernel is the code that `cargo test` exercises.
+#![cfg_attr(not(test), no_std)]
+#![expect(
+    clippy::inline_always,
+    reason = "the verifier follows one straight program better than calls with pointers to the stack"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "masked or bounded before; try_from would add branches that can panic in the kernel"
+)]
+
+pub mod address;
+pub mod agent;
+pub mod classifier;
+pub mod counters;
+pub mod flow;
+pub mod handover;
+pub mod limits;
+pub mod outcome;
+pub mod packet;
+pub mod tables;

@@ -1,5 +1,13 @@
 //! The library behind the `tproxy` command: rules and their compiler, the loader of the kernel
 //! programs, delivery (policy rules and routes), the agent and its relay.
 
+pub mod agent;
+pub mod cli;
+pub mod compiler;
 pub mod delivery;
+pub mod instance;
+pub mod kernel;
 pub mod relay;
+pub mod requirements;
+pub mod rule;
+mod sys;

@@ -1,2 +1,9 @@
 //! Set up, build, run, test and measure tproxy.
-fn main() {}
+mod ebpf_toolchain;
+
+fn main() {
+    match ebpf_toolchain::find() {
+        Ok(toolchain) => println!("{}", toolchain.describe()),
+        Err(missing) => eprintln!("{missing}"),
+    }
+}

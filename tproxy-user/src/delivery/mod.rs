@@ -1,1 +1,38 @@
 //! Delivery: the policy rules and local routes that bring marked packets to this host's sockets.
+//!
+//! The tc program marks the packets of the flows that a rule takes. For each attached interface a
+//! policy rule, `iif IFNAME fwmark MARK/MARK lookup TABLE`, sends those to a table of our own, whose
+//! only route, `local default dev lo`, delivers them here whatever their destination is. Both exist
+//! once for IPv4 and once for IPv6.
+//!
+//! - [`choose`] finds a mark and a table that nothing else holds.
+//! - [`Delivery`] writes, restores and removes the rules and routes; [`remove_leftovers`] removes
+//!   those of an agent that was killed.
+//! - [`LinkWatch`] tells of interfaces that come, go or change their name.
+//! - [`LocalAddresses`] is the set of prefixes that are this host's own.
+//!
+//! All of it speaks rtnetlink over a [`Netlink`], which belongs to the network namespace of the
+//! thread that opened it.
+
+mod apply;
+mod describe;
+mod error;
+mod links;
+mod local;
+mod netlink;
+mod object;
+mod plan;
+mod policy;
+mod precedence;
+mod repairs;
+mod transaction;
+mod watch;
+
+pub use apply::{Delivery, remove_leftovers};
+pub use error::{Error, Refusal};
+pub use links::{Framing, Link, LinkEvent, LinkWatch, link_by_name, list_links};
+pub use local::{LocalAddresses, local_addresses};
+pub use netlink::Netlink;
+pub use object::{Assignment, PRIORITY};
+pub use plan::{Wanted, choose};
+pub use watch::Watch;

@@ -1,0 +1,37 @@
+//! Counters per rule.
+
+/// What the kernel counts for one rule on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleCounter {
+    /// New flows: for TCP the SYNs, for UDP the datagrams that the classifier saw.
+    pub flows: u64,
+    /// Packets dropped.
+    pub packets: u64,
+    /// Bytes dropped, from the network header on.
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<RuleCounter>() == 24);
+
+/// What the agent counts for one rule.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RelayCounter {
+    /// Bytes relayed from clients to servers.
+    pub to_upstream: u64,
+    /// Bytes relayed from servers to clients.
+    pub to_client: u64,
+    /// Flows being relayed now.
+    pub live: u64,
+}
+
+const _: () = assert!(size_of::<RelayCounter>() == 24);
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above) and every bit pattern is valid.
+unsafe impl aya::Pod for RuleCounter {}
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above) and every bit pattern is valid.
+unsafe impl aya::Pod for RelayCounter {}

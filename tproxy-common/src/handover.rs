@@ -1,0 +1,100 @@
+//! How the hook that takes a flow tells the agent which rule took it.
+//!
+//! A table of words, indexed by a hash of the flow's ends, in memory that both share. A later flow
+//! may overwrite an earlier one's word before the agent read it; the fingerprint shows that.
+
+use crate::{address::Address, limits::HANDOVERS};
+
+/// The two ends of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The client's address.
+    pub source: Address,
+    /// The client's port.
+    pub source_port: u16,
+    /// Where the client wants to go.
+    pub destination: Address,
+    /// The port there.
+    pub destination_port: u16,
+}
+
+/// Where a flow's word is, and what distinguishes it from others there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index of the word.
+    pub index: u32,
+    fingerprint: u32,
+}
+
+impl Place {
+    /// The place of a flow.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(ends: &Ends) -> Self {
+        let ports = (ends.source_port as u64) << 16 | ends.destination_port as u64;
+        let mut hash = mix(ends.source.high() ^ ports);
+        hash = mix(hash ^ ends.source.low());
+        hash = mix(hash ^ ends.destination.high());
+        hash = mix(hash ^ ends.destination.low());
+        Self {
+            index: hash as u32 & (HANDOVERS as u32 - 1),
+            fingerprint: (hash >> 32) as u32,
+        }
+    }
+
+    /// The word that hands the flow over with a rule's counter slot.
+    #[must_use]
+    #[inline(always)]
+    pub const fn word(&self, slot: u32) -> u64 {
+        (self.fingerprint as u64) << 32 | (slot as u64 + 1)
+    }
+
+    /// The counter slot in a word, when that is this flow's.
+    #[must_use]
+    pub const fn slot(&self, word: u64) -> Option<u32> {
+        if (word >> 32) as u32 == self.fingerprint {
+            (word as u32).checked_sub(1)
+        } else {
+            None
+        }
+    }
+}
+
+/// The finalizer of MurmurHash3 (A. Appleby), a bijection in which every bit depends on all.
+#[inline(always)]
+const fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let value = (value ^ (value >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    value ^ (value >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(port: u16) -> Ends {
+        Ends {
+            source: Address::v4([10, 0, 0, 1]),
+            source_port: port,
+            destination: Address::v4([192, 0, 2, 1]),
+            destination_port: 443,
+        }
+    }
+
+    #[test]
+    fn a_flow_finds_its_own_word_only() {
+        let place = Place::of(&ends(40000));
+        assert_eq!(place.slot(place.word(0)), Some(0));
+        assert_eq!(place.slot(place.word(2047)), Some(2047));
+        assert_eq!(place.slot(0), None);
+        assert_eq!(place.slot(Place::of(&ends(40001)).word(1)), None);
+    }
+
+    #[test]
+    fn neighbouring_ports_spread_over_the_table() {
+        let places: std::collections::HashSet<u32> = (1..=10_000)
+            .map(|port| Place::of(&ends(port)).index)
+            .collect();
+        assert!(places.len() > 9_000, "{}", places.len());
+    }
+}

@@ -1,0 +1,28 @@
+//! Sizes that the kernel programs and the agent agree on.
+
+/// Most rules of one instance.
+pub const RULES: usize = 1024;
+
+/// Most CIDRs of one instance, over all rules and both families.
+pub const CIDRS: usize = 1_000_000;
+
+/// Most workers of one agent.
+pub const WORKERS: u32 = 64;
+
+/// Most interfaces that one instance can be attached to.
+pub const INTERFACES: usize = 256;
+
+/// Most prefixes that count as this host's own.
+pub const LOCAL_PREFIXES: usize = 65_536;
+
+/// Counter slots: twice the rules, so that a reload which renames every rule still finds free ones.
+pub const COUNTER_SLOTS: usize = 2 * RULES;
+
+/// IPv6 extension headers that are walked before a packet is passed on unread.
+pub const EXTENSION_HEADERS: usize = 8;
+
+/// Words of the table by which flows are handed over with their rule; a power of two.
+pub const HANDOVERS: usize = 65_536;
+
+/// The counter slot of flows whose rule is not known any more; no rule gets it.
+pub const UNATTRIBUTED_SLOT: u32 = COUNTER_SLOTS as u32 - 1;

@@ -1,0 +1,69 @@
+//! Why a hook let a packet go the way it went: one name and one per-CPU counter each.
+
+macro_rules! outcomes {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// What a hook decided, and why.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Outcome {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Outcome {
+            /// Every outcome with the name of its counter, in the order of the counter map.
+            pub const ALL: &[(Self, &str)] = &[$((Self::$variant, $name),)+];
+        }
+    };
+}
+
+outcomes! {
+    /// tc: the frame is not IP.
+    NotIp = "not_ip",
+    /// tc: the frame carries a VLAN tag, so it belongs to an interface that is not attached.
+    Vlan = "vlan",
+    /// tc: the frame is for another host, or broadcast or multicast.
+    NotForThisHost = "not_for_this_host",
+    /// tc: the headers end before they are complete, or contradict themselves.
+    Malformed = "malformed",
+    /// tc: a fragment.
+    Fragment = "fragment",
+    /// tc: neither TCP nor UDP.
+    OtherProtocol = "other_protocol",
+    /// tc: more IPv6 extension headers than are walked.
+    TooManyExtensions = "too_many_extensions",
+    /// tc: a packet of an upstream connection of the agent that passes here again.
+    OwnUpstream = "own_upstream",
+    /// tc: addressed to this host, or to no single host.
+    NotForwarded = "not_forwarded",
+    /// tc: a new flow that no rule matches.
+    NoRule = "no_rule",
+    /// tc: a new flow that a rule leaves alone.
+    Passed = "passed",
+    /// tc: a new flow left alone because nobody is there to take it.
+    PassedMissing = "passed_missing",
+    /// tc: a new flow left alone because the agent is draining.
+    PassedDraining = "passed_draining",
+    /// tc: discarded by a rule.
+    Dropped = "dropped",
+    /// tc: a new flow that was taken.
+    Taken = "taken",
+    /// tc: a packet of a flow that a socket of this host has.
+    Established = "established",
+    /// tc: the last ACK of a handshake by SYN cookie.
+    SynCookie = "syn_cookie",
+    /// tc: a packet of a flow that no socket of this host has.
+    Foreign = "foreign",
+    /// sk_lookup: not for this instance; the kernel looks up as usual.
+    NotOurs = "lookup_not_ours",
+    /// sk_lookup: given to a worker.
+    Assigned = "lookup_assigned",
+    /// sk_lookup: a flow that was taken, but no worker is there.
+    Missing = "lookup_missing",
+    /// sk_lookup: a direct connection to the agent's own port.
+    DirectRefused = "direct_refused",
+    /// sk_lookup: the tc program asked for established sockets only.
+    Probe = "lookup_probe",
+}
+
+/// Number of outcomes.
+pub const OUTCOMES: usize = Outcome::ALL.len();

@@ -1,0 +1,210 @@
+//! Reads the headers of one packet: IPv4 with options, IPv6 with extension headers, TCP, UDP.
+
+use crate::{
+    address::{Address, Family},
+    flow::Protocol,
+    limits::EXTENSION_HEADERS,
+};
+
+/// Bytes of a packet. The only way in which the parser touches one.
+pub trait Packet {
+    /// The `LENGTH` bytes at `offset`, or `None` when the packet ends before.
+    fn read<const LENGTH: usize>(&self, offset: usize) -> Option<[u8; LENGTH]>;
+}
+
+impl Packet for [u8] {
+    fn read<const LENGTH: usize>(&self, offset: usize) -> Option<[u8; LENGTH]> {
+        self.get(offset..)?.first_chunk().copied()
+    }
+}
+
+/// The headers that matter of a TCP segment or UDP datagram. Ports in host byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// TCP flags; none for UDP.
+    pub flags: TcpFlags,
+    /// Where the transport header begins, in bytes from the beginning of the frame.
+    pub transport_offset: usize,
+}
+
+/// The control bits of a TCP segment (RFC 9293, 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TcpFlags(u8);
+
+impl TcpFlags {
+    const FIN: u8 = 0x01;
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    const ACK: u8 = 0x10;
+
+    /// The flags as they stand in byte 13 of the TCP header.
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+
+    /// Whether this segment asks for a new connection.
+    #[must_use]
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    }
+
+    /// Whether this segment can complete a handshake by SYN cookie.
+    #[must_use]
+    #[inline(always)]
+    pub const fn completes(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
+    }
+}
+
+/// Why a packet carries nothing to match rules against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// Headers cut short or contradictory.
+    Malformed,
+    /// A fragment of a larger packet.
+    Fragment,
+    /// Neither TCP nor UDP.
+    OtherProtocol,
+    /// More IPv6 extension headers than [`EXTENSION_HEADERS`].
+    TooManyExtensions,
+}
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
+
+/// Parses the packet whose IP header begins at `offset`.
+///
+/// # Errors
+///
+/// Says why there is no TCP or UDP header to read; such packets are passed on unchanged.
+#[inline(always)]
+pub fn parse<P: Packet + ?Sized>(
+    packet: &P,
+    family: Family,
+    offset: usize,
+) -> Result<Headers, Unreadable> {
+    let network = match family {
+        Family::V4 => parse_v4(packet, offset)?,
+        Family::V6 => parse_v6(packet, offset)?,
+    };
+    let at = network.transport_offset;
+    let (protocol, ports, flags) = match network.protocol {
+        TCP => {
+            let header: [u8; TCP_HEADER] = packet.read(at).ok_or(Unreadable::Malformed)?;
+            if header[12] >> 4 < 5 {
+                return Err(Unreadable::Malformed);
+            }
+            let ports = [header[0], header[1], header[2], header[3]];
+            (Protocol::Tcp, ports, TcpFlags(header[13]))
+        }
+        UDP => {
+            let header: [u8; UDP_HEADER] = packet.read(at).ok_or(Unreadable::Malformed)?;
+            let ports = [header[0], header[1], header[2], header[3]];
+            (Protocol::Udp, ports, TcpFlags::default())
+        }
+        _ => return Err(Unreadable::OtherProtocol),
+    };
+    let [source_high, source_low, destination_high, destination_low] = ports;
+    Ok(Headers {
+        protocol,
+        source: network.source,
+        destination: network.destination,
+        source_port: u16::from_be_bytes([source_high, source_low]),
+        destination_port: u16::from_be_bytes([destination_high, destination_low]),
+        flags,
+        transport_offset: at,
+    })
+}
+
+struct Network {
+    protocol: u8,
+    source: Address,
+    destination: Address,
+    transport_offset: usize,
+}
+
+/// RFC 791, 3.1.
+#[inline(always)]
+fn parse_v4<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Network, Unreadable> {
+    let header: [u8; 20] = packet.read(offset).ok_or(Unreadable::Malformed)?;
+    let header_length = usize::from(header[0] & 0x0f) * 4;
+    if header[0] >> 4 != 4 || header_length < header.len() {
+        return Err(Unreadable::Malformed);
+    }
+    // More fragments, or an offset: either makes it a fragment.
+    if header[6] & 0x3f != 0 || header[7] != 0 {
+        return Err(Unreadable::Fragment);
+    }
+    Ok(Network {
+        protocol: header[9],
+        source: Address::v4([header[12], header[13], header[14], header[15]]),
+        destination: Address::v4([header[16], header[17], header[18], header[19]]),
+        transport_offset: offset + header_length,
+    })
+}
+
+/// RFC 8200, 3 and 4; the authentication header counts its length in 4 octets (RFC 4302, 2.2).
+#[inline(always)]
+fn parse_v6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Network, Unreadable> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
+    const DESTINATION_OPTIONS: u8 = 60;
+
+    let fixed: [u8; 8] = packet.read(offset).ok_or(Unreadable::Malformed)?;
+    if fixed[0] >> 4 != 6 {
+        return Err(Unreadable::Malformed);
+    }
+    let source: [u8; 16] = packet.read(offset + 8).ok_or(Unreadable::Malformed)?;
+    let destination: [u8; 16] = packet.read(offset + 24).ok_or(Unreadable::Malformed)?;
+    let mut protocol = fixed[6];
+    let mut at = offset + 40;
+    for _ in 0..EXTENSION_HEADERS {
+        let length = match protocol {
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS => {
+                let extension: [u8; 4] = packet.read(at).ok_or(Unreadable::Malformed)?;
+                let length = match protocol {
+                    FRAGMENT => {
+                        // An atomic fragment (RFC 6946) is whole: offset 0 and no more to come.
+                        if extension[2] != 0 || extension[3] & 0xf9 != 0 {
+                            return Err(Unreadable::Fragment);
+                        }
+                        8
+                    }
+                    AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
+                    // The address in the fixed header is a waypoint while segments are left.
+                    ROUTING if extension[3] != 0 => return Err(Unreadable::OtherProtocol),
+                    _ => (usize::from(extension[1]) + 1) * 8,
+                };
+                protocol = extension[0];
+                length
+            }
+            _ => {
+                return Ok(Network {
+                    protocol,
+                    source: Address::v6(source),
+                    destination: Address::v6(destination),
+                    transport_offset: at,
+                });
+            }
+        };
+        at += length;
+    }
+    Err(Unreadable::TooManyExtensions)
+}

@@ -1,0 +1,377 @@
+//! The compiled form of a rule set: one arena of equal blocks, read by the kernel programs through
+//! a map and by the agent through the same memory.
+//!
+//! Each thing a rule can ask about (a *dimension*) has a search tree over 64-bit keys, whose leaves
+//! name a *class*: a bitmap with a bit for each rule that is satisfied by keys of that leaf. A rule
+//! matches when its bit is set in the class of every dimension; the lowest such bit wins.
+//!
+//! | block | holds |
+//! | --- | --- |
+//! | 0 | the number of the [`Header`] block in force, in its first word |
+//! | header | the root of each dimension, the number of rules, where the rule entries begin |
+//! | node | 15 ascending boundaries and 16 children |
+//! | class | a bitmap of [`crate::limits::RULES`] bits |
+//! | entries | 16 [`RuleEntry`]s |
+//!
+//! A new rule set is built in blocks that no reader can reach and takes effect with one write: of
+//! the inner map for a whole generation, of block 0 for a change within one.
+
+use crate::limits::RULES;
+
+/// 64-bit words of a block.
+pub const BLOCK_WORDS: usize = 24;
+
+/// Boundaries of a node.
+pub const NODE_KEYS: usize = 15;
+
+/// Children of a node.
+pub const NODE_CHILDREN: usize = 16;
+
+/// Words of a class bitmap.
+pub const CLASS_WORDS: usize = RULES / 64;
+
+/// Entries of a block: a power of two, by which the verifier sees that a place is in bounds.
+pub const BLOCK_ENTRIES: usize = 16;
+
+/// Levels that a lookup descends at most: two trees of up to eight levels for an IPv6 address.
+pub const MAX_DEPTH: usize = 16;
+
+/// The unit of the arena.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// The words; their meaning depends on what refers to the block.
+    pub words: [u64; BLOCK_WORDS],
+}
+
+const _: () = assert!(size_of::<Block>() == 192);
+const _: () = assert!(NODE_KEYS * 8 + NODE_CHILDREN * 4 <= size_of::<Block>());
+const _: () = assert!(CLASS_WORDS <= BLOCK_WORDS);
+
+impl Block {
+    /// A block of zeroes.
+    pub const ZERO: Self = Self {
+        words: [0; BLOCK_WORDS],
+    };
+
+    /// Which child of this node holds `key`: the number of boundaries that are not above it.
+    #[inline(always)]
+    fn position(&self, key: u64) -> usize {
+        let keys = &self.words;
+        let mut position = if key >= keys[7] { 8 } else { 0 };
+        if key >= keys[(position + 3) & 15] {
+            position += 4;
+        }
+        if key >= keys[(position + 1) & 15] {
+            position += 2;
+        }
+        if key >= keys[position & 15] {
+            position += 1;
+        }
+        position
+    }
+
+    /// The child at `position` of this node.
+    #[inline(always)]
+    fn child(&self, position: usize) -> Child {
+        let word = self.words[NODE_KEYS + ((position >> 1) & 7)];
+        Child((word >> ((position & 1) * 32)) as u32)
+    }
+
+    /// A node with ascending boundaries; child `i` holds the keys from boundary `i - 1` up to
+    /// boundary `i`. Unused places repeat the last child.
+    ///
+    /// # Panics
+    ///
+    /// When there is not exactly one child more than boundaries, or more than fit.
+    #[must_use]
+    pub fn node(boundaries: &[u64], children: &[Child]) -> Self {
+        assert!(children.len() == boundaries.len() + 1 && children.len() <= NODE_CHILDREN);
+        let mut block = Self::ZERO;
+        for place in 0..NODE_KEYS {
+            block.words[place] = boundaries.get(place).copied().unwrap_or(u64::MAX);
+        }
+        for place in 0..NODE_CHILDREN {
+            let child = children[place.min(children.len() - 1)];
+            block.words[NODE_KEYS + place / 2] |= u64::from(child.0) << ((place % 2) * 32);
+        }
+        block
+    }
+}
+
+/// What a tree leads to: a further node, a node over the lower half of the address, or a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Child(u32);
+
+impl Child {
+    const TAG: u32 = 3 << 30;
+    const NODE: u32 = 1 << 30;
+    const LOW_NODE: u32 = 2 << 30;
+
+    /// Blocks that can be referred to.
+    pub const MAX_BLOCKS: u32 = 1 << 30;
+
+    /// A leaf: keys here belong to the class in this block.
+    #[must_use]
+    pub const fn class(block: u32) -> Self {
+        Self(block)
+    }
+
+    /// A node that is searched with the same key.
+    #[must_use]
+    pub const fn node(block: u32) -> Self {
+        Self(block | Self::NODE)
+    }
+
+    /// The same node, to be searched with the lower 64 bits of the address. A class stays one.
+    #[must_use]
+    pub const fn over_low_half(self) -> Self {
+        if self.is_class() {
+            self
+        } else {
+            Self(self.block() | Self::LOW_NODE)
+        }
+    }
+
+    #[inline(always)]
+    const fn block(self) -> u32 {
+        self.0 & !Self::TAG
+    }
+
+    #[inline(always)]
+    const fn is_class(self) -> bool {
+        self.0 & Self::TAG == 0
+    }
+
+    #[inline(always)]
+    const fn is_low(self) -> bool {
+        self.0 & Self::LOW_NODE != 0
+    }
+}
+
+/// The things that rules ask about, each with a tree of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dimension {
+    /// Scope and protocol, see [`crate::flow::origin`].
+    Origin,
+    /// Interface index.
+    Interface,
+    /// IPv4 source address.
+    SourceV4,
+    /// IPv6 source address.
+    SourceV6,
+    /// IPv4 destination address.
+    DestinationV4,
+    /// IPv6 destination address.
+    DestinationV6,
+    /// Source port.
+    SourcePort,
+    /// Destination port.
+    DestinationPort,
+}
+
+impl Dimension {
+    /// All of them, in the order of the header.
+    pub const ALL: [Self; 8] = [
+        Self::Origin,
+        Self::Interface,
+        Self::SourceV4,
+        Self::SourceV6,
+        Self::DestinationV4,
+        Self::DestinationV6,
+        Self::SourcePort,
+        Self::DestinationPort,
+    ];
+}
+
+/// View of a header block.
+///
+/// Word 0 holds the number of rules (lower half) and the first entry block (upper half); the roots
+/// follow, two to a word. Word 23 holds the generation.
+#[derive(Clone, Copy)]
+pub struct Header<'a>(&'a Block);
+
+const ROOT_WORDS: usize = 1;
+const GENERATION_WORD: usize = BLOCK_WORDS - 1;
+const _: () = assert!(ROOT_WORDS + Dimension::ALL.len() / 2 < GENERATION_WORD);
+
+impl<'a> Header<'a> {
+    /// Reads `block` as a header.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(block: &'a Block) -> Self {
+        Self(block)
+    }
+
+    /// Writes a header.
+    #[must_use]
+    pub fn encode(rules: u32, entries: u32, roots: [Child; 8], generation: u64) -> Block {
+        let mut block = Block::ZERO;
+        block.words[0] = u64::from(rules) | u64::from(entries) << 32;
+        for (place, root) in roots.iter().enumerate() {
+            block.words[ROOT_WORDS + place / 2] |= u64::from(root.0) << ((place % 2) * 32);
+        }
+        block.words[GENERATION_WORD] = generation;
+        block
+    }
+
+    /// Number of rules.
+    #[must_use]
+    #[inline(always)]
+    pub const fn rules(&self) -> u32 {
+        self.0.words[0] as u32
+    }
+
+    /// The generation that these tables were built for.
+    #[must_use]
+    #[inline(always)]
+    pub const fn generation(&self) -> u64 {
+        self.0.words[GENERATION_WORD]
+    }
+
+    #[inline(always)]
+    const fn root(&self, dimension: Dimension) -> Child {
+        let place = dimension as usize;
+        Child((self.0.words[ROOT_WORDS + place / 2] >> ((place % 2) * 32)) as u32)
+    }
+
+    /// Block and word of a rule's entry.
+    #[inline(always)]
+    const fn entry(&self, rule: u32) -> (u32, usize) {
+        let entries = (self.0.words[0] >> 32) as u32;
+        (
+            entries + rule / BLOCK_ENTRIES as u32,
+            rule as usize % BLOCK_ENTRIES,
+        )
+    }
+}
+
+/// What is done with the flows of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The agent relays.
+    Relay,
+    /// Left alone.
+    Pass,
+    /// Discarded.
+    Drop,
+}
+
+/// What happens to a flow that nobody is there to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnMissing {
+    /// Left alone.
+    Pass,
+    /// Refused: RST for TCP.
+    Drop,
+}
+
+/// What the tables hold about one rule, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RuleEntry(u64);
+
+impl RuleEntry {
+    /// An entry; `slot` is the rule's counter slot.
+    #[must_use]
+    pub fn new(action: Action, on_missing: OnMissing, slot: u32) -> Self {
+        let action = match action {
+            Action::Relay => 0,
+            Action::Pass => 1,
+            Action::Drop => 2,
+        };
+        let on_missing = match on_missing {
+            OnMissing::Pass => 1,
+            OnMissing::Drop => 0,
+        };
+        Self(u64::from(slot) << 32 | on_missing << 8 | action)
+    }
+
+    /// The word that an entry block holds.
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        self.0
+    }
+
+    /// What to do with the flow.
+    #[must_use]
+    #[inline(always)]
+    pub const fn action(self) -> Action {
+        match self.0 as u8 {
+            0 => Action::Relay,
+            2 => Action::Drop,
+            _ => Action::Pass,
+        }
+    }
+
+    /// What to do when nobody takes it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn on_missing(self) -> OnMissing {
+        if (self.0 >> 8) as u8 == 1 {
+            OnMissing::Pass
+        } else {
+            OnMissing::Drop
+        }
+    }
+
+    /// The counter slot.
+    #[must_use]
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Where the blocks are: a map for the kernel programs, plain memory for everybody else.
+pub trait Tables {
+    /// The block with this number; `None` when there is none, which only damaged tables cause.
+    fn block(&self, index: u32) -> Option<&Block>;
+
+    /// The block that holds the header in force.
+    #[inline(always)]
+    fn header(&self) -> Option<Header<'_>> {
+        let head = self.block(0)?.words[0] as u32;
+        self.block(head).map(Header::new)
+    }
+
+    /// The class of a key in one dimension. `low` is the lower half of an IPv6 address.
+    #[inline(always)]
+    fn class(
+        &self,
+        header: &Header<'_>,
+        dimension: Dimension,
+        high: u64,
+        low: u64,
+    ) -> Option<&Block> {
+        let mut child = header.root(dimension);
+        let mut key = high;
+        for _ in 0..MAX_DEPTH {
+            if child.is_class() {
+                break;
+            }
+            if child.is_low() {
+                key = low;
+            }
+            let node = self.block(child.block())?;
+            child = node.child(node.position(key));
+        }
+        self.block(child.block())
+    }
+
+    /// The entry of a rule.
+    #[inline(always)]
+    fn entry(&self, header: &Header<'_>, rule: u32) -> Option<RuleEntry> {
+        let (block, word) = header.entry(rule);
+        Some(RuleEntry(self.block(block)?.words[word]))
+    }
+}
+
+impl Tables for [Block] {
+    fn block(&self, index: u32) -> Option<&Block> {
+        self.get(index as usize)
+    }
+}
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C) array of u64: no padding, every bit pattern is valid.
+unsafe impl aya::Pod for Block {}

@@ -1,0 +1,140 @@
+//! Whether a socket of this host already has the flow of a TCP segment.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_sock_tuple,
+    btf_maps::PerCpuArray,
+    helpers::{bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie},
+    macros::btf_map,
+    programs::TcContext,
+};
+use tproxy_common::{
+    address::Family,
+    flow::worker_of,
+    packet::{Headers, Packet},
+};
+
+use crate::{agent, skb::Skb, sockets};
+
+/// Set while this CPU looks for established sockets only.
+///
+/// Written and read on one CPU within one packet: a lookup that finds no established socket goes
+/// on to the listeners by way of the sk_lookup program, which then answers at once.
+#[btf_map]
+static PROBING: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+const BPF_F_CURRENT_NETNS: u64 = u64::MAX;
+
+/// Whether sk_lookup runs for a lookup of [`has_socket`].
+#[inline(always)]
+pub fn is_probing() -> bool {
+    PROBING.get(0).is_some_and(|probing| *probing != 0)
+}
+
+/// Whether a socket that is not listening has this flow: connected, TIME_WAIT, or in handshake.
+#[inline(always)]
+pub fn has_socket(ctx: &TcContext, family: Family, headers: &Headers) -> bool {
+    // include/net/tcp_states.h
+    const TCP_LISTEN: u32 = 10;
+
+    let (mut tuple, length) = tuple(family, headers);
+    let Some(probing) = PROBING.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: the slot belongs to this CPU.
+    unsafe { *probing = 1 };
+    // SAFETY: tuple is initialised up to length.
+    let socket =
+        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, length, BPF_F_CURRENT_NETNS, 0) };
+    // SAFETY: as above.
+    unsafe { *probing = 0 };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: not null, and the reference is held until it is released here.
+    unsafe {
+        let state = (*socket).state;
+        bpf_sk_release(socket.cast());
+        state != TCP_LISTEN
+    }
+}
+
+#[inline(always)]
+fn tuple(family: Family, headers: &Headers) -> (bpf_sock_tuple, u32) {
+    // SAFETY: plain integers, for which zero is a value.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    match family {
+        Family::V4 => {
+            // SAFETY: the variant is chosen by the length returned with it.
+            let v4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
+            v4.saddr = ((headers.source.high() >> 32) as u32).to_be();
+            v4.daddr = ((headers.destination.high() >> 32) as u32).to_be();
+            v4.sport = headers.source_port.to_be();
+            v4.dport = headers.destination_port.to_be();
+            (tuple, 12)
+        }
+        Family::V6 => {
+            // SAFETY: the variant is chosen by the length returned with it.
+            let v6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
+            v6.saddr = words(headers.source.high(), headers.source.low());
+            v6.daddr = words(headers.destination.high(), headers.destination.low());
+            v6.sport = headers.source_port.to_be();
+            v6.dport = headers.destination_port.to_be();
+            (tuple, 36)
+        }
+    }
+}
+
+#[inline(always)]
+const fn words(high: u64, low: u64) -> [u32; 4] {
+    [
+        ((high >> 32) as u32).to_be(),
+        (high as u32).to_be(),
+        ((low >> 32) as u32).to_be(),
+        (low as u32).to_be(),
+    ]
+}
+
+/// Whether this ACK carries a SYN cookie of one of our listeners.
+#[inline(always)]
+pub fn completes_cookie_handshake(
+    skb: &Skb<'_>,
+    family: Family,
+    headers: &Headers,
+    network_offset: usize,
+) -> bool {
+    if !headers.flags.completes() {
+        return false;
+    }
+    let Some(mut tcp) = skb.read::<20>(headers.transport_offset) else {
+        return false;
+    };
+    let worker = worker_of(
+        &headers.source,
+        headers.source_port,
+        agent::state().workers(),
+    );
+    let mut check = |ip: *mut u8, length: u32| {
+        sockets::with_listener(worker, |listener| {
+            // SAFETY: both headers are copies on the stack of the lengths given.
+            unsafe {
+                bpf_tcp_check_syncookie(
+                    listener,
+                    ip.cast(),
+                    length,
+                    (&raw mut tcp).cast(),
+                    tcp.len() as u32,
+                ) == 0
+            }
+        })
+        .unwrap_or(false)
+    };
+    match family {
+        Family::V4 => skb
+            .read::<20>(network_offset)
+            .is_some_and(|mut ip| check((&raw mut ip).cast(), 20)),
+        Family::V6 => skb
+            .read::<40>(network_offset)
+            .is_some_and(|mut ip| check((&raw mut ip).cast(), 40)),
+    }
+}

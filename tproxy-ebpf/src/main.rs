@@ -1,0 +1,111 @@
+//! Entry points of the kernel programs, and the one table from outcome to verdict.
+#![no_std]
+#![no_main]
+#![expect(
+    clippy::inline_always,
+    reason = "the verifier follows one straight program better than calls with pointers to the stack"
+)]
+
+mod agent;
+mod counters;
+mod established;
+mod forward;
+mod handover;
+mod interfaces;
+mod local_prefixes;
+mod lookup;
+mod rules;
+mod skb;
+mod sockets;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action},
+    macros::{classifier, sk_lookup},
+    programs::{SkLookupContext, TcContext},
+};
+use tproxy_common::outcome::Outcome;
+
+/// Ingress of interfaces whose frames begin with an Ethernet header.
+#[classifier]
+pub fn tproxy_ether(ctx: TcContext) -> i32 {
+    const ETHERNET_HEADER: usize = 14;
+    steer(&ctx, ETHERNET_HEADER)
+}
+
+/// Ingress of interfaces whose packets begin with the IP header: tun, ppp, WireGuard.
+#[classifier]
+pub fn tproxy_ip(ctx: TcContext) -> i32 {
+    steer(&ctx, 0)
+}
+
+/// Choice of the socket for what is delivered to this host.
+#[sk_lookup]
+pub fn tproxy_lookup(ctx: SkLookupContext) -> u32 {
+    let outcome = lookup::choose(&ctx);
+    counters::count(outcome);
+    match verdict(outcome) {
+        Verdict::Continue | Verdict::Mark => sk_action::SK_PASS,
+        Verdict::Discard => sk_action::SK_DROP,
+    }
+}
+
+#[inline(always)]
+fn steer(ctx: &TcContext, network_offset: usize) -> i32 {
+    let outcome = forward::decide(ctx, network_offset);
+    counters::count(outcome);
+    match verdict(outcome) {
+        // Not TC_ACT_OK: that would keep programs after this one from running.
+        Verdict::Continue => TC_ACT_UNSPEC,
+        Verdict::Mark => {
+            forward::mark(ctx);
+            TC_ACT_UNSPEC
+        }
+        Verdict::Discard => TC_ACT_SHOT,
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Verdict {
+    /// The packet goes on as if there were no program.
+    Continue,
+    /// The packet is marked, so that it is delivered to this host.
+    Mark,
+    /// tc: the packet is discarded. sk_lookup: no socket takes it, so TCP answers with RST.
+    Discard,
+}
+
+#[inline(always)]
+const fn verdict(outcome: Outcome) -> Verdict {
+    match outcome {
+        Outcome::NotIp
+        | Outcome::Vlan
+        | Outcome::NotForThisHost
+        | Outcome::Malformed
+        | Outcome::Fragment
+        | Outcome::OtherProtocol
+        | Outcome::TooManyExtensions
+        | Outcome::OwnUpstream
+        | Outcome::NotForwarded
+        | Outcome::NoRule
+        | Outcome::Passed
+        | Outcome::PassedMissing
+        | Outcome::PassedDraining
+        | Outcome::Foreign
+        | Outcome::NotOurs
+        | Outcome::Assigned => Verdict::Continue,
+        Outcome::Taken | Outcome::Established | Outcome::SynCookie => Verdict::Mark,
+        Outcome::Dropped | Outcome::Missing | Outcome::DirectRefused | Outcome::Probe => {
+            Verdict::Discard
+        }
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Helpers of the kernel are open to programs under a GPL-compatible licence only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

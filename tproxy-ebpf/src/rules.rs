@@ -1,0 +1,37 @@
+//! The compiled rules in force.
+//!
+//! Written by whoever changes rules: a new generation is filled in a map of its own and put here
+//! with one write. A program takes the map once and so sees one generation whole.
+
+use aya_ebpf::{
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
+    btf_maps::{Array, ArrayOfMaps},
+    macros::btf_map,
+};
+use tproxy_common::{
+    classifier::{Match, classify},
+    flow::Flow,
+    tables::{Block, Tables},
+};
+
+const ARENA_FLAGS: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
+
+type Arena = Array<Block, 1, ARENA_FLAGS>;
+
+#[btf_map]
+static GENERATION: ArrayOfMaps<Arena, 1> = ArrayOfMaps::new();
+
+struct InForce<'a>(&'a Arena);
+
+impl Tables for InForce<'_> {
+    #[inline(always)]
+    fn block(&self, index: u32) -> Option<&Block> {
+        self.0.get(index)
+    }
+}
+
+/// The rule that takes this flow.
+#[inline(always)]
+pub fn find(flow: &Flow) -> Option<Match> {
+    classify(&InForce(GENERATION.get(0)?), flow)
+}

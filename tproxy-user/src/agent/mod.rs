@@ -1,0 +1,92 @@
+//! The agent: brings an instance up, keeps it current while it relays, and takes it down.
+
+mod options;
+mod shutdown;
+mod start;
+mod steering;
+mod upkeep;
+
+pub use options::Options;
+
+use anyhow::Context as _;
+use log::{info, warn};
+
+use crate::{
+    instance::{Instance, remove},
+    relay::Relay,
+};
+use shutdown::Signals;
+use start::Running;
+
+/// Runs the agent until it is told to stop. Blocks.
+///
+/// # Errors
+///
+/// When it cannot start, with everything undone; or when something that it depends on breaks.
+pub fn run(instance: &Instance, options: &Options) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(instance, options))
+}
+
+async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
+    let mut signals = Signals::install()?;
+    let mut running = start::start(instance, options).await?;
+    println!("{}", running.ready_line());
+    let broken = tokio::select! {
+        () = signals.next() => None,
+        error = upkeep::run(&mut running) => Some(error),
+    };
+    if let Some(error) = &broken {
+        warn!("stopping: {error:#}");
+    }
+    stop(&running, options, &mut signals).await;
+    if !options.pin {
+        remove(instance, Some(&running.netlink))
+            .await
+            .context("cannot undo everything; `tproxy unload` tries again")?;
+    }
+    broken.map_or(Ok(()), Err)
+}
+
+/// Lets running flows finish, up to the drain time or a second signal.
+async fn stop(running: &Running, options: &Options, signals: &mut Signals) {
+    if !options.pin {
+        // New flows go their own way from now on, as they will when the programs are gone.
+        let state = running.agent_state.draining();
+        if let Err(error) = running.maps.set_agent(state) {
+            warn!("new flows may be refused while draining: {error}");
+        }
+    }
+    let live: u64 = running.relay.stats().iter().map(|stats| stats.flows).sum();
+    if live > 0 {
+        info!(
+            "waiting up to {:?} for {live} flows to finish",
+            options.drain
+        );
+    }
+    running.relay.drain(options.drain);
+    let mut ended = wait(&running.relay);
+    tokio::select! {
+        () = &mut ended => return,
+        () = signals.next() => {}
+    }
+    info!("stopping at once");
+    running.relay.stop();
+    ended.await;
+}
+
+/// Resolves when all workers have ended. The relay's own wait blocks, so a thread does it.
+fn wait(relay: &std::sync::Arc<Relay>) -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
+    let relay = std::sync::Arc::clone(relay);
+    let joined = tokio::task::spawn_blocking(move || relay.join());
+    Box::pin(async move {
+        match joined.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!("{error}"),
+            Err(error) => warn!("the wait for the workers ended: {error}"),
+        }
+    })
+}

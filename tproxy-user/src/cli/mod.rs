@@ -1,0 +1,228 @@
+//! The command line: what was typed becomes what is valid, and everything past here is sure of it.
+
+mod attach;
+mod output;
+mod rule;
+mod run;
+mod status;
+mod unload;
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use clap::{
+    ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind,
+};
+use log::LevelFilter;
+
+use crate::instance::{self, AgentLock, Change, Instance, enter_namespace};
+
+/// Transparent redirector for TCP, steered by eBPF: no iptables, no nftables.
+#[derive(Parser)]
+#[command(
+    name = "tproxy",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = "Examples:
+  tproxy run --iface eth1 --dport 80,443
+  tproxy rule add --name internal --dst 10.0.0.0/8 --action pass --at 1
+  tproxy rule list
+  tproxy status --json")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Global {
+    /// Which instance
+    #[arg(long, global = true, value_name = "NAME", default_value = "default")]
+    instance: String,
+    /// Network namespace, by path or by the name that `ip netns` knows
+    #[arg(long, global = true, value_name = "PATH|NAME")]
+    netns: Option<PathBuf>,
+    /// Print state as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Log warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the agent in the foreground
+    Run(run::Arguments),
+    /// Attach interfaces to a running or pinned instance
+    Attach(attach::Arguments),
+    /// Detach interfaces from a running or pinned instance
+    Detach(attach::Arguments),
+    /// List and change rules
+    Rule(rule::Arguments),
+    /// Show the instance: agent, interfaces, flows, counters
+    Status,
+    /// Take everything of this instance out of the kernel
+    Unload,
+}
+
+/// A mistake on the command line: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return explain(&error),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
+    log_to_standard_error(&cli);
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tproxy: {}", one_line(&error));
+            let usage = error.is::<Usage>()
+                || matches!(
+                    error.downcast_ref(),
+                    Some(instance::Error::Rule(_) | instance::Error::Name(_))
+                );
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    // Whatever this process creates is for its user alone.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let instance = Instance::new(&cli.global.instance)?;
+    if let Some(namespace) = &cli.global.netns {
+        let path = namespace_path(namespace);
+        enter_namespace(&path).map_err(|error| {
+            anyhow::anyhow!(
+                "cannot enter the network namespace {}: {error}",
+                path.display()
+            )
+        })?;
+    }
+    let json = cli.global.json;
+    match cli.command {
+        Command::Run(arguments) => run::execute(&instance, arguments),
+        Command::Attach(arguments) => attach::attach(&instance, &arguments),
+        Command::Detach(arguments) => attach::detach(&instance, &arguments),
+        Command::Rule(arguments) => rule::execute(&instance, arguments, json),
+        Command::Status => status::execute(&instance, json),
+        Command::Unload => unload::execute(&instance),
+    }
+}
+
+/// A name without a slash is one that `ip netns` keeps (ip-netns(8)).
+fn namespace_path(namespace: &std::path::Path) -> PathBuf {
+    if namespace.components().count() > 1 || namespace.is_absolute() {
+        namespace.into()
+    } else {
+        std::path::Path::new("/run/netns").join(namespace)
+    }
+}
+
+fn log_to_standard_error(cli: &Cli) {
+    let level = match (cli.global.quiet, cli.global.verbose) {
+        (true, _) => LevelFilter::Warn,
+        (false, 0) => LevelFilter::Info,
+        (false, 1) => LevelFilter::Debug,
+        (false, _) => LevelFilter::Trace,
+    };
+    // The libraries' own words only when they are asked for.
+    env_logger::Builder::new()
+        .filter_level(LevelFilter::Warn)
+        .filter_module("netlink_proto", LevelFilter::Error)
+        .filter_module("tproxy", level)
+        .filter_module("tproxy_user", level)
+        .parse_default_env()
+        .init();
+}
+
+/// clap's explanation in one line, but help and version as they are.
+fn explain(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(2)
+        }
+        _ => {
+            let text = error.to_string();
+            let explained: Vec<&str> = text
+                .lines()
+                .map(str::trim)
+                .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+                .filter(|line| !line.is_empty())
+                .collect();
+            let explained = explained.join("; ");
+            eprintln!("tproxy: {}", explained.trim_start_matches("error: "));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The error and its causes, each said once.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let more = cause.to_string();
+        if text.is_empty() {
+            text = more;
+        } else if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+    }
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+/// Whoever reads our output has seen enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Begins a change, in the network namespace of the instance.
+fn begin_there(instance: &Instance) -> anyhow::Result<Change> {
+    let change = Change::begin(instance)?;
+    let agent = AgentLock::holder(instance).map(|agent| agent.pid);
+    if !change.state().namespace.enter(agent)? {
+        return Err(instance::Error::Namespace(instance.name().to_owned()).into());
+    }
+    Ok(change)
+}
+
+/// Runs what speaks to netlink, on this thread.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(future)
+}
+
+/// Splits lists of names: `eth0,eth1`.
+fn interface_name(word: &str) -> Result<String, String> {
+    if crate::rule::valid_interface_name(word) {
+        Ok(word.to_owned())
+    } else {
+        Err("not an interface name".to_owned())
+    }
+}

@@ -1,0 +1,117 @@
+//! `tproxy status`.
+
+use serde::Serialize;
+
+use super::output::{print_json, print_line};
+use crate::{
+    instance::{AgentLock, AgentRecord, Instance},
+    kernel::{Counters, Generation, RelayCounters},
+    requirements,
+};
+
+#[derive(Serialize)]
+struct Status {
+    instance: String,
+    agent: Option<AgentRecord>,
+    interfaces: Vec<String>,
+    /// Those of `interfaces` that do not exist at the moment.
+    absent: Vec<String>,
+    generation: u64,
+    rules: usize,
+    table_bytes: usize,
+    workers: u32,
+    flows: u64,
+    mark: u32,
+    table: u32,
+    counters: serde_json::Map<String, serde_json::Value>,
+}
+
+pub(super) fn execute(instance: &Instance, json: bool) -> anyhow::Result<()> {
+    requirements::check()?;
+    let status = read(instance)?;
+    if json {
+        print_json(&status)
+    } else {
+        print(&status)
+    }
+}
+
+fn read(instance: &Instance) -> anyhow::Result<Status> {
+    let state = instance.state()?;
+    let maps = instance.maps()?;
+    let agent = AgentLock::holder(instance);
+    let absent = state
+        .interfaces
+        .iter()
+        .filter(|interface| interface.attached.is_none());
+    let counters = Counters::new(&maps).outcomes()?;
+    Ok(Status {
+        instance: instance.name().to_owned(),
+        agent,
+        interfaces: state.interface_names(),
+        absent: absent.map(|interface| interface.name.clone()).collect(),
+        generation: state.generation,
+        rules: state.rules.len(),
+        table_bytes: Generation::in_force(&maps)?.map_or(0, |tables| tables.bytes()),
+        workers: agent.map_or(0, |agent| agent.workers),
+        // What a killed agent counted as live is not.
+        flows: if agent.is_some() {
+            RelayCounters::open(&maps)?.live()
+        } else {
+            0
+        },
+        mark: state.mark,
+        table: state.table,
+        counters: counters
+            .into_iter()
+            .map(|(name, count)| (name.to_owned(), count.into()))
+            .collect(),
+    })
+}
+
+fn print(status: &Status) -> anyhow::Result<()> {
+    let agent = match status.agent {
+        Some(agent) => format!(
+            "process {}, {} workers on port {}",
+            agent.pid, agent.workers, agent.port
+        ),
+        None => "none: on-missing of each rule decides".to_owned(),
+    };
+    let interfaces: Vec<String> = status
+        .interfaces
+        .iter()
+        .map(|name| {
+            let absent = status.absent.contains(name);
+            format!("{name}{}", if absent { " (not there)" } else { "" })
+        })
+        .collect();
+    let interfaces = if interfaces.is_empty() {
+        "none".to_owned()
+    } else {
+        interfaces.join(", ")
+    };
+    for (key, value) in [
+        ("instance", status.instance.clone()),
+        ("agent", agent),
+        ("interfaces", interfaces),
+        (
+            "rules",
+            format!(
+                "{} (generation {}, {} bytes)",
+                status.rules, status.generation, status.table_bytes
+            ),
+        ),
+        ("flows", status.flows.to_string()),
+        ("mark", format!("{:#x}", status.mark)),
+        ("table", status.table.to_string()),
+    ] {
+        print_line(&format!("{key:<12}{value}"))?;
+    }
+    print_line("packets")?;
+    for (name, count) in &status.counters {
+        if count.as_u64() != Some(0) {
+            print_line(&format!("  {name:<24}{count}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,322 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use proptest::prelude::*;
+use tproxy_common::{
+    classifier::classify,
+    flow::{Flow, Protocol},
+    tables::{Action, OnMissing, Tables as _},
+};
+
+use super::*;
+
+const INTERFACES: [(&str, u32); 3] = [("eth0", 2), ("eth1", 3), ("wg0", 17)];
+
+/// A packet as the tests make it; addresses of one family.
+#[derive(Clone, Debug)]
+struct Probe {
+    protocol: Protocol,
+    interface: u32,
+    source: (IpAddr, u16),
+    destination: (IpAddr, u16),
+}
+
+impl Probe {
+    fn flow(&self) -> Flow {
+        Flow {
+            scope: Scope::Forward,
+            protocol: self.protocol,
+            interface: self.interface,
+            source: self.source.0.into(),
+            source_port: self.source.1,
+            destination: self.destination.0.into(),
+            destination_port: self.destination.1,
+        }
+    }
+}
+
+/// First match by the plain reading of the rules.
+fn oracle(rules: &[Rule], probe: &Probe) -> Option<usize> {
+    let address = |wanted: &AddressMatch, address: IpAddr| {
+        let any = |prefixes: &[IpNet]| prefixes.iter().any(|prefix| prefix.contains(&address));
+        (wanted.include.is_empty() || any(&wanted.include)) && !any(&wanted.exclude)
+    };
+    let port = |wanted: &[PortRange], port: u16| {
+        wanted.is_empty()
+            || wanted
+                .iter()
+                .any(|range| (range.first()..=range.last()).contains(&port))
+    };
+    let interface = |wanted: &[String]| {
+        wanted.is_empty()
+            || INTERFACES.iter().any(|(name, index)| {
+                *index == probe.interface && wanted.iter().any(|wanted| wanted == name)
+            })
+    };
+    rules.iter().position(|rule| {
+        rule.protocols.contains(&probe.protocol)
+            && interface(&rule.interfaces)
+            && address(&rule.source, probe.source.0)
+            && address(&rule.destination, probe.destination.0)
+            && port(&rule.source_ports, probe.source.1)
+            && port(&rule.destination_ports, probe.destination.1)
+    })
+}
+
+fn compiled(rules: &[Rule]) -> Vec<Block> {
+    let sources: Vec<Source<'_>> = rules
+        .iter()
+        .zip(100..)
+        .map(|(rule, slot)| Source {
+            rule,
+            slot,
+            interfaces: INTERFACES
+                .iter()
+                .filter(|(name, _)| rule.interfaces.iter().any(|wanted| wanted == name))
+                .map(|(_, index)| *index)
+                .collect(),
+        })
+        .collect();
+    compile(&sources, 7).unwrap()
+}
+
+fn rule(index: usize) -> Rule {
+    Rule {
+        name: format!("rule-{index}"),
+        protocols: vec![Protocol::Tcp],
+        source: AddressMatch::default(),
+        destination: AddressMatch::default(),
+        source_ports: Vec::new(),
+        destination_ports: Vec::new(),
+        interfaces: Vec::new(),
+        action: Action::Relay,
+        on_missing: OnMissing::Drop,
+    }
+}
+
+/// Addresses from a small world, so that prefixes nest, touch and repeat; both ends of the address
+/// space and both sides of /64 are in it.
+fn any_address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        (0_u8..4, 0_u8..4, any::<bool>()).prop_map(|(a, b, far)| {
+            IpAddr::V4(Ipv4Addr::new(
+                if far { 255 } else { 10 },
+                a | if far { 252 } else { 0 },
+                b,
+                255 * (a & 1),
+            ))
+        }),
+        (0_u16..3, 0_u16..3, any::<bool>(), 0_u16..3).prop_map(|(a, b, far, low)| {
+            let edge = if far { 0xffff } else { 0x2001 };
+            let low = if low == 2 { 0xffff } else { low };
+            let fill = if far { 0xffff } else { 0 };
+            IpAddr::V6(Ipv6Addr::new(
+                edge,
+                fill,
+                a | (fill & 0xfffc),
+                b | (fill & 0xfffc),
+                low,
+                low,
+                low,
+                low,
+            ))
+        }),
+    ]
+}
+
+fn any_prefix() -> impl Strategy<Value = IpNet> {
+    (any_address(), 0_u8..=128).prop_map(|(address, length)| {
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        IpNet::new(address, length % (longest + 1)).unwrap().trunc()
+    })
+}
+
+fn any_match() -> impl Strategy<Value = AddressMatch> {
+    (
+        prop::collection::vec(any_prefix(), 0..4),
+        prop::collection::vec(any_prefix(), 0..2),
+    )
+        .prop_map(|(include, exclude)| AddressMatch { include, exclude })
+}
+
+fn any_port() -> impl Strategy<Value = u16> {
+    prop_oneof![1_u16..6, Just(65534), Just(65535)]
+}
+
+fn any_ports() -> impl Strategy<Value = Vec<PortRange>> {
+    let range = (any_port(), any_port())
+        .prop_map(|(a, b)| format!("{}-{}", a.min(b), a.max(b)).parse().unwrap());
+    prop::collection::vec(range, 0..3)
+}
+
+fn any_protocol() -> impl Strategy<Value = Protocol> {
+    prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)]
+}
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    (
+        prop::collection::vec(any_protocol(), 1..3),
+        any_match(),
+        any_match(),
+        any_ports(),
+        any_ports(),
+        prop::collection::vec(prop_oneof![Just("eth0"), Just("wg0"), Just("gone")], 0..2),
+    )
+        .prop_map(
+            |(protocols, source, destination, source_ports, destination_ports, interfaces)| Rule {
+                protocols,
+                source,
+                destination,
+                source_ports,
+                destination_ports,
+                interfaces: interfaces.into_iter().map(String::from).collect(),
+                ..rule(0)
+            },
+        )
+}
+
+fn any_probe() -> impl Strategy<Value = Probe> {
+    (
+        any_protocol(),
+        prop_oneof![Just(2_u32), Just(3), Just(17), Just(99)],
+        (any_address(), any_port()),
+        (any_address(), any_port()),
+    )
+        .prop_map(|(protocol, interface, source, destination)| Probe {
+            protocol,
+            interface,
+            source,
+            destination,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn classifier_agrees_with_a_plain_first_match(
+        rules in prop::collection::vec(any_rule(), 0..100),
+        probes in prop::collection::vec(any_probe(), 256),
+    ) {
+        let tables = compiled(&rules);
+        for probe in &probes {
+            let found = classify(tables.as_slice(), &probe.flow());
+            prop_assert_eq!(
+                found.map(|found| found.rule as usize),
+                oracle(&rules, probe),
+                "{:?}", probe
+            );
+            if let Some(found) = found {
+                prop_assert_eq!(found.entry.slot(), 100 + found.rule);
+            }
+        }
+    }
+}
+
+fn probe(destination: &str, port: u16) -> Probe {
+    let destination: IpAddr = destination.parse().unwrap();
+    let source = if destination.is_ipv4() {
+        "192.0.2.1"
+    } else {
+        "2001:db8::1"
+    };
+    Probe {
+        protocol: Protocol::Tcp,
+        interface: 2,
+        source: (source.parse().unwrap(), 50000),
+        destination: (destination, port),
+    }
+}
+
+fn found(rules: &[Rule], probe: &Probe) -> Option<u32> {
+    classify(compiled(rules).as_slice(), &probe.flow()).map(|found| found.rule)
+}
+
+#[test]
+fn no_rules_match_nothing() {
+    assert_eq!(found(&[], &probe("10.0.0.1", 80)), None);
+    assert_eq!(found(&[], &probe("2001:db8::2", 80)), None);
+}
+
+#[test]
+fn a_rule_without_addresses_holds_for_both_families() {
+    let rules = [Rule {
+        destination_ports: vec!["80".parse().unwrap()],
+        ..rule(0)
+    }];
+    assert_eq!(found(&rules, &probe("10.0.0.1", 80)), Some(0));
+    assert_eq!(found(&rules, &probe("2001:db8::2", 80)), Some(0));
+    assert_eq!(found(&rules, &probe("10.0.0.1", 81)), None);
+}
+
+#[test]
+fn the_last_of_1024_rules_is_reached_and_one_more_is_refused() {
+    let mut rules: Vec<Rule> = (0..RULES)
+        .map(|index| Rule {
+            destination_ports: vec![format!("{}", index + 1).parse().unwrap()],
+            ..rule(index)
+        })
+        .collect();
+    assert_eq!(found(&rules, &probe("10.0.0.1", 1024)), Some(1023));
+    assert_eq!(found(&rules, &probe("10.0.0.1", 1025)), None);
+    rules.push(rule(RULES));
+    let sources: Vec<Source<'_>> = rules
+        .iter()
+        .map(|rule| Source {
+            rule,
+            slot: 0,
+            interfaces: Vec::new(),
+        })
+        .collect();
+    assert_eq!(compile(&sources, 1), Err(CompileError::TooManyRules(1025)));
+}
+
+#[test]
+fn more_cidrs_than_the_limit_are_refused() {
+    let prefix: IpNet = "10.0.0.0/8".parse().unwrap();
+    let rules = [Rule {
+        source: AddressMatch {
+            include: vec![prefix; CIDRS],
+            exclude: vec![prefix],
+        },
+        ..rule(0)
+    }];
+    let sources = [Source {
+        rule: &rules[0],
+        slot: 0,
+        interfaces: Vec::new(),
+    }];
+    assert_eq!(
+        compile(&sources, 1),
+        Err(CompileError::TooManyCidrs(1_000_001))
+    );
+}
+
+#[test]
+fn the_header_carries_the_generation() {
+    let tables = compiled(&[rule(0)]);
+    let header = tables.as_slice().header().unwrap();
+    assert_eq!((header.generation(), header.rules()), (7, 1));
+}
+
+#[test]
+fn a_hundred_thousand_prefixes_are_each_found_and_their_neighbours_are_not() {
+    let rules = [Rule {
+        destination: AddressMatch {
+            include: (0..100_000_u32)
+                .map(|index| {
+                    IpNet::new(Ipv4Addr::from(0x0b00_0000 + index * 512).into(), 24).unwrap()
+                })
+                .collect(),
+            exclude: Vec::new(),
+        },
+        ..rule(0)
+    }];
+    let tables = compiled(&rules);
+    for index in (0..100_000_u32).step_by(97) {
+        for (offset, expected) in [(0, Some(0)), (255, Some(0)), (256, None), (511, None)] {
+            let address = Ipv4Addr::from(0x0b00_0000 + index * 512 + offset).to_string();
+            let found = classify(tables.as_slice(), &probe(&address, 80).flow());
+            assert_eq!(found.map(|found| found.rule), expected, "{address}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Choosing a mark and a table that nothing else on this host holds.
+
+use rtnetlink::packet_route::rule::{RuleAction, RuleMessage};
+
+use super::{
+    Assignment, Error, Netlink,
+    describe::{RuleSelectors, describe_route, describe_rule},
+    links::link_names,
+    object::{Family, route_of_ours, rule_of_ours, table_of_rule},
+};
+
+/// What the operator asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// The mark; chosen when left out.
+    pub mark: Option<u32>,
+    /// The table; chosen when left out.
+    pub table: Option<u32>,
+    /// What an earlier agent of this instance recorded, if that agent is known to be dead. Rules
+    /// and routes that are exactly its own then do not count as taken, and its mark and table are
+    /// the first to be tried. If the choice falls on others, call
+    /// [`remove_leftovers`](super::remove_leftovers) with this.
+    pub previous: Option<Assignment>,
+}
+
+/// The first table that is tried.
+const FIRST_TABLE: u32 = 7470;
+
+/// `unspec`, `default`, `main` and `local` (`<linux/rtnetlink.h>`, `rt_class_t`).
+const RESERVED_TABLES: [u32; 4] = [0, 253, 254, 255];
+
+/// How many marks and how many tables are tried.
+const TRIES: usize = 16;
+
+/// The marks that are tried: `t` (0x74) and a byte with three bits set, 0x70 first.
+///
+/// All have the same number of bits set, so that no `MARK/MARK` selects packets with another of
+/// them. Counting on from 0x74700000 would give marks that all match 0x74700000/0x74700000.
+fn default_marks() -> impl Iterator<Item = u32> {
+    let bytes = (0..=0x70_u32).rev().filter(|byte| byte.count_ones() == 3);
+    bytes.map(|byte| 0x7400_0000 | byte << 16).take(TRIES)
+}
+
+fn default_tables() -> impl Iterator<Item = u32> {
+    (FIRST_TABLE..).take(TRIES)
+}
+
+/// Chooses a mark and a table. Changes nothing.
+///
+/// # Errors
+///
+/// An explicit mark or table that is invalid or taken is refused with what holds it; so are the
+/// defaults when all that are tried are taken. [`Error::Read`] when the kernel's rules and routes
+/// cannot be read.
+pub async fn choose(netlink: &Netlink, wanted: Wanted) -> Result<Assignment, Error> {
+    let previous = wanted
+        .previous
+        .filter(|previous| previous.mark != 0 && !RESERVED_TABLES.contains(&previous.table));
+    let in_force = InForce::read(netlink, previous).await?;
+    let mark = in_force.choose_mark(wanted.mark)?;
+    let table = in_force.choose_table(netlink, wanted.table).await?;
+    Ok(Assignment { mark, table })
+}
+
+/// The rules in force, without the leftovers of our previous agent.
+struct InForce {
+    rules: Vec<RuleMessage>,
+    previous: Option<Assignment>,
+}
+
+impl InForce {
+    async fn read(netlink: &Netlink, previous: Option<Assignment>) -> Result<Self, Error> {
+        let mut rules = Vec::new();
+        for family in Family::BOTH {
+            let leftover = |rule: &RuleMessage| {
+                previous.is_some_and(|previous| rule_of_ours(rule, family, previous).is_some())
+            };
+            rules.extend(
+                netlink
+                    .rules(family)
+                    .await?
+                    .into_iter()
+                    .filter(|rule| !leftover(rule)),
+            );
+        }
+        Ok(Self { rules, previous })
+    }
+
+    fn choose_mark(&self, wanted: Option<u32>) -> Result<u32, Error> {
+        if let Some(mark) = wanted {
+            if mark == 0 {
+                return Err(Error::InvalidMark);
+            }
+            return match self.holder_of_mark(mark) {
+                Some(holder) => Err(Error::MarkTaken { mark, holder }),
+                None => Ok(mark),
+            };
+        }
+        let mut first_taken = None;
+        for mark in self
+            .previous
+            .map(|previous| previous.mark)
+            .into_iter()
+            .chain(default_marks())
+        {
+            let Some(holder) = self.holder_of_mark(mark) else {
+                return Ok(mark);
+            };
+            first_taken.get_or_insert((mark, holder));
+        }
+        let (first, holder) = first_taken.unwrap_or_default();
+        Err(Error::NoFreeMark {
+            tries: TRIES,
+            first,
+            holder,
+        })
+    }
+
+    /// The rule that would select packets with our mark, or whose packets our rule would select.
+    fn holder_of_mark(&self, ours: u32) -> Option<String> {
+        let holder = self.rules.iter().find(|rule| {
+            let Some(theirs) = RuleSelectors::of(rule).fwmark else {
+                return false;
+            };
+            // A rule for packets without a mark (`fwmark 0/0xff`) does not use one.
+            theirs.value & theirs.mask != 0
+                && ((ours ^ theirs.value) & theirs.mask == 0 || theirs.value & ours == ours)
+        });
+        holder.map(|rule| format!("the policy rule \"{}\"", describe_rule(rule)))
+    }
+
+    async fn choose_table(&self, netlink: &Netlink, wanted: Option<u32>) -> Result<u32, Error> {
+        if let Some(table) = wanted {
+            if RESERVED_TABLES.contains(&table) {
+                return Err(Error::InvalidTable(table));
+            }
+            return match self.holder_of_table(netlink, table).await? {
+                Some(holder) => Err(Error::TableTaken { table, holder }),
+                None => Ok(table),
+            };
+        }
+        let mut first_taken = None;
+        let previous = self.previous.map(|previous| previous.table);
+        for table in previous.into_iter().chain(default_tables()) {
+            let Some(holder) = self.holder_of_table(netlink, table).await? else {
+                return Ok(table);
+            };
+            first_taken.get_or_insert((table, holder));
+        }
+        let (first, holder) = first_taken.unwrap_or_default();
+        Err(Error::NoFreeTable {
+            tries: TRIES,
+            first,
+            holder,
+        })
+    }
+
+    /// The rule that looks the table up, or a route in it.
+    async fn holder_of_table(
+        &self,
+        netlink: &Netlink,
+        table: u32,
+    ) -> Result<Option<String>, Error> {
+        let lookup = self
+            .rules
+            .iter()
+            .find(|rule| rule.header.action == RuleAction::ToTable && table_of_rule(rule) == table);
+        if let Some(rule) = lookup {
+            return Ok(Some(format!(
+                "the policy rule \"{}\" looks it up",
+                describe_rule(rule)
+            )));
+        }
+        for family in Family::BOTH {
+            let routes = netlink.routes_of_table(family, table).await?;
+            let foreign = routes.iter().find(|route| {
+                self.previous
+                    .is_none_or(|ours| route_of_ours(route, family, ours).is_none())
+            });
+            if let Some(route) = foreign {
+                let links = link_names(netlink).await?;
+                return Ok(Some(format!(
+                    "it holds the route \"{}\"",
+                    describe_route(route, &links)
+                )));
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_marks_begin_with_the_documented_one_and_never_select_each_other() {
+        let marks: Vec<u32> = default_marks().collect();
+        assert_eq!(marks.len(), TRIES);
+        assert_eq!(marks[0], 0x7470_0000);
+        for (index, mark) in marks.iter().enumerate() {
+            for other in &marks[index + 1..] {
+                assert_ne!(mark & other, *mark, "{mark:#x} selects {other:#x}");
+                assert_ne!(mark & other, *other, "{other:#x} selects {mark:#x}");
+            }
+        }
+    }
+}

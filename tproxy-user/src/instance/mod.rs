@@ -1,0 +1,253 @@
+//! An instance: one named set of programs, maps and rules, and where its state is.
+//!
+//! | place | holds | written by |
+//! | --- | --- | --- |
+//! | `/sys/fs/bpf/tproxy/NAME/` | pins of programs, maps and links, 0600 in 0700 | `run`, `attach` |
+//! | `/run/tproxy/NAME/state-N.json` | rules and interfaces of generation N as they were typed | every change |
+//! | `/run/tproxy/NAME/lock` | the lock of changes | every change |
+//! | `/run/tproxy/NAME/agent.lock` | who the agent is; locked while it lives | `run` |
+//!
+//! The generation that the kernel has in force says which state file counts, so that one write, of
+//! the map of generations, commits both.
+
+mod agent_lock;
+mod change;
+mod namespace;
+mod removal;
+mod state;
+
+pub use agent_lock::{AgentLock, AgentRecord};
+pub use change::{Change, LOCK_FILE, RuleNotFound};
+pub use namespace::{NamespaceId, enter as enter_namespace};
+pub use removal::{clear, remove};
+pub use state::{Interface, State, StoredRule, upstream_mark};
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    delivery,
+    kernel::{self, Generation, Maps, bpffs},
+    rule::{SpecError, valid_name},
+};
+
+const RUN: &str = "/run/tproxy";
+
+/// What can go wrong with an instance.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The name cannot be part of a path.
+    #[error("--instance: \"{0}\" is not a name: use 1 to 63 letters, digits, '_' or '-'")]
+    Name(String),
+    /// Nothing of this name is in the kernel.
+    #[error("no instance {0} is running or pinned: start one with `tproxy --instance {0} run`")]
+    NotThere(String),
+    /// The agent of this instance is alive.
+    #[error(
+        "instance {name} is running already (process {pid}): stop it, or choose another name with --instance"
+    )]
+    Running {
+        /// The instance.
+        name: String,
+        /// Its agent.
+        pid: u32,
+    },
+    /// Another instance has the interface.
+    #[error("interface {interface} is attached to instance {instance}: detach it there first")]
+    InterfaceTaken {
+        /// The interface.
+        interface: String,
+        /// Who has it.
+        instance: String,
+    },
+    /// The interface is not one of this instance.
+    #[error("interface {interface} is not attached to instance {instance}{}", list(.attached))]
+    NotAttached {
+        /// The interface.
+        interface: String,
+        /// The instance.
+        instance: String,
+        /// What is attached.
+        attached: Vec<String>,
+    },
+    /// The interface is one of this instance already.
+    #[error("interface {0} is attached already")]
+    AttachedAlready(String),
+    /// Link types whose headers are unknown.
+    #[error(
+        "interface {interface} has a link type (ARPHRD {kind}) that is neither Ethernet nor plain IP: it cannot be attached"
+    )]
+    LinkType {
+        /// The interface.
+        interface: String,
+        /// The `ARPHRD_*` number.
+        kind: u16,
+    },
+    /// A file of the instance.
+    #[error("{path}: {cause}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The failure.
+        cause: io::Error,
+    },
+    /// A state file that is not one.
+    #[error("{path} is damaged ({problem}): `tproxy unload` removes the instance")]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The instance lives in a network namespace that cannot be found.
+    #[error(
+        "instance {0} lives in another network namespace: run this command there, or name it with --netns"
+    )]
+    Namespace(String),
+    /// A rule that makes no sense.
+    #[error("{}", .0.as_flag())]
+    Rule(#[from] SpecError),
+    /// A rule name that is there already.
+    #[error("there is a rule {0} already: delete it first, or choose another --name")]
+    RuleExists(String),
+    /// A rule name that is not there.
+    #[error(transparent)]
+    RuleNotFound(#[from] RuleNotFound),
+    /// The rules do not fit.
+    #[error(transparent)]
+    Compile(#[from] crate::compiler::CompileError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    /// Rules and routes.
+    #[error(transparent)]
+    Delivery(#[from] delivery::Error),
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() {
+        "; none is".to_owned()
+    } else {
+        format!("; attached: {}", names.join(", "))
+    }
+}
+
+/// The places of one instance.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    name: String,
+    run: PathBuf,
+}
+
+impl Instance {
+    /// The instance of this name, whether it is there or not.
+    ///
+    /// # Errors
+    ///
+    /// When the name is none.
+    pub fn new(name: &str) -> Result<Self, Error> {
+        // bpffs keeps names with a dot for itself (kernel/bpf/inode.c).
+        if !valid_name(name) || name.contains('.') {
+            return Err(Error::Name(name.to_owned()));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            run: Path::new(RUN).join(name),
+        })
+    }
+
+    /// Every instance that has a state directory.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let Ok(entries) = fs::read_dir(RUN) else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|entry| Self::new(entry.ok()?.file_name().to_str()?).ok())
+            .collect()
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The directory of its state files.
+    #[must_use]
+    pub fn run_directory(&self) -> &Path {
+        &self.run
+    }
+
+    /// The directory of its pins, if there is a BPF file system.
+    #[must_use]
+    pub fn pins(&self) -> Option<PathBuf> {
+        Some(bpffs::find()?.join("tproxy").join(&self.name))
+    }
+
+    /// The directory in which pins are made before all of them are moved to their place at once.
+    #[must_use]
+    pub fn unfinished_pins(&self) -> Option<PathBuf> {
+        // No instance can have such a name.
+        Some(
+            bpffs::find()?
+                .join("tproxy")
+                .join(format!("{}+new", self.name)),
+        )
+    }
+
+    /// Its maps.
+    ///
+    /// # Errors
+    ///
+    /// When nothing is pinned.
+    pub fn maps(&self) -> Result<Maps, Error> {
+        match self.pins() {
+            Some(pins) if pins.is_dir() => Ok(Maps::new(&pins)),
+            _ => Err(Error::NotThere(self.name.clone())),
+        }
+    }
+
+    /// The state in force. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it cannot be read.
+    pub fn state(&self) -> Result<State, Error> {
+        let maps = self.maps()?;
+        loop {
+            let generation = self.generation(&maps)?;
+            match State::read(&self.run, generation) {
+                // A change came in between: the file of the generation before is gone.
+                Err(Error::File { cause, .. })
+                    if cause.kind() == io::ErrorKind::NotFound
+                        && self.generation(&maps)? != generation => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn generation(&self, maps: &Maps) -> Result<u64, Error> {
+        let in_force = Generation::in_force(maps)?;
+        let in_force = in_force.ok_or_else(|| Error::NotThere(self.name.clone()))?;
+        Ok(in_force.number())
+    }
+}
+
+/// Makes a directory that only its owner may enter; one that is there already is made so.
+fn private_directory(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt as _;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700)))
+        .map_err(|cause| Error::File {
+            path: path.into(),
+            cause,
+        })
+}

@@ -1,0 +1,69 @@
+//! Network namespaces by identity.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use nix::sched::{CloneFlags, setns};
+use serde::{Deserialize, Serialize};
+
+/// Device and inode of a network namespace, unique while it exists (namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceId {
+    device: u64,
+    inode: u64,
+}
+
+impl NamespaceId {
+    /// The calling thread's.
+    ///
+    /// # Errors
+    ///
+    /// When /proc is not there.
+    pub fn current() -> io::Result<Self> {
+        Self::of(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
+    }
+
+    /// Moves the calling thread into this namespace, which an agent lives in or `ip netns` has a
+    /// name for. False when it is nowhere to be found.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn enter(self, agent: Option<u32>) -> io::Result<bool> {
+        if Self::current()? == self {
+            return Ok(true);
+        }
+        let of_agent = agent.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net")));
+        let named = fs::read_dir("/run/netns").into_iter().flatten();
+        let named = named.filter_map(|entry| Some(entry.ok()?.path()));
+        let found = of_agent
+            .into_iter()
+            .chain(named)
+            .find(|path| Self::of(path).is_ok_and(|id| id == self));
+        let Some(path) = found else { return Ok(false) };
+        enter(&path)?;
+        Ok(true)
+    }
+}
+
+/// Moves the calling thread into the network namespace of this file.
+///
+/// # Errors
+///
+/// When there is no such file or the kernel refuses.
+pub fn enter(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    setns(file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
+}

@@ -1,0 +1,69 @@
+//! Takes an instance out of the kernel, whatever is left of it.
+
+use std::{fs, io, path::Path};
+
+use super::{Error, Instance, State};
+use crate::{
+    delivery::{Netlink, remove_leftovers},
+    kernel::{Attachment, detach_interface},
+};
+
+/// Removes an instance altogether. The caller is in its network namespace, or `netlink` is `None`
+/// because that is gone. Says whether anything was there.
+///
+/// # Errors
+///
+/// The first failure; what can be removed is removed all the same.
+pub async fn remove(instance: &Instance, netlink: Option<&Netlink>) -> Result<bool, Error> {
+    let found = clear(instance, netlink).await?;
+    let directory = instance.run_directory();
+    remove_tree(directory)?;
+    let _ = directory.parent().map(fs::remove_dir);
+    Ok(found)
+}
+
+/// Removes programs, maps, links, rules, routes and the files of the state; what says that an agent
+/// lives stays. Otherwise like [`remove`].
+///
+/// # Errors
+///
+/// The first failure; what can be removed is removed all the same, but the state stays to tell the
+/// next attempt what there is to remove.
+pub async fn clear(instance: &Instance, netlink: Option<&Netlink>) -> Result<bool, Error> {
+    let mut outcome = Ok(());
+    let directory = instance.run_directory();
+    let state = instance.state().ok().or_else(|| State::newest(directory));
+    let pins = instance.pins().filter(|pins| pins.exists());
+    let found = pins.is_some() || state.is_some();
+    if let (Some(state), Some(netlink)) = (&state, netlink) {
+        for interface in &state.interfaces {
+            // Pinned links go with their pins, below.
+            if let Some((index, attachment @ Attachment::Clsact { .. })) = interface.attached {
+                let pins = pins.as_deref().unwrap_or(directory);
+                let detached = detach_interface(pins, &interface.name, index, attachment);
+                outcome = outcome.and(detached.map_err(Error::from));
+            }
+        }
+        let delivered = remove_leftovers(netlink, state.assignment()).await;
+        outcome = outcome.and(delivered.map_err(Error::from));
+    }
+    let unfinished = instance.unfinished_pins().filter(|pins| pins.exists());
+    for pins in pins.iter().chain(&unfinished) {
+        outcome = outcome.and(remove_tree(pins));
+        // Shared by all instances: stays while another one has pins.
+        let _ = pins.parent().map(fs::remove_dir);
+    }
+    outcome?;
+    State::remove_all(directory);
+    Ok(found)
+}
+
+fn remove_tree(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::File {
+            path: path.into(),
+            cause,
+        }),
+        _ => Ok(()),
+    }
+}

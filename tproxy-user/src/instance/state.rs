@@ -1,0 +1,184 @@
+//! Rules and interfaces of one generation, as a file.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, NamespaceId};
+use crate::{delivery::Assignment, kernel::Attachment, rule::RuleSpec};
+
+/// What an instance is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Number of the generation in the kernel that this belongs to.
+    pub generation: u64,
+    /// The network namespace that it lives in.
+    pub namespace: NamespaceId,
+    /// Mark of packets that are delivered here.
+    pub mark: u32,
+    /// Table with the local routes.
+    pub table: u32,
+    /// Whether the last agent was told to leave everything in place.
+    pub pinned: bool,
+    /// Attached interfaces, in the order they were named.
+    pub interfaces: Vec<Interface>,
+    /// Rules in their order.
+    pub rules: Vec<StoredRule>,
+    /// The number of the next rule that has no name.
+    pub next_rule: u64,
+}
+
+/// An interface that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index and how it is attached; `None` while it does not exist.
+    pub attached: Option<(u32, Attachment)>,
+}
+
+/// A rule and its counter slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredRule {
+    /// Where it is counted.
+    pub slot: u32,
+    /// The rule, with a name.
+    #[serde(flatten)]
+    pub spec: RuleSpec,
+}
+
+impl StoredRule {
+    /// Its name, which every stored rule has.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.spec.name.as_deref().unwrap_or_default()
+    }
+}
+
+impl State {
+    /// Mark and table.
+    #[must_use]
+    pub const fn assignment(&self) -> Assignment {
+        Assignment {
+            mark: self.mark,
+            table: self.table,
+        }
+    }
+
+    /// Names of the interfaces.
+    #[must_use]
+    pub fn interface_names(&self) -> Vec<String> {
+        self.interfaces
+            .iter()
+            .map(|interface| interface.name.clone())
+            .collect()
+    }
+
+    /// Reads the state of a generation.
+    pub(super) fn read(directory: &Path, generation: u64) -> Result<Self, Error> {
+        read_file(directory.join(file_name(generation)))
+    }
+
+    /// Reads the newest state there is, for clearing away what a damaged instance left.
+    pub(super) fn newest(directory: &Path) -> Option<Self> {
+        let mut files = files(directory);
+        files.sort_unstable();
+        files
+            .into_iter()
+            .rev()
+            .find_map(|(_, path)| read_file(path).ok())
+    }
+
+    /// Writes this state beside the one in force, whole or not at all.
+    pub(super) fn write(&self, directory: &Path) -> Result<(), Error> {
+        let path = directory.join(file_name(self.generation));
+        let unfinished = directory.join("state.new");
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&unfinished)?;
+            serde_json::to_writer(&mut file, self)?;
+            file.flush()?;
+            fs::rename(&unfinished, &path)
+        };
+        write().map_err(|cause| Error::File {
+            path: path.clone(),
+            cause,
+        })
+    }
+
+    /// Removes the files of all other generations. One that stays is not read by anybody, and the
+    /// next change tries again.
+    pub(super) fn remove_others(&self, directory: &Path) {
+        for (generation, path) in files(directory) {
+            if generation != self.generation {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    /// Removes the files of all generations, once the kernel has none of them.
+    pub(super) fn remove_all(directory: &Path) {
+        for (_, path) in files(directory) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The mark of upstream connections that goes with a steering mark. With several bits it lacks the
+/// lowest, with one it is a neighbouring bit: either way `mark/mark` does not match it.
+#[must_use]
+pub const fn upstream_mark(mark: u32) -> u32 {
+    match mark & mark.wrapping_sub(1) {
+        0 => mark.rotate_left(1),
+        without_lowest => without_lowest,
+    }
+}
+
+fn file_name(generation: u64) -> String {
+    format!("state-{generation}.json")
+}
+
+fn files(directory: &Path) -> Vec<(u64, PathBuf)> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = entry.file_name();
+            let number = name
+                .to_str()?
+                .strip_prefix("state-")?
+                .strip_suffix(".json")?;
+            Some((number.parse().ok()?, entry.path()))
+        })
+        .collect()
+}
+
+fn read_file(path: PathBuf) -> Result<State, Error> {
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(cause) => return Err(Error::File { path, cause }),
+    };
+    serde_json::from_slice(&text).map_err(|error| Error::Damaged {
+        path,
+        problem: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_upstream_mark_is_not_matched_by_the_steering_mark() {
+        for mark in [0x7470_0000, 1, 2, 0x8000_0000, 0xffff_ffff, 3] {
+            let upstream = upstream_mark(mark);
+            assert_ne!(upstream, 0);
+            assert_ne!(upstream & mark, mark, "{mark:#x}");
+        }
+    }
+}

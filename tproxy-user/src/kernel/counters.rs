@@ -1,0 +1,198 @@
+//! Counters of hooks and rules.
+
+use std::{path::Path, sync::atomic::Ordering};
+
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
+use aya_obj::generated::BPF_F_MMAPABLE;
+use tproxy_common::{
+    counters::{RelayCounter, RuleCounter},
+    limits::COUNTER_SLOTS,
+    outcome::Outcome,
+};
+
+use super::{Error, Maps, maps::failed};
+use crate::sys::SharedArray;
+
+const OUTCOMES: &str = "OUTCOME_COUNTERS";
+const RULES: &str = "RULE_COUNTERS";
+const RELAY: &str = "RELAY_COUNTERS";
+
+/// What happened to packets, summed over all CPUs.
+pub struct Counters {
+    maps: Maps,
+}
+
+/// What happened to the flows of one rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleTotals {
+    /// What the kernel counted.
+    pub kernel: RuleCounter,
+    /// What the relay counted.
+    pub relay: RelayCounter,
+}
+
+impl Counters {
+    /// The counters of the instance with these maps.
+    #[must_use]
+    pub fn new(maps: &Maps) -> Self {
+        Self { maps: maps.clone() }
+    }
+
+    /// Each outcome's name and how often it occurred, in the order of [`Outcome::ALL`].
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn outcomes(&self) -> Result<Vec<(&'static str, u64)>, Error> {
+        let map: PerCpuArray<MapData, u64> = self.maps.open(OUTCOMES, |map| map.try_into())?;
+        Outcome::ALL
+            .iter()
+            .map(|(outcome, name)| {
+                let values = map.get(&(*outcome as u32), 0).map_err(failed(OUTCOMES))?;
+                Ok((*name, values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// The totals of these slots.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read.
+    pub fn rules(&self, slots: impl Iterator<Item = u32>) -> Result<Vec<RuleTotals>, Error> {
+        let map: PerCpuArray<MapData, RuleCounter> = self.maps.open(RULES, |map| map.try_into())?;
+        let relay = RelayCounters::open(&self.maps)?;
+        slots
+            .map(|slot| {
+                let values = map.get(&slot, 0).map_err(failed(RULES))?;
+                let kernel =
+                    values
+                        .iter()
+                        .fold(RuleCounter::default(), |sum, counter| RuleCounter {
+                            flows: sum.flows + counter.flows,
+                            packets: sum.packets + counter.packets,
+                            bytes: sum.bytes + counter.bytes,
+                        });
+                Ok(RuleTotals {
+                    kernel,
+                    relay: relay.get(slot),
+                })
+            })
+            .collect()
+    }
+
+    /// Sets a slot to zero, before a new rule gets it.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be written.
+    pub fn reset(&self, slot: u32) -> Result<(), Error> {
+        let mut map: PerCpuArray<MapData, RuleCounter> =
+            self.maps.open(RULES, |map| map.try_into())?;
+        let cpus = nr_cpus().map_err(|(_, error)| Error::Memory(error))?;
+        let zeroes =
+            PerCpuValues::try_from(vec![RuleCounter::default(); cpus]).map_err(Error::Memory)?;
+        map.set(slot, zeroes, 0).map_err(failed(RULES))?;
+        RelayCounters::open(&self.maps)?.reset(slot);
+        Ok(())
+    }
+}
+
+/// The counters that the relay's workers write, one set for each counter slot.
+pub struct RelayCounters {
+    memory: SharedArray<RelayCounter>,
+}
+
+/// Words of a [`RelayCounter`].
+const TO_UPSTREAM: usize = 0;
+const TO_CLIENT: usize = 1;
+const LIVE: usize = 2;
+const WORDS: usize = 3;
+
+impl RelayCounters {
+    /// Creates the map and pins it in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn create(directory: &Path) -> Result<(), Error> {
+        let slots = u32::try_from(COUNTER_SLOTS).unwrap_or(u32::MAX);
+        let map: Array<MapData, RelayCounter> =
+            Array::create(slots, BPF_F_MMAPABLE).map_err(failed(RELAY))?;
+        let path = directory.join(RELAY);
+        map.pin(&path).map_err(|cause| Error::Pin { path, cause })
+    }
+
+    /// Opens the pinned map.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be mapped.
+    pub fn open(maps: &Maps) -> Result<Self, Error> {
+        let map = maps.open(RELAY, Ok)?;
+        let aya::maps::Map::Array(data) = map else {
+            return Err(Error::not_an_array(RELAY));
+        };
+        let memory = SharedArray::map(data.fd(), COUNTER_SLOTS).map_err(Error::Memory)?;
+        Ok(Self { memory })
+    }
+
+    /// A flow of this slot began.
+    pub fn opened(&self, slot: u32) {
+        self.add(slot, LIVE, 1);
+    }
+
+    /// Bytes of this slot were relayed.
+    pub fn moved(&self, slot: u32, to_upstream: u64, to_client: u64) {
+        self.add(slot, TO_UPSTREAM, to_upstream);
+        self.add(slot, TO_CLIENT, to_client);
+    }
+
+    /// A flow of this slot ended.
+    pub fn ended(&self, slot: u32) {
+        self.add(slot, LIVE, u64::MAX);
+    }
+
+    /// Flows being relayed now, over all slots.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        let words = self.memory.words();
+        words[LIVE..]
+            .iter()
+            .step_by(WORDS)
+            .map(|word| word.load(Ordering::Relaxed))
+            .sum()
+    }
+
+    /// The relay's counters of this slot.
+    #[must_use]
+    pub fn get(&self, slot: u32) -> RelayCounter {
+        let word =
+            |word: usize| self.memory.words()[slot as usize * WORDS + word].load(Ordering::Relaxed);
+        RelayCounter {
+            to_upstream: word(TO_UPSTREAM),
+            to_client: word(TO_CLIENT),
+            live: word(LIVE),
+        }
+    }
+
+    /// Forgets flows that were live when the last agent was killed.
+    pub fn forget_live(&self) {
+        let words = self.memory.words();
+        for word in words[LIVE..].iter().step_by(WORDS) {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn reset(&self, slot: u32) {
+        for word in &self.memory.words()[slot as usize * WORDS..][..WORDS] {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Wraps around, so that adding `u64::MAX` takes one away.
+    fn add(&self, slot: u32, word: usize, amount: u64) {
+        self.memory.words()[slot as usize * WORDS + word].fetch_add(amount, Ordering::Relaxed);
+    }
+}

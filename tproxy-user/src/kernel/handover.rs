@@ -1,0 +1,40 @@
+//! The agent's side of [`tproxy_common::handover`].
+
+use std::sync::atomic::Ordering;
+
+use aya::maps::Map;
+use tproxy_common::{handover::Place, limits::HANDOVERS};
+
+use super::{Error, Maps};
+use crate::sys::SharedArray;
+
+const NAME: &str = "HANDOVER";
+
+/// The table by which the kernel hands flows over with their rule.
+pub struct Handover {
+    memory: SharedArray<u64>,
+}
+
+impl Handover {
+    /// Maps the table into memory.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there or not mappable.
+    pub fn open(maps: &Maps) -> Result<Self, Error> {
+        let map = maps.open(NAME, Ok)?;
+        let Map::Array(map) = map else {
+            return Err(Error::not_an_array(NAME));
+        };
+        let memory = SharedArray::map(map.fd(), HANDOVERS).map_err(Error::Memory)?;
+        Ok(Self { memory })
+    }
+
+    /// The counter slot of the rule that took the flow with this place, unless another flow has
+    /// overwritten it.
+    #[must_use]
+    pub fn slot(&self, place: Place) -> Option<u32> {
+        let word = self.memory.words()[place.index as usize].load(Ordering::Relaxed);
+        place.slot(word)
+    }
+}

@@ -1,0 +1,164 @@
+//! The pinned maps of an instance, by name and type.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, SockMap, lpm_trie::Key};
+use ipnet::IpNet;
+use tproxy_common::{address::Address, agent::AgentState};
+
+use super::Error;
+
+/// The maps of one instance, reached through their pins.
+#[derive(Clone, Debug)]
+pub struct Maps {
+    directory: PathBuf,
+}
+
+impl Maps {
+    /// The maps pinned in `directory`.
+    #[must_use]
+    pub fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.into(),
+        }
+    }
+
+    /// Tells the programs about the agent.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn set_agent(&self, state: AgentState) -> Result<(), Error> {
+        let mut map: Array<MapData, AgentState> = self.open("AGENT", |map| map.try_into())?;
+        map.set(0, state, 0).map_err(failed("AGENT"))
+    }
+
+    /// What the agent last told.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn agent(&self) -> Result<AgentState, Error> {
+        let map: Array<MapData, AgentState> = self.open("AGENT", |map| map.try_into())?;
+        map.get(&0, 0).map_err(failed("AGENT"))
+    }
+
+    /// Registers the listener of each worker.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn set_listeners(&self, listeners: &[TcpListener]) -> Result<(), Error> {
+        let name = "RELAY_LISTENERS";
+        let mut map: SockMap<MapData> = self.open(name, |map| map.try_into())?;
+        for (worker, listener) in (0..).zip(listeners) {
+            map.set(worker, &listener.as_raw_fd(), 0)
+                .map_err(failed(name))?;
+        }
+        Ok(())
+    }
+
+    /// Declares an interface attached.
+    ///
+    /// # Errors
+    ///
+    /// When the map is full or cannot be written.
+    pub fn add_interface(&self, index: u32) -> Result<(), Error> {
+        self.attached()?
+            .insert(index, 0, 0)
+            .map_err(failed("ATTACHED"))
+    }
+
+    /// Declares an interface detached. One that is not there is no error.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn remove_interface(&self, index: u32) -> Result<(), Error> {
+        match self.attached()?.remove(&index) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(failed("ATTACHED")(error)),
+        }
+    }
+
+    /// Makes the map of this host's own prefixes hold exactly these.
+    ///
+    /// # Errors
+    ///
+    /// When the map is full or cannot be written.
+    pub fn set_local_prefixes(&self, prefixes: &[IpNet]) -> Result<(), Error> {
+        let name = "LOCAL";
+        let mut map: LpmTrie<MapData, [u8; 16], u32> = self.open(name, |map| map.try_into())?;
+        let wanted: std::collections::HashSet<(u32, [u8; 16])> =
+            prefixes.iter().map(local_key).collect();
+        let mut present = std::collections::HashSet::new();
+        for key in map.keys() {
+            let key = key.map_err(failed(name))?;
+            present.insert((key.prefix_len(), key.data()));
+        }
+        // What is new goes in before what is old goes out.
+        for (length, octets) in wanted.difference(&present) {
+            map.insert(&Key::new(*length, *octets), 1, 0)
+                .map_err(failed(name))?;
+        }
+        for (length, octets) in present.difference(&wanted) {
+            map.remove(&Key::new(*length, *octets))
+                .map_err(failed(name))?;
+        }
+        Ok(())
+    }
+
+    fn attached(&self) -> Result<HashMap<MapData, u32, u32>, Error> {
+        self.open("ATTACHED", |map| map.try_into())
+    }
+
+    /// Opens a pin as the type that the caller writes.
+    pub(super) fn open<M>(
+        &self,
+        name: &'static str,
+        convert: impl FnOnce(Map) -> Result<M, MapError>,
+    ) -> Result<M, Error> {
+        let path = self.directory.join(name);
+        let data = MapData::from_pin(&path).map_err(|error| {
+            // A damaged instance is not a damaged map: say which file is missing.
+            match fs::symlink_metadata(&path) {
+                Err(cause) => Error::Path {
+                    path: path.clone(),
+                    cause,
+                },
+                Ok(_) => Error::Map {
+                    map: name,
+                    cause: error,
+                },
+            }
+        })?;
+        Map::from_map_data(data)
+            .and_then(convert)
+            .map_err(|cause| Error::Map { map: name, cause })
+    }
+}
+
+pub(super) fn failed(map: &'static str) -> impl FnOnce(MapError) -> Error {
+    move |cause| Error::Map { map, cause }
+}
+
+fn local_key(prefix: &IpNet) -> (u32, [u8; 16]) {
+    let mapped = match prefix {
+        IpNet::V4(_) => 96,
+        IpNet::V6(_) => 0,
+    };
+    (
+        mapped + u32::from(prefix.prefix_len()),
+        Address::from(prefix.network()).mapped_octets(),
+    )
+}

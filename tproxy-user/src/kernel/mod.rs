@@ -1,0 +1,149 @@
+//! What this program keeps in the kernel: programs, maps, links and their pins.
+
+pub mod bpffs;
+mod counters;
+mod generation;
+mod handover;
+mod links;
+mod maps;
+mod object;
+
+pub use counters::{Counters, RelayCounters, RuleTotals};
+pub use generation::Generation;
+pub use handover::Handover;
+pub use links::{Attachment, attach_interface, attach_lookup, detach_interface};
+pub use maps::Maps;
+pub use object::{Settings, load};
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    EbpfError,
+    maps::MapError,
+    pin::PinError,
+    programs::{ProgramError, links::LinkError, tc::TcError},
+};
+
+/// A call to the kernel that failed, and what it was for.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The object could not be loaded as a whole.
+    #[error("cannot load the kernel programs: {}", reasons(.cause))]
+    Object {
+        /// The refusal.
+        cause: EbpfError,
+    },
+    /// A program was refused.
+    #[error("cannot load the kernel program {program}: {}", explain_program(.cause))]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// The refusal.
+        cause: ProgramError,
+    },
+    /// A program cannot be attached.
+    #[error("cannot attach to {object}: {}", explain_program(.cause))]
+    Attach {
+        /// The interface or namespace.
+        object: String,
+        /// The refusal.
+        cause: ProgramError,
+    },
+    /// The clsact qdisc cannot be added.
+    #[error("cannot add a clsact qdisc to {interface}: {}", reasons(.cause))]
+    Qdisc {
+        /// The interface.
+        interface: String,
+        /// The refusal.
+        cause: TcError,
+    },
+    /// A link is not what it should be.
+    #[error("the link {object} is unusable: {}", reasons(.cause))]
+    Link {
+        /// What it attaches to.
+        object: String,
+        /// The refusal.
+        cause: LinkError,
+    },
+    /// A map operation failed.
+    #[error("the map {map} cannot be used: {}", reasons(.cause))]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// The failure.
+        cause: MapError,
+    },
+    /// Another version of this program left a map of another shape.
+    #[error(
+        "the pinned map {map} is {found}, not {expected}: another version made it; `tproxy unload` removes it"
+    )]
+    MapShape {
+        /// Its name.
+        map: &'static str,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// A map cannot be read in place.
+    #[error("the map of the rules cannot be mapped into memory: {0}")]
+    Memory(io::Error),
+    /// A pin cannot be made.
+    #[error("cannot pin {path}: {}", reasons(.cause))]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// The failure.
+        cause: PinError,
+    },
+    /// A file or directory on bpffs cannot be changed.
+    #[error("{path}: {cause}")]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// The failure.
+        cause: io::Error,
+    },
+    /// There is no BPF file system.
+    #[error("{0}")]
+    Bpffs(#[from] bpffs::Error),
+}
+
+impl Error {
+    /// A pin that is a map of another kind.
+    fn not_an_array(map: &'static str) -> Self {
+        Self::MapShape {
+            map,
+            found: "of another type".to_owned(),
+            expected: "an array".to_owned(),
+        }
+    }
+}
+
+/// The kernel's errno is what an operator can look up; the verifier's log is for `RUST_LOG=debug`.
+fn explain_program(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            log::debug!("verifier log: {verifier_log}");
+            format!("{io_error} (RUST_LOG=debug shows the verifier's log)")
+        }
+        other => reasons(other),
+    }
+}
+
+/// An error and what caused it, down to the errno, each said once.
+fn reasons(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,50 @@
+//! Upstream sockets: made, marked and told to connect, without waiting for the answer.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::libc;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// A socket on its way to upstream.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) socket: Socket,
+    /// The connection stands already, as it may on the loopback device.
+    pub(super) connected: bool,
+}
+
+/// Makes a socket of the address's family. The only step that fails for want of descriptors.
+pub(super) fn socket(upstream: SocketAddr) -> io::Result<Socket> {
+    Socket::new_raw(
+        Domain::for_address(upstream),
+        Type::STREAM.cloexec().nonblocking(),
+        Some(Protocol::TCP),
+    )
+}
+
+/// Starts connecting `socket` to `upstream`.
+///
+/// With `mark` every packet of it carries this mark, by which the kernel programs leave the relay's own
+/// connections alone.
+pub(super) fn start(
+    socket: Socket,
+    upstream: SocketAddr,
+    mark: Option<u32>,
+) -> io::Result<Attempt> {
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
+    // Until the flow ends cleanly, a close is a RST: also the one that the kernel does for a killed process.
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.set_tcp_nodelay(true)?;
+    // The byte that urgent data points at stays in the stream, as it does at most receivers.
+    socket.set_out_of_band_inline(true)?;
+    let connected = match socket.connect(&upstream.into()) {
+        Ok(()) => true,
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => false,
+        Err(error) => return Err(error),
+    };
+    Ok(Attempt { socket, connected })
+}

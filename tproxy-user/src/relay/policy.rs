@@ -1,0 +1,55 @@
+//! What the embedder decides about flows, and what it learns about them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::FlowRecord;
+
+/// The embedder's side of the relay. The agent implements it with the rules in force; tests bring their own.
+///
+/// Every method is called on a worker's thread, between two reads of other flows: none may block.
+pub trait Policy: Send + Sync + 'static {
+    /// Says which rule took the flow from `client` to `destination`, and where to connect it.
+    /// `None` refuses the flow: the client gets a RST, and the refusal is counted.
+    fn admit(&self, client: SocketAddr, destination: SocketAddr) -> Option<Admission>;
+
+    /// An admitted flow begins. Called once for each, before its upstream connection is made, and always
+    /// followed by one [`ended`](Self::ended).
+    fn opened(&self, rule: &RuleTag);
+
+    /// Bytes moved since the last report of this flow. Reports come about once a second while bytes move and
+    /// once before [`ended`](Self::ended), so that none is lost and none is counted twice.
+    fn moved(&self, rule: &RuleTag, to_upstream: u64, to_client: u64);
+
+    /// A flow is over.
+    fn ended(&self, flow: &FlowRecord<'_>);
+}
+
+/// A flow's way: the rule that took it and the address that the relay connects to.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    /// The rule that took the flow.
+    pub rule: RuleTag,
+    /// Where the relay connects to.
+    pub upstream: SocketAddr,
+}
+
+impl Admission {
+    /// The flow goes where the client wanted it to go.
+    #[must_use]
+    pub fn direct(rule: RuleTag, destination: SocketAddr) -> Self {
+        Self {
+            rule,
+            upstream: destination,
+        }
+    }
+}
+
+/// A rule as a flow carries it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleTag {
+    /// The rule's name, shared by all its flows.
+    pub name: Arc<str>,
+    /// The embedder's own index, such as the rule's place in a table of counters. The relay does not read it.
+    pub slot: u32,
+}

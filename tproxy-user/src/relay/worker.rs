@@ -1,0 +1,482 @@
+//! A worker: one thread with one listener, one poll, and the flows that it accepted.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Waker};
+use slab::Slab;
+
+use super::capacity::Places;
+use super::control::{Command, Control};
+use super::flow::{Flow, Outcome, Readiness, Resources};
+use super::intake::{Accepted, Arrival, Intake, is_exhaustion};
+use super::pipe::PipePool;
+use super::side::Side;
+use super::stats::Counters;
+use super::token::Origin;
+use super::wheel::Wheel;
+use super::{End, FlowRecord, Policy, Settings, connect, listener};
+
+/// How many events one call of the poll returns at most.
+const EVENTS: usize = 512;
+/// How many connections are accepted before flows have their turn.
+const ACCEPT_BATCH: usize = 32;
+/// How many batches are accepted when the listener is about to be closed.
+const LAST_BATCHES: usize = 64;
+/// The scratch buffer for exchanges too small to be worth a pipe, in bytes.
+const COPY_BUFFER: usize = 16 * 1024;
+/// A connection to upstream that takes longer than this has its client watched, to notice when it gives up.
+const CLIENT_WATCH_DELAY: Duration = Duration::from_secs(1);
+/// How often the bytes of running flows are reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long to wait for a descriptor or a place to become free elsewhere.
+const RESUME_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What all workers of a relay share.
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) policy: Arc<dyn Policy>,
+    pub(super) control: Control,
+    /// The places for flows.
+    pub(super) places: Places,
+    /// The most pipes that one worker may have.
+    pub(super) pipes_per_worker: usize,
+    /// The ports of all listeners.
+    pub(super) own_ports: HashSet<u16>,
+}
+
+pub(super) struct Worker {
+    poll: Poll,
+    intake: Intake,
+    /// A flow that is over leaves `None` in its place until all events of this round are handled, so that none of
+    /// them is taken for one of a new flow.
+    flows: Slab<Option<Flow>>,
+    retired: Vec<usize>,
+    resources: Resources,
+    /// Flows whose turn ended before their work did.
+    ready: VecDeque<usize>,
+    /// Flows with bytes that the policy has not been told of.
+    unreported: Vec<usize>,
+    timers: Wheel<Timer>,
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+    epoch: Instant,
+    /// The time since `epoch`, as of this round.
+    now: Duration,
+    next_serial: u32,
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Timer {
+    /// Watch the client of a flow that is still connecting.
+    WatchClient { key: usize, serial: u32 },
+    /// Give up a flow that is still connecting.
+    ConnectTimeout { key: usize, serial: u32 },
+    /// Report the bytes of the flows in `unreported`.
+    Report,
+    /// Try to accept again.
+    Resume,
+    /// The time for draining is over.
+    DrainDeadline,
+}
+
+impl Worker {
+    /// Makes a worker and the waker by which other threads call its attention to the control.
+    pub(super) fn new(
+        listener: TcpListener,
+        shared: Arc<Shared>,
+        counters: Arc<Counters>,
+    ) -> io::Result<(Self, Waker)> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), Origin::Waker.into())?;
+        poll.registry().register(
+            &mut SourceFd(&listener.as_raw_fd()),
+            Origin::Listener.into(),
+            Interest::READABLE,
+        )?;
+        let worker = Self {
+            poll,
+            intake: Intake::new(listener, shared.places.clone()),
+            flows: Slab::new(),
+            retired: Vec::new(),
+            resources: Resources {
+                pipes: PipePool::new(shared.pipes_per_worker, shared.settings.pipe_capacity),
+                buffer: vec![0; COPY_BUFFER].into(),
+            },
+            ready: VecDeque::new(),
+            unreported: Vec::new(),
+            timers: Wheel::new(),
+            shared,
+            counters,
+            epoch: Instant::now(),
+            now: Duration::ZERO,
+            next_serial: 0,
+            command: Command::Run,
+        };
+        Ok((worker, waker))
+    }
+
+    /// Serves flows until told to stop.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS);
+        let mut due = Vec::new();
+        loop {
+            self.wait(&mut events)?;
+            for event in &events {
+                self.handle(event);
+            }
+            self.accept();
+            self.give_turns();
+            self.timers.advance(self.now, &mut due);
+            for timer in due.drain(..) {
+                self.expire(timer);
+            }
+            self.sweep();
+            if !self.intake.is_open() && self.flows.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let timeout = if self.intake.is_ready() || !self.ready.is_empty() {
+            Some(Duration::ZERO)
+        } else {
+            self.timers.wait(self.epoch.elapsed())
+        };
+        let result = self.poll.poll(events, timeout);
+        self.now = self.epoch.elapsed();
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
+        }
+    }
+
+    fn handle(&mut self, event: &Event) {
+        match Origin::from(event.token()) {
+            Origin::Listener => self.intake.set_pending(),
+            Origin::Waker => self.obey(),
+            Origin::Flow { key, side } => {
+                let Some(Some(flow)) = self.flows.get_mut(key) else {
+                    return;
+                };
+                let readiness = Readiness::from(event);
+                flow.note(side, readiness);
+                if side == Side::Upstream
+                    && !flow.is_connected()
+                    && readiness.writable
+                    && !readiness.failed
+                {
+                    self.connected(key);
+                } else {
+                    self.turn(key);
+                }
+            }
+        }
+    }
+
+    /// Accepts what waits, within the bounds of one round.
+    fn accept(&mut self) {
+        for _ in 0..ACCEPT_BATCH {
+            if !self.intake.is_ready() {
+                return;
+            }
+            match self.intake.accept() {
+                Accepted::Arrival(arrival) => self.open(arrival),
+                Accepted::Gone => {}
+                Accepted::Nothing => return,
+                Accepted::Paused => {
+                    self.counters.pauses.add(1);
+                    self.timers.set(self.now + RESUME_INTERVAL, Timer::Resume);
+                }
+            }
+        }
+    }
+
+    /// Starts the flow of an accepted connection. Every early return drops the client's socket, which resets it.
+    fn open(&mut self, arrival: Arrival) {
+        self.counters.accepted.add(1);
+        let Arrival {
+            socket: client,
+            client: client_address,
+            destination,
+        } = arrival;
+        let Some(admission) = self.shared.policy.admit(client_address, destination) else {
+            self.counters.refused.add(1);
+            self.intake.release();
+            return;
+        };
+        if self.leads_back_here(admission.upstream) {
+            self.counters.own_port.add(1);
+            self.intake.release();
+            return;
+        }
+        self.shared.policy.opened(&admission.rule);
+        let attempt = self
+            .intake
+            .upstream_socket(admission.upstream)
+            .and_then(|socket| {
+                connect::start(socket, admission.upstream, self.shared.settings.mark)
+            });
+        let attempt = match attempt {
+            Ok(attempt) => attempt,
+            Err(error) => {
+                if is_exhaustion(&error) {
+                    self.counters.shed.add(1);
+                } else {
+                    self.counters.connect_failed.add(1);
+                }
+                drop(client);
+                self.intake.release();
+                self.shared.policy.ended(&FlowRecord {
+                    protocol: "tcp",
+                    client: client_address,
+                    destination,
+                    rule: &admission.rule,
+                    upstream: "direct",
+                    to_upstream: 0,
+                    to_client: 0,
+                    duration: Duration::ZERO,
+                    end: End::from_error(Side::Upstream, error),
+                });
+                return;
+            }
+        };
+        let serial = self.next_serial;
+        self.next_serial = serial.wrapping_add(1);
+        let addresses = (client_address, destination);
+        let flow = Flow::new(
+            client,
+            attempt.socket,
+            addresses,
+            admission.rule,
+            self.now,
+            serial,
+        );
+        let key = self.flows.insert(Some(flow));
+        self.counters.flows.set(self.flows.len() as u64);
+        if !self.watch(key, Side::Upstream) {
+            return;
+        }
+        if attempt.connected {
+            self.connected(key);
+        } else {
+            let delay = CLIENT_WATCH_DELAY.min(self.shared.settings.connect_timeout);
+            self.timers
+                .set(self.now + delay, Timer::WatchClient { key, serial });
+        }
+    }
+
+    /// Whether connecting to `upstream` would reach a listener of this relay.
+    fn leads_back_here(&self, upstream: SocketAddr) -> bool {
+        self.shared.own_ports.contains(&upstream.port()) && listener::is_own(upstream)
+    }
+
+    /// The upstream connection of a flow stands.
+    fn connected(&mut self, key: usize) {
+        let Some(Some(flow)) = self.flows.get_mut(key) else {
+            return;
+        };
+        flow.set_connected();
+        if flow.client_watched || self.watch(key, Side::Client) {
+            self.turn(key);
+        }
+    }
+
+    /// Registers a socket of a flow with the poll, once for all it may report. Ends the flow if that fails.
+    fn watch(&mut self, key: usize, side: Side) -> bool {
+        let Some(Some(flow)) = self.flows.get_mut(key) else {
+            return false;
+        };
+        if side == Side::Client {
+            flow.client_watched = true;
+        }
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        let registered = register(self.poll.registry(), flow, key, side, interest);
+        if let Err(error) = registered {
+            self.end(key, End::from_error(side, error));
+            return false;
+        }
+        true
+    }
+
+    fn give_turns(&mut self) {
+        for _ in 0..self.ready.len() {
+            let Some(key) = self.ready.pop_front() else {
+                return;
+            };
+            if let Some(Some(flow)) = self.flows.get_mut(key) {
+                flow.queued = false;
+                self.turn(key);
+            }
+        }
+    }
+
+    fn turn(&mut self, key: usize) {
+        let Some(Some(flow)) = self.flows.get_mut(key) else {
+            return;
+        };
+        let outcome = flow.turn(&mut self.resources);
+        match outcome {
+            Outcome::Wait => {}
+            Outcome::Again if flow.queued => {}
+            Outcome::Again => {
+                flow.queued = true;
+                self.ready.push_back(key);
+            }
+            Outcome::Over(end) => return self.end(key, end),
+        }
+        if !flow.unreported && flow.has_unreported() {
+            flow.unreported = true;
+            if self.unreported.is_empty() {
+                self.timers.set(self.now + REPORT_INTERVAL, Timer::Report);
+            }
+            self.unreported.push(key);
+        }
+    }
+
+    fn expire(&mut self, timer: Timer) {
+        match timer {
+            Timer::WatchClient { key, serial } => {
+                let Some(flow) = self.connecting(key, serial) else {
+                    return;
+                };
+                let deadline = flow.opened() + self.shared.settings.connect_timeout;
+                self.timers
+                    .set(deadline, Timer::ConnectTimeout { key, serial });
+                self.watch(key, Side::Client);
+            }
+            Timer::ConnectTimeout { key, serial } => {
+                if self.connecting(key, serial).is_some() {
+                    self.end(key, End::Timeout);
+                }
+            }
+            Timer::Report => self.report_all(),
+            Timer::Resume => self.intake.resume(),
+            Timer::DrainDeadline => self.end_drain(),
+        }
+    }
+
+    fn connecting(&self, key: usize, serial: u32) -> Option<&Flow> {
+        let flow = self.flows.get(key)?.as_ref()?;
+        (flow.serial() == serial && !flow.is_connected()).then_some(flow)
+    }
+
+    fn report_all(&mut self) {
+        for key in std::mem::take(&mut self.unreported) {
+            if let Some(Some(flow)) = self.flows.get_mut(key) {
+                flow.unreported = false;
+                report(flow, &*self.shared.policy, &self.counters);
+            }
+        }
+        self.counters.pipes.set(self.resources.pipes.held() as u64);
+    }
+
+    fn end(&mut self, key: usize, end: End) {
+        let Some(mut flow) = self.flows.get_mut(key).and_then(Option::take) else {
+            return;
+        };
+        self.retired.push(key);
+        if !flow.is_connected() {
+            self.counters.connect_failed.add(1);
+        }
+        report(&mut flow, &*self.shared.policy, &self.counters);
+        flow.close(&mut self.resources, self.now, end, |record| {
+            self.shared.policy.ended(record);
+        });
+        self.intake.release();
+    }
+
+    fn end_all(&mut self) {
+        let keys: Vec<usize> = self.flows.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.end(key, End::Drained);
+        }
+    }
+
+    fn end_drain(&mut self) {
+        if let Command::Drain(deadline) = self.command
+            && self.epoch + self.now >= deadline
+        {
+            self.end_all();
+        }
+    }
+
+    /// Frees the places of the flows that ended in this round.
+    fn sweep(&mut self) {
+        if !self.retired.is_empty() {
+            for key in self.retired.drain(..) {
+                self.flows.remove(key);
+            }
+            self.counters.flows.set(self.flows.len() as u64);
+        }
+    }
+
+    /// Does what the control says.
+    fn obey(&mut self) {
+        let command = self.shared.control.command();
+        if command == self.command {
+            return;
+        }
+        self.command = command;
+        match command {
+            Command::Run => {}
+            Command::Drain(deadline) => {
+                // Connections that are complete are flows already in the eyes of their clients.
+                self.intake.set_pending();
+                for _ in 0..LAST_BATCHES {
+                    self.accept();
+                }
+                self.intake.close();
+                let deadline = deadline.saturating_duration_since(self.epoch);
+                self.timers.set(deadline, Timer::DrainDeadline);
+            }
+            Command::Stop => {
+                self.intake.close();
+                self.end_all();
+            }
+        }
+    }
+}
+
+fn register(
+    registry: &Registry,
+    flow: &Flow,
+    key: usize,
+    side: Side,
+    interest: Interest,
+) -> io::Result<()> {
+    registry.register(
+        &mut SourceFd(&flow.socket(side).as_raw_fd()),
+        Origin::Flow { key, side }.into(),
+        interest,
+    )
+}
+
+fn report(flow: &mut Flow, policy: &dyn Policy, counters: &Counters) {
+    let (to_upstream, to_client) = flow.take_unreported();
+    if to_upstream > 0 || to_client > 0 {
+        counters.to_upstream.add(to_upstream);
+        counters.to_client.add(to_client);
+        policy.moved(flow.rule(), to_upstream, to_client);
+    }
+}
+
+impl From<&Event> for Readiness {
+    fn from(event: &Event) -> Self {
+        Self {
+            readable: event.is_readable(),
+            writable: event.is_writable(),
+            hung_up: event.is_read_closed(),
+            urgent: event.is_priority(),
+            failed: event.is_error(),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Memory of BPF array maps, mapped into this process (`BPF_F_MMAPABLE`, Linux 5.5).
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsFd, AsRawFd as _},
+    sync::atomic::AtomicU64,
+};
+
+use aya::Pod;
+use memmap2::{MmapOptions, MmapRaw};
+
+/// The elements of an array map, shared with the kernel and with other processes.
+pub(crate) struct SharedArray<T> {
+    memory: MmapRaw,
+    elements: usize,
+    kind: PhantomData<T>,
+}
+
+impl<T: Pod> SharedArray<T> {
+    /// Maps the first `elements` of the array map `map`, whose element size is that of `T`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, for instance a map that is smaller or not made for it.
+    pub(crate) fn map(map: &impl AsFd, elements: usize) -> io::Result<Self> {
+        // The kernel lays elements out at multiples of 8 bytes.
+        assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8);
+        let memory = MmapOptions::new()
+            .len(elements * size_of::<T>())
+            .map_raw(map.as_fd().as_raw_fd())?;
+        Ok(Self {
+            memory,
+            elements,
+            kind: PhantomData,
+        })
+    }
+
+    /// Writes elements from the first on. Only for memory that nobody reads yet.
+    ///
+    /// # Panics
+    ///
+    /// When there are more than the array has.
+    pub(crate) fn fill(&mut self, elements: &[T]) {
+        assert!(elements.len() <= self.elements);
+        // SAFETY: the mapping is writable, page-aligned and at least this long; `&mut self` keeps
+        // this process from reading it meanwhile and plain data has no invalid values.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                elements.as_ptr(),
+                self.memory.as_mut_ptr().cast::<T>(),
+                elements.len(),
+            );
+        }
+    }
+
+    /// The elements, for arrays that are written once and then left alone.
+    #[must_use]
+    pub(crate) fn as_slice(&self) -> &[T] {
+        // SAFETY: as in `fill`; writers write before the array is published and not after.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<T>(), self.elements) }
+    }
+
+    /// The array as 64-bit words that several threads and processes change at once.
+    #[must_use]
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        let words = self.elements * size_of::<T>() / size_of::<u64>();
+        // SAFETY: page-aligned memory of this many words, which every user of the array reaches
+        // through atomics only.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<AtomicU64>(), words) }
+    }
+}
+
+// SAFETY: the mapping belongs to this value and is not tied to a thread; access is as for any
+// shared slice of plain data or atomics.
+unsafe impl<T: Pod> Send for SharedArray<T> {}
+
+// SAFETY: as for `Send`.
+unsafe impl<T: Pod> Sync for SharedArray<T> {}

@@ -1,0 +1,9 @@
+//! Delivery against the running kernel, each test in a network namespace of its own. They need root.
+
+mod apply;
+mod links;
+mod local;
+mod log_capture;
+mod namespace;
+mod plan;
+mod watch;

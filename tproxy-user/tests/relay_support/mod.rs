@@ -1,0 +1,165 @@
+//! A relay on a loopback listener, whose policy sends every flow to an address of the test's choice.
+
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tproxy_user::relay::{Admission, FlowRecord, Policy, Relay, RuleTag, Settings};
+
+/// How long anything may take that should happen at once, on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A relay under test.
+pub(crate) struct Harness {
+    pub(crate) relay: Relay,
+    /// Where clients connect to.
+    pub(crate) address: SocketAddr,
+    pub(crate) policy: Arc<Recorder>,
+    ends: Receiver<Ended>,
+}
+
+/// What the policy was told at the end of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) client: SocketAddr,
+    pub(crate) destination: SocketAddr,
+    pub(crate) to_upstream: u64,
+    pub(crate) to_client: u64,
+    pub(crate) end: String,
+}
+
+/// A policy that admits everything to one upstream address, or refuses everything.
+pub(crate) struct Recorder {
+    upstream: Option<SocketAddr>,
+    pub(crate) opened: AtomicU64,
+    pub(crate) to_upstream: AtomicU64,
+    pub(crate) to_client: AtomicU64,
+    ends: Mutex<Sender<Ended>>,
+}
+
+impl Policy for Recorder {
+    fn admit(&self, _client: SocketAddr, _destination: SocketAddr) -> Option<Admission> {
+        let rule = RuleTag {
+            name: "test".into(),
+            slot: 0,
+        };
+        Some(Admission {
+            rule,
+            upstream: self.upstream?,
+        })
+    }
+
+    fn opened(&self, _rule: &RuleTag) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn moved(&self, _rule: &RuleTag, to_upstream: u64, to_client: u64) {
+        self.to_upstream.fetch_add(to_upstream, Ordering::Relaxed);
+        self.to_client.fetch_add(to_client, Ordering::Relaxed);
+    }
+
+    fn ended(&self, flow: &FlowRecord<'_>) {
+        let ended = Ended {
+            client: flow.client,
+            destination: flow.destination,
+            to_upstream: flow.to_upstream,
+            to_client: flow.to_client,
+            end: flow.end.to_string(),
+        };
+        // The test may be over, and the receiver gone.
+        let _ = self.ends.lock().unwrap().send(ended);
+    }
+}
+
+impl Harness {
+    /// A relay with one worker to `upstream`, or one that refuses all flows.
+    pub(crate) fn new(upstream: impl Into<Option<SocketAddr>>) -> Self {
+        Self::with(upstream, Settings::default())
+    }
+
+    pub(crate) fn with(upstream: impl Into<Option<SocketAddr>>, settings: Settings) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::on(vec![listener], upstream, settings)
+    }
+
+    pub(crate) fn on(
+        listeners: Vec<TcpListener>,
+        upstream: impl Into<Option<SocketAddr>>,
+        settings: Settings,
+    ) -> Self {
+        let address = listeners[0].local_addr().unwrap();
+        let (sender, ends) = channel();
+        let policy = Arc::new(Recorder {
+            upstream: upstream.into(),
+            opened: AtomicU64::new(0),
+            to_upstream: AtomicU64::new(0),
+            to_client: AtomicU64::new(0),
+            ends: Mutex::new(sender),
+        });
+        let relay = Relay::start(listeners, settings, Arc::<Recorder>::clone(&policy)).unwrap();
+        Self {
+            relay,
+            address,
+            policy,
+            ends,
+        }
+    }
+
+    pub(crate) fn connect(&self) -> TcpStream {
+        patient(TcpStream::connect(self.address).unwrap())
+    }
+
+    /// The next flow that ends.
+    pub(crate) fn ended(&self) -> Ended {
+        self.ends.recv_timeout(PATIENCE).expect("a flow that ends")
+    }
+
+    /// Whether no flow has ended since the last call.
+    pub(crate) fn none_ended(&self) -> bool {
+        self.ends.try_recv().is_err()
+    }
+
+    /// The sum of one counter over all workers.
+    pub(crate) fn total(&self, counter: impl Fn(&tproxy_user::relay::WorkerStats) -> u64) -> u64 {
+        self.relay.stats().iter().map(counter).sum()
+    }
+}
+
+/// A server socket on loopback.
+pub(crate) fn server() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
+    patient(listener.accept().unwrap().0)
+}
+
+/// A stream whose reads and writes fail rather than hang the test.
+pub(crate) fn patient(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Waits for `condition`, by looking at it until it holds.
+pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never came: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Asserts that the next read of `stream` reports a RST.
+pub(crate) fn assert_reset(stream: &mut TcpStream) {
+    let result = stream.read(&mut [0; 16]);
+    assert!(
+        matches!(&result, Err(error) if error.kind() == ErrorKind::ConnectionReset),
+        "expected a RST, got {result:?}"
+    );
+}
