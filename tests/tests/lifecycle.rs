@@ -465,22 +465,22 @@ fn a_second_signal_ends_at_once() {
     let _server = Server::start(&lab.server, 80, |mut stream: TcpStream| {
         io::copy(&mut stream, &mut io::sink())
     });
+    let _witness = Witness::start(&lab.server, 81);
     let instance = unique_instance();
     let before = Snapshot::of(&lab.gateway, &instance);
     let mut agent = Agent::start_under(
         &lab.gateway,
         &instance,
         "",
-        "--iface cl0 --dport 80 --drain 600",
+        "--iface cl0 --dport 80,81 --drain 600",
     );
     let mut stream = lab.client.connect((Family::V4.near(), 80).into()).unwrap();
     stream.write_all(b"first part").unwrap();
     agent.terminate();
     // The first signal has been taken when new flows are no longer relayed.
     wait::until("the agent drains", || {
-        let target = SocketAddr::new(Family::V4.server(), 80);
-        let probe = lab.client.connect(target);
-        probe.is_err().then_some(())
+        let exchange = lab.ask(Family::V4.near(), 81);
+        (exchange.seen_client == exchange.client).then_some(())
     });
     assert!(agent.is_running(), "the running flow holds the agent");
     let start = Instant::now();
