@@ -2,7 +2,8 @@
 //!
 //! Standard library only: `tproxy-user/build.rs` takes in this very file with
 //! `#[path = "../xtask/src/ebpf_toolchain.rs"] mod ebpf_toolchain;`, so that the build script and
-//! `cargo xtask setup` cannot disagree on what is usable.
+//! `cargo xtask setup` cannot disagree on what is usable. Either uses a part of it: both declare the
+//! module with `#[expect(dead_code)]`.
 
 use std::{
     env, fs,
@@ -41,10 +42,7 @@ enum Core {
 ///
 /// One line that says what is missing.
 pub(crate) fn find() -> Result<EbpfToolchain, String> {
-    let compiler = distribution_compiler()
-        .or_else(|distribution| nightly_compiler().map_err(|nightly| (distribution, nightly)));
-    let linker = find_bpf_linker();
-    match (compiler, linker) {
+    match (find_compiler(), find_bpf_linker()) {
         (Ok(compiler), Some(bpf_linker)) => Ok(EbpfToolchain {
             cargo: compiler.cargo,
             rustc: compiler.rustc,
@@ -55,14 +53,8 @@ pub(crate) fn find() -> Result<EbpfToolchain, String> {
             "bpf-linker is neither on PATH nor in ~/.cargo/bin ({} is there to compile with)",
             compiler.rustc.display()
         )),
-        (Err((distribution, nightly)), linker) => Err(format!(
-            "no compiler for {TARGET}: {distribution}; {nightly}{}",
-            if linker.is_none() {
-                "; and bpf-linker is missing"
-            } else {
-                ""
-            }
-        )),
+        (Err(reason), Some(_)) => Err(reason),
+        (Err(reason), None) => Err(format!("{reason}; and bpf-linker is missing")),
     }
 }
 
@@ -106,6 +98,11 @@ impl EbpfToolchain {
         if self.core == Core::FromSource {
             command.args(["-Z", "build-std=core"]);
         }
+    }
+
+    /// Whether the compiler is the distribution's rather than rustup's.
+    pub(crate) fn is_of_distribution(&self) -> bool {
+        self.core == Core::Prebuilt
     }
 
     /// Which compiler and linker these are, in one line.
@@ -187,6 +184,16 @@ fn forget_outer_cargo(command: &mut Command) {
     }
 }
 
+/// Whether there is a compiler already, with whichever linker.
+pub(crate) fn has_compiler() -> bool {
+    find_compiler().is_ok()
+}
+
+/// Whether there is a linker already, for whichever compiler.
+pub(crate) fn has_bpf_linker() -> bool {
+    find_bpf_linker().is_some()
+}
+
 /// The linker, on PATH or where `cargo install` puts it.
 fn find_bpf_linker() -> Option<PathBuf> {
     let on_path = env::var_os("PATH").unwrap_or_default();
@@ -194,6 +201,13 @@ fn find_bpf_linker() -> Option<PathBuf> {
         .chain(cargo_home().map(|home| home.join("bin")))
         .map(|directory| directory.join("bpf-linker"))
         .find(|candidate| candidate.is_file())
+}
+
+fn find_compiler() -> Result<Compiler, String> {
+    distribution_compiler().or_else(|distribution| {
+        nightly_compiler()
+            .map_err(|nightly| format!("no compiler for {TARGET}: {distribution}; {nightly}"))
+    })
 }
 
 /// A compiler before its linker is known.

@@ -1,9 +1,125 @@
 //! Set up, build, run, test and measure tproxy.
-mod ebpf_toolchain;
 
-fn main() {
-    match ebpf_toolchain::find() {
-        Ok(toolchain) => println!("{}", toolchain.describe()),
-        Err(missing) => eprintln!("{missing}"),
+mod agent;
+mod bench;
+mod build;
+mod command;
+#[expect(dead_code, reason = "the build script of tproxy-user uses the rest")]
+mod ebpf_toolchain;
+mod host;
+mod interrupt;
+mod lab;
+mod lines;
+mod lint;
+mod privilege;
+mod refusal;
+mod setup;
+mod terminal;
+mod test;
+mod topology;
+mod web_server;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::refusal::Refusal;
+
+/// Set up, build, run, test and measure tproxy
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    /// Show the small commands as well (ip, sysctl, nft, ...)
+    #[arg(long, short, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing to build and test (takes no time when nothing is)
+    Setup {
+        /// What `lint` needs as well
+        #[arg(long)]
+        lint: bool,
+    },
+    /// Set up and build target/release/tproxy
+    Build,
+    /// Show a transparent proxy at work in three network namespaces, or run one here with `-- ARGS`
+    Run {
+        /// Do not stay: exit with 0 only if every fetch went through the agent
+        #[arg(long, conflicts_with = "arguments")]
+        once: bool,
+        /// `tproxy run ARGS` on this host's own interfaces
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run every test: units, then the integration tests as root
+    Test {
+        /// For the test programs: a part of a test's name, --nocapture, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// rustfmt, clippy, cargo-deny and typos, warnings denied
+    Lint,
+    /// Measure beside HAProxy, nft TPROXY and plain routing
+    Bench {
+        /// Three short rounds, under two minutes
+        #[arg(long)]
+        quick: bool,
+    },
+    /// The lab of `run`, once everything is built
+    #[command(hide = true)]
+    Lab {
+        #[arg(long)]
+        once: bool,
+    },
+    /// The measurements of `bench`, once everything is built
+    #[command(hide = true)]
+    Measure {
+        #[arg(long)]
+        quick: bool,
+    },
+    /// The server of short connections
+    #[command(hide = true)]
+    LoadServer(bench::load_server::Options),
+    /// The client of short connections
+    #[command(hide = true)]
+    LoadClient(bench::load_client::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.verbose {
+        command::be_verbose();
+    }
+    match perform(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{} {error:#}", terminal::red("xtask:"));
+            ExitCode::from(if error.is::<Refusal>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn perform(arguments: Arguments) -> Result<()> {
+    match arguments.task {
+        Task::Setup { lint: false } => setup::for_tests(),
+        Task::Setup { lint: true } => setup::for_lint(),
+        Task::Build => build::build().map(drop),
+        Task::Run {
+            once,
+            arguments: none,
+        } if none.is_empty() => lab::build_and_show(once, arguments.verbose),
+        Task::Run { arguments, .. } => host::run(&arguments),
+        Task::Test { arguments } => test::test(&arguments),
+        Task::Lint => lint::lint(),
+        Task::Bench { quick } => bench::build_and_measure(quick, arguments.verbose),
+        Task::Lab { once } => lab::show(once),
+        Task::Measure { quick } => bench::measure(quick),
+        Task::LoadServer(options) => bench::load_server::serve(&options),
+        Task::LoadClient(options) => bench::load_client::run(&options),
     }
 }

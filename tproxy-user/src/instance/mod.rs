@@ -186,7 +186,13 @@ impl Instance {
     /// The directory of its pins, if there is a BPF file system.
     #[must_use]
     pub fn pins(&self) -> Option<PathBuf> {
-        Some(bpffs::find()?.join("tproxy").join(&self.name))
+        let own = |root: PathBuf| root.join("tproxy").join(&self.name);
+        let pins = bpffs::find().map(own);
+        if pins.as_ref().is_some_and(|pins| pins.exists()) {
+            return pins;
+        }
+        let of_agent = AgentLock::holder(self).map(|agent| own(bpffs::of_process(agent.pid)));
+        of_agent.filter(|pins| pins.exists()).or(pins)
     }
 
     /// The directory in which pins are made before all of them are moved to their place at once.

@@ -2,13 +2,18 @@
 //!
 //! `ip netns exec` gives a command a mount namespace of its own with another `/sys`. Pins that were
 //! made in there would be seen by nobody else and vanish with the command, so the file system of
-//! the machine's own mount namespace, that of process 1, is used from everywhere.
+//! the mount namespace that the command was started from is used: that of its outermost ancestor,
+//! on most machines process 1.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
-    os::fd::AsFd as _,
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::OpenOptionsExt as _,
+    },
     path::{Path, PathBuf},
+    sync::OnceLock,
     thread,
 };
 
@@ -20,7 +25,6 @@ use nix::{
 };
 
 const MOUNT_POINT: &str = "/sys/fs/bpf";
-const OF_PROCESS_1: &str = "/proc/1/root/sys/fs/bpf";
 
 /// No BPF file system.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +34,7 @@ pub enum Error {
         "cannot mount a BPF file system on {MOUNT_POINT}: {0}; mount it with `mount -t bpf bpf {MOUNT_POINT}`"
     )]
     Mount(Errno),
-    /// The mount namespace of process 1 cannot be entered.
+    /// The outer mount namespace cannot be entered.
     #[error(
         "the BPF file system of this machine is out of reach, because this command runs in a mount namespace of its own: {0}; use `nsenter --net=PATH` in place of `ip netns exec`, or `--netns`"
     )]
@@ -46,38 +50,81 @@ pub fn mounted() -> Result<PathBuf, Error> {
     if let Some(path) = find() {
         return Ok(path);
     }
-    if in_namespace_of_process_1() {
-        mount_here().map_err(Error::Mount)?;
-        return Ok(MOUNT_POINT.into());
+    match outer_process() {
+        None => mount_here().map_err(Error::Mount)?,
+        Some(process) => mount_there(process).map_err(Error::Unreachable)?,
     }
-    // Only a thread with file system attributes of its own may change its mount namespace.
-    thread::spawn(|| {
-        unshare(CloneFlags::CLONE_FS).map_err(io::Error::from)?;
-        let namespace = File::open("/proc/1/ns/mnt")?;
-        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS).map_err(io::Error::from)?;
-        mount_here().map_err(io::Error::from)
-    })
-    .join()
-    .unwrap_or_else(|_| Err(io::Error::other("the mounting thread died")))
-    .map_err(Error::Unreachable)?;
-    Ok(OF_PROCESS_1.into())
+    find().ok_or(Error::Mount(Errno::ENOENT))
 }
 
 /// The BPF file system, if there is one. Changes nothing.
 #[must_use]
 pub fn find() -> Option<PathBuf> {
-    let path = if in_namespace_of_process_1() {
-        MOUNT_POINT
-    } else {
-        OF_PROCESS_1
+    let Some(process) = outer_process() else {
+        return is_bpffs(Path::new(MOUNT_POINT)).then(|| MOUNT_POINT.into());
     };
-    is_bpffs(Path::new(path)).then(|| path.into())
+    // Kept open, because the outer process may end before this one does.
+    static OUTER: OnceLock<File> = OnceLock::new();
+    if OUTER.get().is_none() {
+        let directory = format!("/proc/{process}/root{MOUNT_POINT}");
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(directory)
+            .ok()?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+        if !is_bpffs(&path) {
+            return None;
+        }
+        let _ = OUTER.set(directory);
+    }
+    let directory = OUTER.get()?;
+    Some(format!("/proc/self/fd/{}", directory.as_raw_fd()).into())
 }
 
-fn in_namespace_of_process_1() -> bool {
-    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    // A process 1 that may not be asked is one of a container: its namespace is the only one.
-    namespace("1").is_none_or(|of_1| Some(of_1) == namespace("self"))
+/// The BPF file system of an agent that could not reach the one outside, as seen from here.
+#[must_use]
+pub fn of_process(pid: u32) -> PathBuf {
+    format!("/proc/{pid}/root{MOUNT_POINT}").into()
+}
+
+/// The outermost ancestor that this process may look at, if its mount namespace is another one.
+fn outer_process() -> Option<u32> {
+    static FOUND: OnceLock<Option<u32>> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        let own = namespace(std::process::id())?;
+        let mut outermost = None;
+        let mut process = std::process::id();
+        while let Some(parent) = parent_of(process).filter(|parent| *parent != 0) {
+            if let Some(namespace) = namespace(parent) {
+                outermost = Some((parent, namespace));
+            }
+            process = parent;
+        }
+        let (process, namespace) = outermost?;
+        (namespace != own).then_some(process)
+    })
+}
+
+/// The fourth field of `/proc/PID/stat`; the second, a name, may hold anything but ends with the
+/// last parenthesis (`proc_pid_stat(5)`).
+fn parent_of(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    behind_name.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Only a thread with file system attributes of its own may change its mount namespace.
+fn mount_there(process: u32) -> io::Result<()> {
+    thread::spawn(move || {
+        unshare(CloneFlags::CLONE_FS)?;
+        let namespace = File::open(format!("/proc/{process}/ns/mnt"))?;
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS)?;
+        mount_here().map_err(io::Error::from)
+    })
+    .join()
+    .unwrap_or_else(|_| Err(io::Error::other("the mounting thread died")))
 }
 
 fn is_bpffs(path: &Path) -> bool {

@@ -311,3 +311,6 @@ impl<P> Direction<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod model;

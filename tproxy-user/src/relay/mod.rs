@@ -106,6 +106,7 @@ impl Relay {
         let mut capacity = Capacity::plan(descriptors, listeners.len())
             .ok_or(RelayError::TooFewDescriptors { descriptors })?;
         capacity.flows = capacity.flows.min(settings.max_flows.unwrap_or(usize::MAX));
+        capacity.pipes = capacity.pipes.min(settings.max_pipes.unwrap_or(usize::MAX));
         info!(
             "serving at most {} flows at once: {} open files are allowed, 2 for a flow, {} for pipes",
             capacity.flows,

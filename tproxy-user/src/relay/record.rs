@@ -77,8 +77,8 @@ impl End {
     /// What `error` means that a socket of an established flow on `side` returned.
     pub(super) fn from_error(side: Side, error: io::Error) -> Self {
         match error.raw_os_error() {
-            // EPIPE is what a RST becomes on a connection whose other end had sent its FIN already.
-            Some(libc::ECONNRESET | libc::EPIPE) => match side {
+            // A RST is EPIPE on a connection whose other end had sent its FIN already, and ENOTCONN to shutdown(2).
+            Some(libc::ECONNRESET | libc::EPIPE | libc::ENOTCONN) => match side {
                 Side::Client => Self::ClientReset,
                 Side::Upstream => Self::UpstreamReset,
             },

@@ -11,6 +11,9 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// The most flows at once over all workers, if that is to be fewer than the descriptors allow.
     pub max_flows: Option<usize>,
+    /// The most pipes at once over all workers, if that is to be fewer than the descriptors allow. Flows that find no
+    /// pipe copy.
+    pub max_pipes: Option<usize>,
     /// The capacity of a pipe in bytes, which bounds what one direction of a flow holds outside of its sockets.
     pub pipe_capacity: usize,
 }
@@ -21,6 +24,7 @@ impl Default for Settings {
             mark: None,
             connect_timeout: Duration::from_secs(10),
             max_flows: None,
+            max_pipes: None,
             pipe_capacity: 256 * 1024,
         }
     }

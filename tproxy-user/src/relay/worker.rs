@@ -376,7 +376,6 @@ impl Worker {
                 report(flow, &*self.shared.policy, &self.counters);
             }
         }
-        self.counters.pipes.set(self.resources.pipes.held() as u64);
     }
 
     fn end(&mut self, key: usize, end: End) {
@@ -417,6 +416,7 @@ impl Worker {
             }
             self.counters.flows.set(self.flows.len() as u64);
         }
+        self.counters.pipes.set(self.resources.pipes.held() as u64);
     }
 
     /// Does what the control says.

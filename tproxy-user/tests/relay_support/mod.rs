@@ -18,7 +18,7 @@ pub(crate) struct Harness {
     /// Where clients connect to.
     pub(crate) address: SocketAddr,
     pub(crate) policy: Arc<Recorder>,
-    ends: Receiver<Ended>,
+    ends: Mutex<Receiver<Ended>>,
 }
 
 /// What the policy was told at the end of a flow.
@@ -104,7 +104,7 @@ impl Harness {
             relay,
             address,
             policy,
-            ends,
+            ends: Mutex::new(ends),
         }
     }
 
@@ -114,12 +114,16 @@ impl Harness {
 
     /// The next flow that ends.
     pub(crate) fn ended(&self) -> Ended {
-        self.ends.recv_timeout(PATIENCE).expect("a flow that ends")
+        self.ends
+            .lock()
+            .unwrap()
+            .recv_timeout(PATIENCE)
+            .expect("a flow that ends")
     }
 
     /// Whether no flow has ended since the last call.
     pub(crate) fn none_ended(&self) -> bool {
-        self.ends.try_recv().is_err()
+        self.ends.lock().unwrap().try_recv().is_err()
     }
 
     /// The sum of one counter over all workers.

@@ -1,0 +1,249 @@
+//! Stalled flows, waiting flows, and the end of the relay itself.
+
+mod relay_support;
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tproxy_user::relay::Settings;
+
+use relay_support::{Harness, PATIENCE, accept, assert_reset, eventually, patient, server};
+
+#[test]
+fn a_receiver_that_stops_reading_stops_its_sender() {
+    let (listener, upstream) = server();
+    let harness = Harness::new(upstream);
+    let client = harness.connect();
+    let mut server = accept(&listener);
+
+    let sent = send_until_blocked(&client);
+    assert!(sent < 64 << 20, "{sent} bytes fit between two ends");
+    assert!(harness.total(|stats| stats.pipes) <= 1);
+
+    // Others are not held up.
+    let other = harness.connect();
+    round_trip(&other, &accept(&listener));
+
+    client.shutdown(Shutdown::Write).unwrap();
+    let received = std::io::copy(&mut server, &mut std::io::sink()).unwrap();
+    assert_eq!(received, sent);
+    eventually("the pipe back", || harness.total(|stats| stats.pipes) == 0);
+}
+
+#[test]
+fn stalled_flows_without_a_pipe_copy() {
+    const FLOWS: usize = 3;
+    let (listener, upstream) = server();
+    let harness = Harness::with(
+        upstream,
+        Settings {
+            max_pipes: Some(1),
+            ..Settings::default()
+        },
+    );
+    let pairs: Vec<_> = (0..FLOWS)
+        .map(|_| (harness.connect(), accept(&listener)))
+        .collect();
+    let sent: Vec<u64> = pairs
+        .iter()
+        .map(|(client, _)| send_until_blocked(client))
+        .collect();
+    for ((client, mut server), sent) in pairs.into_iter().zip(sent) {
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(
+            std::io::copy(&mut server, &mut std::io::sink()).unwrap(),
+            sent
+        );
+    }
+    eventually("the pipes back", || harness.total(|stats| stats.pipes) == 0);
+}
+
+#[test]
+fn connections_beyond_the_bound_wait_for_their_turn() {
+    let (listener, upstream) = server();
+    let harness = Harness::with(
+        upstream,
+        Settings {
+            max_flows: Some(2),
+            ..Settings::default()
+        },
+    );
+    let first = (harness.connect(), accept(&listener));
+    let second = (harness.connect(), accept(&listener));
+    let third = harness.connect();
+    eventually("a pause", || harness.total(|stats| stats.pauses) > 0);
+    assert_eq!(harness.total(|stats| stats.accepted), 2);
+    round_trip(&first.0, &first.1);
+    assert!(harness.none_ended());
+
+    drop(second);
+    assert_eq!(harness.ended().end, "fin");
+    round_trip(&third, &accept(&listener));
+    assert_eq!(harness.total(|stats| stats.accepted), 3);
+}
+
+#[test]
+fn a_place_that_another_worker_frees_is_noticed() {
+    let (listener, upstream) = server();
+    let listeners = vec![
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+    ];
+    let other = listeners[1].local_addr().unwrap();
+    let harness = Harness::on(
+        listeners,
+        upstream,
+        Settings {
+            max_flows: Some(1),
+            ..Settings::default()
+        },
+    );
+    let first = (harness.connect(), accept(&listener));
+    let second = patient(TcpStream::connect(other).unwrap());
+    eventually("a pause", || harness.total(|stats| stats.pauses) > 0);
+    drop(first);
+    round_trip(&second, &accept(&listener));
+}
+
+#[test]
+fn draining_lets_flows_end_and_takes_no_new_ones() {
+    let (listener, upstream) = server();
+    let harness = Harness::new(upstream);
+    let (client, server) = (harness.connect(), accept(&listener));
+    harness.relay.drain(PATIENCE);
+    // Connections that come before the listener is closed are flows like any other; their server hangs up.
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    eventually("no listener", || {
+        TcpStream::connect(harness.address)
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    });
+    round_trip(&client, &server);
+    drop(client);
+    drop(server);
+    harness.relay.join().unwrap();
+    for _ in 0..harness.policy.opened.load(Ordering::Relaxed) {
+        assert_eq!(harness.ended().end, "fin");
+    }
+}
+
+#[test]
+fn draining_ends_at_its_deadline() {
+    let (listener, upstream) = server();
+    let harness = Harness::new(upstream);
+    let (mut client, mut server) = (harness.connect(), accept(&listener));
+    let within = Duration::from_millis(500);
+    let started = Instant::now();
+    harness.relay.drain(within);
+    harness.relay.join().unwrap();
+    assert!(
+        started.elapsed() >= within && started.elapsed() < within * 3,
+        "took {:?}",
+        started.elapsed()
+    );
+    assert_reset(&mut client);
+    assert_reset(&mut server);
+    assert_eq!(harness.ended().end, "drained");
+}
+
+#[test]
+fn stopping_a_drain_ends_at_once() {
+    let (listener, upstream) = server();
+    let harness = Harness::new(upstream);
+    let (mut client, mut server) = (harness.connect(), accept(&listener));
+    harness.relay.drain(PATIENCE);
+    harness.relay.stop();
+    let started = Instant::now();
+    harness.relay.join().unwrap();
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "took {:?}",
+        started.elapsed()
+    );
+    assert_reset(&mut client);
+    assert_reset(&mut server);
+    assert_eq!(harness.ended().end, "drained");
+}
+
+#[test]
+fn what_is_queued_when_the_relay_stops_after_a_clean_end_still_arrives() {
+    let (listener, upstream) = server();
+    let harness = Harness::new(upstream);
+    let mut client = harness.connect();
+    let mut server = accept(&listener);
+    // More than one segment stays in the send queue of the socket that the relay closes.
+    let body = vec![7; 2 << 20];
+    client.shutdown(Shutdown::Write).unwrap();
+    let sender = std::thread::spawn(move || {
+        server.write_all(&body).unwrap();
+        body.len()
+    });
+    let sent = sender.join().unwrap();
+    assert_eq!(harness.ended().end, "fin");
+    harness.relay.stop();
+    harness.relay.join().unwrap();
+    assert_eq!(client.read_to_end(&mut Vec::new()).unwrap(), sent);
+}
+
+#[test]
+fn a_killed_relay_resets_its_streams() {
+    const UPSTREAM: &str = "RELAY_TEST_UPSTREAM";
+    if let Ok(upstream) = std::env::var(UPSTREAM) {
+        let harness = Harness::new(upstream.parse::<SocketAddr>().unwrap());
+        println!("\naddress {}", harness.address);
+        loop {
+            std::thread::park();
+        }
+    }
+    let (listener, upstream) = server();
+    let mut relay = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "--nocapture",
+            "a_killed_relay_resets_its_streams",
+        ])
+        .env(UPSTREAM, upstream.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(relay.stdout.take().unwrap());
+    let address = output
+        .lines()
+        .find_map(|line| line.unwrap().strip_prefix("address ").map(str::to_owned))
+        .expect("the relay's address");
+    let mut client = patient(TcpStream::connect(address).unwrap());
+    let mut server = accept(&listener);
+    round_trip(&client, &server);
+    relay.kill().unwrap();
+    relay.wait().unwrap();
+    assert_reset(&mut client);
+    assert_reset(&mut server);
+}
+
+/// Writes until nothing has been accepted for a while, and says how much was.
+fn send_until_blocked(stream: &TcpStream) -> u64 {
+    stream
+        .set_write_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let chunk = vec![0; 1 << 20];
+    let mut sent = 0;
+    loop {
+        let mut stream = stream;
+        match stream.write(&chunk) {
+            Ok(more) => sent += more as u64,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                return sent;
+            }
+        }
+    }
+}
+
+fn round_trip(mut client: &TcpStream, mut server: &TcpStream) {
+    client.write_all(b"x").unwrap();
+    server.read_exact(&mut [0]).unwrap();
+    server.write_all(b"y").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+}
