@@ -65,9 +65,11 @@ impl<T: Pod> SharedArray<T> {
     #[must_use]
     pub(crate) fn words(&self) -> &[AtomicU64] {
         let words = self.elements * size_of::<T>() / size_of::<u64>();
-        // SAFETY: page-aligned memory of this many words, which every user of the array reaches
-        // through atomics only.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<AtomicU64>(), words) }
+        #[expect(clippy::cast_ptr_alignment, reason = "a mapping begins at a page")]
+        let first = self.memory.as_ptr().cast::<AtomicU64>();
+        // SAFETY: aligned memory of this many words, which every user of the array reaches through
+        // atomics only.
+        unsafe { std::slice::from_raw_parts(first, words) }
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Options {
     pub mark: Option<u32>,
     /// Routing table; chosen when left out.
     pub table: Option<u32>,
+    /// Whether to attach in a clsact qdisc even where the kernel has tcx.
+    pub clsact: bool,
     /// Port of the listeners; 0 lets the kernel choose.
     pub port: u16,
     /// Workers; one for each CPU when left out.

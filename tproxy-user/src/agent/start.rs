@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
 
 use super::{Options, steering::Steering};
@@ -151,6 +151,7 @@ async fn build(
         mark: assignment.mark,
         table: assignment.table,
         pinned: options.pin,
+        tcx: kernel::kernel_has_tcx() && !options.clsact,
         interfaces: Vec::new(),
         rules: kept.map(|state| state.rules.clone()).unwrap_or_default(),
         next_rule: kept.map_or(0, |state| state.next_rule),
@@ -231,26 +232,46 @@ fn private_directory(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// What a dead agent left in this network namespace is removed here, and what it left in another
-/// one from a thread that goes there.
+/// Removes what a dead agent left, here or in the network namespace that it lived in.
 async fn remove_leftovers(
     instance: &Instance,
     previous: Option<&State>,
     here: NamespaceId,
     netlink: &Netlink,
 ) -> anyhow::Result<()> {
-    match previous {
-        Some(state) if state.namespace != here => bail!(
-            "instance {} has state in another network namespace: run `tproxy --instance {} unload` first",
-            instance.name(),
-            instance.name()
-        ),
-        _ => {}
-    }
-    clear(instance, Some(netlink))
-        .await
-        .context("cannot remove what a killed agent left")?;
+    let elsewhere = previous.filter(|state| state.namespace != here);
+    let cleared = match elsewhere {
+        None => clear(instance, Some(netlink)).await,
+        Some(state) => clear_elsewhere(instance, state.namespace)?,
+    };
+    cleared.context("cannot remove what a killed agent left")?;
     Ok(())
+}
+
+/// A network namespace belongs to a thread, so one goes there, and is gone before anything runs that
+/// it could disturb.
+fn clear_elsewhere(
+    instance: &Instance,
+    namespace: NamespaceId,
+) -> anyhow::Result<Result<bool, crate::instance::Error>> {
+    let instance = instance.clone();
+    let clearing = thread::spawn(move || {
+        // Not found: it is gone, and took its rules and routes along.
+        let reached = namespace.enter(None)?;
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(async {
+                let netlink = if reached {
+                    Some(Netlink::open()?)
+                } else {
+                    None
+                };
+                anyhow::Ok(clear(&instance, netlink.as_ref()).await)
+            })
+    });
+    let died = |_| anyhow::anyhow!("the clearing thread died");
+    clearing.join().map_err(died)?
 }
 
 fn pins(instance: &Instance) -> anyhow::Result<PathBuf> {

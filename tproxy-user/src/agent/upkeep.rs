@@ -22,7 +22,7 @@ pub(super) async fn run(running: &mut Running) -> anyhow::Error {
 async fn follow(running: &mut Running) -> anyhow::Result<std::convert::Infallible> {
     let _restores = running.delivery.watch()?;
     let mut links = LinkWatch::open(&running.netlink).await?;
-    let mut changes = watch_state(running)?;
+    let mut state_directory = watch_state(running)?;
     // Changes that came before the watches began.
     take_up(running).await?;
     for link in links.links().cloned().collect::<Vec<_>>() {
@@ -31,11 +31,11 @@ async fn follow(running: &mut Running) -> anyhow::Result<std::convert::Infallibl
     loop {
         tokio::select! {
             event = links.next() => follow_link(running, event?).await,
-            changed = changes.next() => {
-                let changed = changed
+            event = state_directory.next() => {
+                let event = event
                     .context("the watch of the state directory ended")?
                     .context("cannot watch the state directory")?;
-                if changed.name.is_some_and(|name| name == LOCK_FILE) {
+                if event.name.is_some_and(|name| name == LOCK_FILE) {
                     take_up(running).await?;
                 }
             }

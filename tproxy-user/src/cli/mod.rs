@@ -58,7 +58,7 @@ struct Global {
 #[derive(Subcommand)]
 enum Command {
     /// Run the agent in the foreground
-    Run(run::Arguments),
+    Run(Box<run::Arguments>),
     /// Attach interfaces to a running or pinned instance
     Attach(attach::Arguments),
     /// Detach interfaces from a running or pinned instance
@@ -118,7 +118,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     }
     let json = cli.global.json;
     match cli.command {
-        Command::Run(arguments) => run::execute(&instance, arguments),
+        Command::Run(arguments) => run::execute(&instance, *arguments),
         Command::Attach(arguments) => attach::attach(&instance, &arguments),
         Command::Detach(arguments) => attach::detach(&instance, &arguments),
         Command::Rule(arguments) => rule::execute(&instance, arguments, json),

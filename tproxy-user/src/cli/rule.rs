@@ -27,7 +27,7 @@ enum Command {
   tproxy rule add --dport 80,443
   tproxy rule add --name internal --dst 10.0.0.0/8,fd00::/8 --action pass --at 1
   tproxy rule add --src '192.0.2.0/24,!192.0.2.1' --dport 25 --action drop --before web")]
-    Add(Add),
+    Add(Box<Add>),
     /// List the rules in their order
     List,
     /// Show one rule
@@ -72,7 +72,7 @@ struct Place {
 
 pub(super) fn execute(instance: &Instance, arguments: Arguments, json: bool) -> anyhow::Result<()> {
     match arguments.command {
-        Command::Add(arguments) => add(instance, arguments),
+        Command::Add(arguments) => add(instance, *arguments),
         Command::List => list(instance, json),
         Command::Show { name } => show(instance, &name, json),
         Command::Del { names } => {

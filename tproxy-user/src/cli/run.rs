@@ -36,6 +36,9 @@ pub(super) struct Arguments {
         hide_default_value = true
     )]
     port: u16,
+    /// Attach in a clsact qdisc, although the kernel has tcx
+    #[arg(long)]
+    clsact: bool,
     /// Worker threads [default: one for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     workers: Option<u32>,
@@ -67,6 +70,7 @@ pub(super) fn execute(instance: &Instance, arguments: Arguments) -> anyhow::Resu
         rules,
         mark: arguments.mark,
         table: arguments.table,
+        clsact: arguments.clsact,
         port: arguments.port,
         workers: arguments.workers,
         connect_timeout: arguments.connect_timeout,

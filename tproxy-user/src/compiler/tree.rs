@@ -105,7 +105,6 @@ fn node(arena: &mut Arena, branches: &[Branch]) -> Child {
     Child::node(arena.append(&[Block::node(&boundaries, &children)]))
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the shift leaves 64 bits")]
 const fn high(key: u128) -> u64 {
     (key >> 64) as u64
 }

@@ -15,6 +15,7 @@
 //! thread that opened it.
 
 mod apply;
+mod clsact;
 mod describe;
 mod error;
 mod links;
@@ -29,6 +30,7 @@ mod transaction;
 mod watch;
 
 pub use apply::{Delivery, remove_leftovers};
+pub use clsact::remove_unused_clsact;
 pub use error::{Error, Refusal};
 pub use links::{Framing, Link, LinkEvent, LinkWatch, link_by_name, list_links};
 pub use local::{LocalAddresses, local_addresses};

@@ -7,8 +7,8 @@ use tproxy_common::limits::UNATTRIBUTED_SLOT;
 use super::{Error, Instance, Interface, NamespaceId, State, StoredRule};
 use crate::{
     compiler::{Source, compile},
-    delivery::{Delivery, Framing, Link, Netlink, link_by_name},
-    kernel::{Counters, Generation, Maps, attach_interface, detach_interface},
+    delivery::{Delivery, Framing, Link, Netlink, link_by_name, remove_unused_clsact},
+    kernel::{Attachment, Counters, Generation, Maps, attach_interface, detach_interface},
     rule::{Rule, RuleSpec},
 };
 
@@ -191,8 +191,9 @@ impl Change {
         .await;
         if let Err(error) = result {
             for interface in &attached {
-                self.detach_link(interface)
-                    .unwrap_or_else(|error| log::warn!("while undoing: {error}"));
+                let undone = self.detach_link(interface);
+                let undone = undone.and(release_qdisc(netlink, interface).await);
+                undone.unwrap_or_else(|error| log::warn!("while undoing: {error}"));
             }
             let undone = if before.is_empty() {
                 delivery.remove().await
@@ -209,7 +210,7 @@ impl Change {
     ///
     /// # Errors
     ///
-    /// When one is not attached or named by a rule.
+    /// When one is not attached. Rules that name it stay and match nothing.
     pub async fn detach(mut self, netlink: &Netlink, names: &[String]) -> Result<State, Error> {
         if let Some(missing) = self.first_unattached(names) {
             return Err(missing);
@@ -222,6 +223,7 @@ impl Change {
         self.put_in_force()?;
         for interface in &gone {
             self.detach_link(interface)?;
+            release_qdisc(netlink, interface).await?;
         }
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
         delivery.apply(&self.state.interface_names()).await?;
@@ -319,7 +321,7 @@ impl Change {
     fn attach_link(&self, link: &Link) -> Result<Interface, Error> {
         let pins = self.pins()?;
         self.maps.add_interface(link.index)?;
-        let attachment = attach_interface(&pins, link).inspect_err(|_| {
+        let attachment = attach_interface(&pins, link, self.state.tcx).inspect_err(|_| {
             let _ = self.maps.remove_interface(link.index);
         })?;
         Ok(Interface {
@@ -377,6 +379,20 @@ impl Change {
             .find(|slot| !taken.contains(slot))
             .unwrap_or(UNATTRIBUTED_SLOT)
     }
+}
+
+/// Takes away the qdisc that was made for an interface.
+pub(super) async fn release_qdisc(netlink: &Netlink, interface: &Interface) -> Result<(), Error> {
+    if let Some((
+        index,
+        Attachment::Clsact {
+            made_qdisc: true, ..
+        },
+    )) = interface.attached
+    {
+        remove_unused_clsact(netlink, &interface.name, index).await?;
+    }
+    Ok(())
 }
 
 fn lock(instance: &Instance) -> Result<File, Error> {

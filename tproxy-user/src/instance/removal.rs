@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use super::{Error, Instance, State};
+use super::{Error, Instance, State, change::release_qdisc};
 use crate::{
     delivery::{Netlink, remove_leftovers},
     kernel::{Attachment, detach_interface},
@@ -42,6 +42,7 @@ pub async fn clear(instance: &Instance, netlink: Option<&Netlink>) -> Result<boo
                 let pins = pins.as_deref().unwrap_or(directory);
                 let detached = detach_interface(pins, &interface.name, index, attachment);
                 outcome = outcome.and(detached.map_err(Error::from));
+                outcome = outcome.and(release_qdisc(netlink, interface).await);
             }
         }
         let delivered = remove_leftovers(netlink, state.assignment()).await;

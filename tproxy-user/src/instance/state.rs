@@ -24,6 +24,8 @@ pub struct State {
     pub table: u32,
     /// Whether the last agent was told to leave everything in place.
     pub pinned: bool,
+    /// Whether interfaces are attached by tcx links rather than in a clsact qdisc.
+    pub tcx: bool,
     /// Attached interfaces, in the order they were named.
     pub interfaces: Vec<Interface>,
     /// Rules in their order.

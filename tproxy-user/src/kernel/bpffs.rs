@@ -60,11 +60,11 @@ pub fn mounted() -> Result<PathBuf, Error> {
 /// The BPF file system, if there is one. Changes nothing.
 #[must_use]
 pub fn find() -> Option<PathBuf> {
+    // Kept open, because the outer process may end before this one does.
+    static OUTER: OnceLock<File> = OnceLock::new();
     let Some(process) = outer_process() else {
         return is_bpffs(Path::new(MOUNT_POINT)).then(|| MOUNT_POINT.into());
     };
-    // Kept open, because the outer process may end before this one does.
-    static OUTER: OnceLock<File> = OnceLock::new();
     if OUTER.get().is_none() {
         let directory = format!("/proc/{process}/root{MOUNT_POINT}");
         let directory = OpenOptions::new()

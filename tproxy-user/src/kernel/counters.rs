@@ -45,7 +45,7 @@ impl Counters {
     ///
     /// When the map cannot be read.
     pub fn outcomes(&self) -> Result<Vec<(&'static str, u64)>, Error> {
-        let map: PerCpuArray<MapData, u64> = self.maps.open(OUTCOMES, |map| map.try_into())?;
+        let map: PerCpuArray<MapData, u64> = self.maps.open(OUTCOMES, TryInto::try_into)?;
         Outcome::ALL
             .iter()
             .map(|(outcome, name)| {
@@ -61,7 +61,7 @@ impl Counters {
     ///
     /// When a map cannot be read.
     pub fn rules(&self, slots: impl Iterator<Item = u32>) -> Result<Vec<RuleTotals>, Error> {
-        let map: PerCpuArray<MapData, RuleCounter> = self.maps.open(RULES, |map| map.try_into())?;
+        let map: PerCpuArray<MapData, RuleCounter> = self.maps.open(RULES, TryInto::try_into)?;
         let relay = RelayCounters::open(&self.maps)?;
         slots
             .map(|slot| {
@@ -89,7 +89,7 @@ impl Counters {
     /// When a map cannot be written.
     pub fn reset(&self, slot: u32) -> Result<(), Error> {
         let mut map: PerCpuArray<MapData, RuleCounter> =
-            self.maps.open(RULES, |map| map.try_into())?;
+            self.maps.open(RULES, TryInto::try_into)?;
         let cpus = nr_cpus().map_err(|(_, error)| Error::Memory(error))?;
         let zeroes =
             PerCpuValues::try_from(vec![RuleCounter::default(); cpus]).map_err(Error::Memory)?;

@@ -24,7 +24,7 @@ impl Generation {
     ///
     /// When there is not enough memory or the maps cannot be written.
     pub fn install(maps: &Maps, blocks: &[Block]) -> Result<(), Error> {
-        let mut outer: Outer = maps.open(OUTER, |map| map.try_into())?;
+        let mut outer: Outer = maps.open(OUTER, TryInto::try_into)?;
         let inner = create_arena(blocks.len())?;
         SharedArray::map(inner.fd(), blocks.len())
             .map_err(Error::Memory)?
@@ -38,7 +38,7 @@ impl Generation {
     ///
     /// When the maps cannot be read.
     pub fn in_force(maps: &Maps) -> Result<Option<Self>, Error> {
-        let outer: Outer = maps.open(OUTER, |map| map.try_into())?;
+        let outer: Outer = maps.open(OUTER, TryInto::try_into)?;
         let inner = match outer.get(&0, 0) {
             Ok(inner) => inner,
             Err(MapError::KeyNotFound) => return Ok(None),
@@ -70,11 +70,12 @@ impl Tables for Generation {
 
 /// A map like the template in the kernel programs, but with room for `blocks`.
 fn create_arena(blocks: usize) -> Result<MapData, Error> {
+    let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
     let map = aya_obj::Map::new_from_params(
         bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
-        size_of::<u32>() as u32,
-        size_of::<Block>() as u32,
-        u32::try_from(blocks).unwrap_or(u32::MAX),
+        size(size_of::<u32>()),
+        size(size_of::<Block>()),
+        size(blocks),
         BPF_F_MMAPABLE | BPF_F_INNER_MAP,
     );
     MapData::create(map, "tproxy_rules", None).map_err(failed(OUTER))

@@ -38,15 +38,18 @@ pub enum Attachment {
         priority: u16,
         /// Its handle.
         handle: u32,
+        /// Whether the qdisc was not there before.
+        made_qdisc: bool,
     },
 }
 
-/// Attaches the pinned program for this framing to an interface of the caller's network namespace.
+/// Attaches the pinned program for this framing to an interface of the caller's network namespace,
+/// by a tcx link or in a clsact qdisc.
 ///
 /// # Errors
 ///
 /// When the kernel refuses; nothing stays attached then.
-pub fn attach_interface(directory: &Path, link: &Link) -> Result<Attachment, Error> {
+pub fn attach_interface(directory: &Path, link: &Link, tcx: bool) -> Result<Attachment, Error> {
     let Link { name, index, .. } = link;
     let failed = |cause| Error::Attach {
         object: name.clone(),
@@ -57,7 +60,7 @@ pub fn attach_interface(directory: &Path, link: &Link) -> Result<Attachment, Err
         Framing::Ethernet | Framing::Other(_) => ETHER_PROGRAM,
     };
     let mut program = SchedClassifier::from_pin(directory.join(program)).map_err(failed)?;
-    if !kernel_has_tcx() {
+    if !tcx {
         return attach_clsact(&mut program, name);
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
@@ -80,17 +83,18 @@ fn attach_clsact(program: &mut SchedClassifier, name: &str) -> Result<Attachment
         object: name.to_owned(),
         cause,
     };
-    match qdisc_add_clsact(name) {
-        Ok(()) | Err(TcError::AlreadyAttached) => {}
+    let made_qdisc = match qdisc_add_clsact(name) {
+        Ok(()) => true,
+        Err(TcError::AlreadyAttached) => false,
         // The kernel's word for it arrives as a netlink error.
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => false,
         Err(cause) => {
             return Err(Error::Qdisc {
                 interface: name.to_owned(),
                 cause,
             });
         }
-    }
+    };
     let options = TcAttachOptions::Netlink(NlOptions::default());
     let id = program
         .attach_with_options(name, TcAttachType::Ingress, options)
@@ -99,6 +103,7 @@ fn attach_clsact(program: &mut SchedClassifier, name: &str) -> Result<Attachment
     let attachment = Attachment::Clsact {
         priority: link.priority().map_err(failed)?,
         handle: link.handle().map_err(failed)?.into(),
+        made_qdisc,
     };
     // The filter is to stay, and dropping the link would take it off.
     std::mem::forget(link);
@@ -126,7 +131,9 @@ pub fn detach_interface(
                 _ => Ok(()),
             }
         }
-        Attachment::Clsact { priority, handle } => {
+        Attachment::Clsact {
+            priority, handle, ..
+        } => {
             let handle = TcHandle::from(handle);
             let link =
                 SchedClassifierLink::attached(name, TcAttachType::Ingress, priority, handle, None);
@@ -173,8 +180,9 @@ fn lookup_from_pin(path: &Path) -> Result<SkLookup, ProgramError> {
     SkLookup::from_pin(path)
 }
 
-/// tcx is there from Linux 6.6.
-fn kernel_has_tcx() -> bool {
+/// Whether this kernel has tcx, which came with Linux 6.6.
+#[must_use]
+pub fn kernel_has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 

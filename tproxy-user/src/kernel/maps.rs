@@ -34,7 +34,7 @@ impl Maps {
     ///
     /// When the map cannot be written.
     pub fn set_agent(&self, state: AgentState) -> Result<(), Error> {
-        let mut map: Array<MapData, AgentState> = self.open("AGENT", |map| map.try_into())?;
+        let mut map: Array<MapData, AgentState> = self.open("AGENT", TryInto::try_into)?;
         map.set(0, state, 0).map_err(failed("AGENT"))
     }
 
@@ -44,7 +44,7 @@ impl Maps {
     ///
     /// When the map cannot be read.
     pub fn agent(&self) -> Result<AgentState, Error> {
-        let map: Array<MapData, AgentState> = self.open("AGENT", |map| map.try_into())?;
+        let map: Array<MapData, AgentState> = self.open("AGENT", TryInto::try_into)?;
         map.get(&0, 0).map_err(failed("AGENT"))
     }
 
@@ -55,7 +55,7 @@ impl Maps {
     /// When the map cannot be written.
     pub fn set_listeners(&self, listeners: &[TcpListener]) -> Result<(), Error> {
         let name = "RELAY_LISTENERS";
-        let mut map: SockMap<MapData> = self.open(name, |map| map.try_into())?;
+        let mut map: SockMap<MapData> = self.open(name, TryInto::try_into)?;
         for (worker, listener) in (0..).zip(listeners) {
             map.set(worker, &listener.as_raw_fd(), 0)
                 .map_err(failed(name))?;
@@ -98,7 +98,7 @@ impl Maps {
     /// When the map is full or cannot be written.
     pub fn set_local_prefixes(&self, prefixes: &[IpNet]) -> Result<(), Error> {
         let name = "LOCAL";
-        let mut map: LpmTrie<MapData, [u8; 16], u32> = self.open(name, |map| map.try_into())?;
+        let mut map: LpmTrie<MapData, [u8; 16], u32> = self.open(name, TryInto::try_into)?;
         let wanted: std::collections::HashSet<(u32, [u8; 16])> =
             prefixes.iter().map(local_key).collect();
         let mut present = std::collections::HashSet::new();
@@ -119,7 +119,7 @@ impl Maps {
     }
 
     fn attached(&self) -> Result<HashMap<MapData, u32, u32>, Error> {
-        self.open("ATTACHED", |map| map.try_into())
+        self.open("ATTACHED", TryInto::try_into)
     }
 
     /// Opens a pin as the type that the caller writes.

@@ -11,7 +11,7 @@ mod object;
 pub use counters::{Counters, RelayCounters, RuleTotals};
 pub use generation::Generation;
 pub use handover::Handover;
-pub use links::{Attachment, attach_interface, attach_lookup, detach_interface};
+pub use links::{Attachment, attach_interface, attach_lookup, detach_interface, kernel_has_tcx};
 pub use maps::Maps;
 pub use object::{Settings, load};
 

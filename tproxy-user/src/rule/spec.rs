@@ -295,7 +295,7 @@ mod tests {
             ),
         ];
         for (edit, flag, word) in cases {
-            let error = spec(|spec| edit(spec)).validate().unwrap_err().as_flag();
+            let error = spec(edit).validate().unwrap_err().as_flag();
             assert!(
                 error.starts_with(&format!("{flag}: ")) && error.contains(word),
                 "{error}"
