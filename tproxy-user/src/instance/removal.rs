@@ -34,7 +34,8 @@ pub async fn clear(instance: &Instance, netlink: Option<&Netlink>) -> Result<boo
     let directory = instance.run_directory();
     let state = instance.state().ok().or_else(|| State::newest(directory));
     let pins = instance.pins().filter(|pins| pins.exists());
-    let found = pins.is_some() || state.is_some();
+    let unfinished = instance.unfinished_pins().filter(|pins| pins.exists());
+    let found = pins.is_some() || unfinished.is_some() || state.is_some();
     if let (Some(state), Some(netlink)) = (&state, netlink) {
         for interface in &state.interfaces {
             // Pinned links go with their pins, below.
@@ -48,7 +49,6 @@ pub async fn clear(instance: &Instance, netlink: Option<&Netlink>) -> Result<boo
         let delivered = remove_leftovers(netlink, state.assignment()).await;
         outcome = outcome.and(delivered.map_err(Error::from));
     }
-    let unfinished = instance.unfinished_pins().filter(|pins| pins.exists());
     for pins in pins.iter().chain(&unfinished) {
         outcome = outcome.and(remove_tree(pins));
         // Shared by all instances: stays while another one has pins.
