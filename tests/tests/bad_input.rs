@@ -116,6 +116,21 @@ fn a_root_without_one_capability() {
     }
 }
 
+/// A kernel that is too old (its version as programs of the 2.6 times want to see it): the message says which it is and
+/// what it lacks.
+#[test]
+fn a_kernel_that_is_too_old() {
+    let lab = Lab::new();
+    let words = ["Linux 2.6", "sk_lookup"];
+    assert_run_refused(
+        &lab,
+        "setarch --uname-2.6",
+        "--iface cl0 --dport 80",
+        FAILED,
+        &words,
+    );
+}
+
 /// A kernel without bpf(2): the message names it.
 #[test]
 fn a_kernel_without_bpf() {
