@@ -111,10 +111,22 @@ impl<'a> Agent<'a> {
     #[must_use]
     #[track_caller]
     pub fn flow_of(&self, client: SocketAddr) -> FlowLine {
-        self.process
-            .stderr
-            .find(|line| FlowLine::parse(line).filter(|flow| flow.client == client))
-            .unwrap_or_else(|| panic!("no flow line for {client} in the log:\n{}", self.log()))
+        self.flow_where(&format!("from {client}"), |flow| flow.client == client)
+    }
+
+    /// Waits for the line of the flow from `client` to `server`.
+    #[must_use]
+    #[track_caller]
+    pub fn flow_between(&self, client: SocketAddr, server: SocketAddr) -> FlowLine {
+        let what = format!("from {client} to {server}");
+        self.flow_where(&what, |flow| (flow.client, flow.server) == (client, server))
+    }
+
+    #[track_caller]
+    fn flow_where(&self, what: &str, condition: impl Fn(&FlowLine) -> bool) -> FlowLine {
+        let stderr = &self.process.stderr;
+        let flow = stderr.find(|line| FlowLine::parse(line).filter(&condition));
+        flow.unwrap_or_else(|| panic!("no line of a flow {what}"))
     }
 
     /// Waits until at least `count` flows have been reported.
@@ -272,12 +284,18 @@ impl<'a> Agent<'a> {
         !self.process.has_ended()
     }
 
-    /// Waits until the agent's descriptors are back at `count`, as they are when no flow is left.
+    /// Waits until the agent's descriptors are back at `count`, as they are when no flow is left, but for a few that
+    /// belong to no flow.
     #[track_caller]
     pub fn wait_for_descriptors(&self, count: usize) {
-        wait::until(&format!("{count} descriptors of the agent"), || {
-            (self.open_descriptors() <= count).then_some(())
-        });
+        const OF_NO_FLOW: usize = 8;
+        let back = || (self.open_descriptors() <= count + OF_NO_FLOW).then_some(());
+        let reached = wait::within(wait::PATIENCE, back);
+        let open = self.open_descriptors();
+        assert!(
+            reached.is_some(),
+            "the agent has {open} descriptors instead of {count}"
+        );
     }
 }
 
@@ -292,7 +310,11 @@ impl<'a> Deref for Agent<'a> {
 impl Drop for Agent<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("log of the agent {}:\n{}", self.cli.instance(), self.log());
+            eprintln!("end of the log of the agent {}:", self.cli.instance());
+            let lines = self.process.stderr.so_far();
+            for line in lines.iter().rev().take(20).rev() {
+                eprintln!("{line}");
+            }
         }
         let clean = self.process.has_ended() && !has_left_something(self.cli.instance());
         if clean {

@@ -126,28 +126,36 @@ impl Attempt {
         assert_eq!(self.code, Some(0), "{self:#?}");
     }
 
-    /// Checks that the command failed as it should: with `code`, nothing on standard output, and one line on standard
-    /// error that starts with the program's name and contains each of `words`.
+    /// Checks that the command failed as it should, see [`Attempt::refusal`].
     #[track_caller]
     pub fn assert_refused(&self, code: i32, words: &[&str]) {
-        assert_eq!(self.code, Some(code), "exit code of {self:?}");
-        assert_eq!(
-            self.stdout, "",
-            "a refused command prints nothing to standard output"
-        );
+        if let Err(reason) = self.refusal(code, words) {
+            panic!("{reason}");
+        }
+    }
+
+    /// Whether the command failed as it should: with `code`, nothing on standard output, and one line on standard
+    /// error that starts with the program's name and contains each of `words`.
+    ///
+    /// # Errors
+    /// What is wrong, for tests that try many commands.
+    pub fn refusal(&self, code: i32, words: &[&str]) -> Result<(), String> {
+        let wrong = |what: String| Err(format!("{what}: {self:#?}"));
+        if self.code != Some(code) {
+            return wrong(format!("not refused with exit code {code}"));
+        }
+        if !self.stdout.is_empty() {
+            return wrong("a refused command prints nothing to standard output".to_owned());
+        }
         let [line] = self.stderr.as_slice() else {
-            panic!(
-                "one line on standard error, not {}:\n{}",
-                self.stderr.len(),
-                self.stderr.join("\n")
-            );
+            return wrong("not one line on standard error".to_owned());
         };
-        assert!(
-            line.starts_with("tproxy: "),
-            "{line:?} starts with the program's name"
-        );
-        for word in words {
-            assert!(line.contains(word), "{line:?} says {word:?}");
+        if !line.starts_with("tproxy: ") {
+            return wrong("the line does not start with the program's name".to_owned());
+        }
+        match words.iter().find(|word| !line.contains(**word)) {
+            Some(word) => wrong(format!("the line does not say {word:?}")),
+            None => Ok(()),
         }
     }
 }

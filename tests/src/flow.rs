@@ -22,7 +22,7 @@ pub struct FlowLine {
     pub received: u64,
     /// How long the flow lived, in seconds.
     pub seconds: f64,
-    /// How it ended: `fin`, `rst`, ...
+    /// How it ended: `fin`, `client-reset`, `upstream-reset`, ...
     pub end: String,
 }
 

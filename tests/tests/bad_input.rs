@@ -116,6 +116,21 @@ fn a_root_without_one_capability() {
     }
 }
 
+/// A kernel that is too old (its version as programs of the 2.6 times want to see it): the message says which it is and
+/// what it lacks.
+#[test]
+fn a_kernel_that_is_too_old() {
+    let lab = Lab::new();
+    let words = ["Linux 2.6", "sk_lookup"];
+    assert_run_refused(
+        &lab,
+        "setarch --uname-2.6",
+        "--iface cl0 --dport 80",
+        FAILED,
+        &words,
+    );
+}
+
 /// A kernel without bpf(2): the message names it.
 #[test]
 fn a_kernel_without_bpf() {
@@ -159,7 +174,7 @@ fn with_bpf_failing(namespace: &Namespace, command: Option<u32>, error: i32) -> 
 /// and the flag.
 #[test]
 fn words_that_do_not_parse() {
-    const WORDS: [(&str, &str); 22] = [
+    const WORDS: [(&str, &str); 21] = [
         ("--dst", "10.0.0.0/33"),
         ("--dst", "300.1.1.1"),
         ("--dst", "192.0.2.0/24,nonsense"),
@@ -181,7 +196,6 @@ fn words_that_do_not_parse() {
         ("--scope", "outbound"),
         ("--name", "a/b"),
         ("--on-missing", "panic"),
-        ("--source", "nobody"),
     ];
     let lab = Lab::new();
     let agent = lab.agent("--iface cl0 --dport 80");
@@ -189,16 +203,18 @@ fn words_that_do_not_parse() {
     let fresh = Cli::new(&lab.gateway, &instance);
     let before = [&instance, agent.instance()].map(|name| Snapshot::of(&lab.gateway, name));
     let (rules, generation) = (agent.rules(), agent.status()["generation"].clone());
+    let mut accepted = Vec::new();
     for (flag, words) in WORDS {
         // Of a list, the message names the member that is wrong.
         let word = words.rsplit(',').next().expect("at least one word");
-        fresh
-            .attempt(&format!("run --iface cl0 {flag}={words}"))
-            .assert_refused(USAGE, &[word, flag]);
-        agent
-            .attempt(&format!("rule add {flag}={words}"))
-            .assert_refused(USAGE, &[word, flag]);
+        for attempt in [
+            fresh.attempt(&format!("run --iface cl0 {flag}={words}")),
+            agent.attempt(&format!("rule add {flag}={words}")),
+        ] {
+            accepted.extend(attempt.refusal(USAGE, &[word, flag]).err());
+        }
     }
+    assert!(accepted.is_empty(), "{}", accepted.join("\n\n"));
     let after = [&instance, agent.instance()].map(|name| Snapshot::of(&lab.gateway, name));
     for (after, before) in after.iter().zip(&before) {
         after.assert_same_as(before);
@@ -213,6 +229,10 @@ fn words_that_do_not_parse() {
 #[test]
 fn settings_that_do_not_parse() {
     let lab = Lab::new();
+    let instance = unique_instance();
+    let cli = Cli::new(&lab.gateway, &instance);
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let mut accepted = Vec::new();
     for (flag, word) in [
         ("--mark", "red"),
         ("--mark", "0x1ffffffff"),
@@ -227,14 +247,11 @@ fn settings_that_do_not_parse() {
         ("--drain", "-1"),
         ("--no-such-flag", "7"),
     ] {
-        assert_run_refused(
-            &lab,
-            "",
-            &format!("--iface cl0 {flag}={word}"),
-            USAGE,
-            &[flag],
-        );
+        let attempt = cli.attempt(&format!("run --iface cl0 {flag}={word}"));
+        accepted.extend(attempt.refusal(USAGE, &[flag]).err());
     }
+    assert!(accepted.is_empty(), "{}", accepted.join("\n\n"));
+    Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
 }
 
 #[test]
@@ -279,7 +296,6 @@ fn an_unknown_rule() {
         FAILED,
         &["nosuch"],
     );
-    assert_refused(&lab, &agent, "rule add --dport 81 --at 99", FAILED, &["99"]);
 }
 
 #[test]
@@ -339,26 +355,19 @@ fn commands_that_do_not_exist() {
         .assert_refused(USAGE, &["frobnicate"]);
     cli.attempt("rule del").assert_refused(USAGE, &[]);
     cli.attempt("attach").assert_refused(USAGE, &[]);
-    cli.attempt("run --dport 80")
-        .assert_refused(USAGE, &["--iface"]);
 }
 
-/// Where no bpffs is mounted and mounting is not allowed, the message says so.
+/// Where there is no bpffs and no place to mount one, the message says so.
 #[test]
 fn a_bpffs_that_cannot_be_mounted() {
     let lab = Lab::new();
-    let script = Script::new("umount --lazy --all-targets /sys/fs/bpf 2>/dev/null; exec \"$@\"");
-    let wrapper = format!(
-        "unshare --mount --propagation private {} setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin",
-        script.path.display()
-    );
-    assert_run_refused(
-        &lab,
-        &wrapper,
-        "--iface cl0 --dport 80",
-        FAILED,
-        &["/sys/fs/bpf", "mount"],
-    );
+    let script = Script::new("mount -t tmpfs -o ro none /sys/fs && exec \"$@\"");
+    let wrapper = script.path.display();
+    // A process without ancestors finds no other mount namespace to look in.
+    let wrapper =
+        format!("unshare --mount --propagation private --pid --fork --mount-proc {wrapper}");
+    let words = ["/sys/fs/bpf", "mount"];
+    assert_run_refused(&lab, &wrapper, "--iface cl0 --dport 80", FAILED, &words);
 }
 
 /// An executable shell script.
@@ -386,8 +395,8 @@ fn a_mark_that_is_taken() {
     let lab = Lab::new();
     for family in ["-4", "-6"] {
         let holder =
-            format!("{family} rule add pref 4711 fwmark 0x74000000/0x74000000 lookup main");
-        lab.gateway.ip(&holder);
+            format!("ip {family} rule add pref 4711 fwmark 0x74000000/0x74000000 lookup main");
+        lab.gateway.run(&holder);
         assert_run_refused(
             &lab,
             "",
@@ -395,7 +404,7 @@ fn a_mark_that_is_taken() {
             FAILED,
             &["0x74000000", "4711"],
         );
-        lab.gateway.ip(&format!("{family} rule del pref 4711"));
+        lab.gateway.run(&format!("ip {family} rule del pref 4711"));
     }
 }
 

@@ -109,12 +109,15 @@ fn a_foreign_clsact_filter_is_left_as_it_was() {
 fn foreign_policy_rules_and_routes_are_left_as_they_were() {
     let lab = Lab::new();
     let _witness = Witness::start(&lab.server, 80);
-    lab.gateway
-        .ip("rule add pref 100 fwmark 0x1/0xff lookup 100\n\
-         -6 rule add pref 100 fwmark 0x1/0xff lookup 100\n\
-         rule add pref 40000 iif cl0 lookup main\n\
-         route add local default dev lo table 100\n\
-         -6 route add local default dev lo table 100");
+    for family in ["-4", "-6"] {
+        for command in [
+            "rule add pref 100 fwmark 0x1/0xff lookup 100",
+            "rule add pref 40000 iif cl0 lookup main",
+            "route add local default dev lo table 100",
+        ] {
+            lab.gateway.run(&format!("ip {family} {command}"));
+        }
+    }
     lab.gateway.nft(
         "table inet foreign {\n chain forward {\n type filter hook forward priority 0; policy accept;\n }\n}",
     );

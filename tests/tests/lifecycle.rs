@@ -137,8 +137,8 @@ fn pins_below(directory: &Path) -> Vec<PathBuf> {
     pins
 }
 
-/// With the agent killed, what its rules take reaches nobody, as their `on_missing` says by default: the client is
-/// refused, the server sees nothing, and what no rule takes passes as before.
+/// With the agent killed, what its rules take reaches nobody, as their `on_missing` says by default. What no rule takes
+/// passes as before.
 #[test]
 fn nothing_leaks_when_the_agent_is_killed() {
     nothing_leaks("", |agent| agent.kill());
@@ -169,13 +169,8 @@ fn nothing_leaks(flags: &str, end: impl FnOnce(&mut Agent)) {
     assert_eq!(guarded.clients().len(), 2);
     end(&mut agent);
     for family in FAMILIES {
-        let attempt = lab.client.connect((family.near(), 80).into());
-        let error = attempt.expect_err("nobody is there to take the flow");
-        assert_eq!(
-            error.kind(),
-            io::ErrorKind::ConnectionRefused,
-            "refused at once: {error}"
-        );
+        let attempt = connect_at_once(&lab, (family.near(), 80).into());
+        attempt.expect_err("nobody is there to take the flow");
         lab.ask(family.near(), 81).assert_unproxied();
     }
     assert_eq!(guarded.clients(), [], "the server saw nothing");
@@ -183,6 +178,56 @@ fn nothing_leaks(flags: &str, end: impl FnOnce(&mut Agent)) {
     for family in FAMILIES {
         lab.ask(family.near(), 80).assert_unproxied();
     }
+}
+
+/// Connects from the client, within less time than a SYN that is lost would need to be sent again.
+fn connect_at_once(lab: &Lab, target: SocketAddr) -> io::Result<TcpStream> {
+    let bound = Duration::from_millis(700);
+    lab.client
+        .enter(|| TcpStream::connect_timeout(&target, bound))
+}
+
+/// A client whose flow nobody is there to take is refused with a reset, at once, in both families.
+#[test]
+fn clients_of_a_missing_agent_are_refused_at_once() {
+    let lab = Lab::new();
+    let mut agent = lab.agent("--iface cl0 --dport 80 --pin");
+    agent.kill();
+    let refused = FAMILIES.map(|family| {
+        let attempt = connect_at_once(&lab, (family.near(), 80).into());
+        attempt.map(drop).map_err(|error| error.kind())
+    });
+    assert_eq!(
+        refused,
+        [Err(io::ErrorKind::ConnectionRefused); 2],
+        "IPv4 and IPv6"
+    );
+}
+
+/// A stopping agent takes no new flows: they go their own way at once, as they will when it is gone, while those that
+/// run are still relayed.
+#[test]
+fn new_flows_go_direct_while_running_ones_finish() {
+    let lab = Lab::new();
+    let server = Server::start(&lab.server, 80, |mut stream| {
+        pattern::read_to_end(&mut stream)
+    });
+    let _witness = Witness::start(&lab.server, 81);
+    let mut agent = lab.agent("--iface cl0 --dport 80,81 --drain 60");
+    let mut running = lab.client.connect((Family::V4.near(), 80).into()).unwrap();
+    pattern::write(&mut running, 1_000).unwrap();
+    lab.ask(Family::V4.near(), 81).assert_relayed(&agent);
+    agent.terminate();
+    agent.wait_for_log("to finish");
+    for family in FAMILIES {
+        let target = SocketAddr::new(family.near(), 81);
+        drop(connect_at_once(&lab, target).expect("the server answers"));
+        lab.ask(family.near(), 81).assert_direct(&agent);
+    }
+    pattern::write_from(&mut running, 1_000, 2_000_000).unwrap();
+    running.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(server.outcome().unwrap(), 2_000_000);
+    assert_eq!(agent.wait().len(), 2);
 }
 
 /// A pinned instance can be looked at and changed without its agent, and a new agent takes it over with its rules.
@@ -213,7 +258,6 @@ fn a_pinned_instance_is_taken_over_with_its_rules() {
         }
     }
     assert_eq!(second.stop().len(), 4);
-    second.run("unload");
     Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
 }
 
@@ -476,12 +520,7 @@ fn a_second_signal_ends_at_once() {
     let mut stream = lab.client.connect((Family::V4.near(), 80).into()).unwrap();
     stream.write_all(b"first part").unwrap();
     agent.terminate();
-    // The first signal has been taken when new flows are no longer relayed.
-    wait::until("the agent drains", || {
-        let target = SocketAddr::new(Family::V4.server(), 80);
-        let probe = lab.client.connect(target);
-        probe.is_err().then_some(())
-    });
+    agent.wait_for_log("to finish");
     assert!(agent.is_running(), "the running flow holds the agent");
     let start = Instant::now();
     agent.signal(nix::sys::signal::Signal::SIGINT);

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -10,6 +10,7 @@ use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FlowLabel,
     Ipv6Header, TcpHeader,
 };
+use nix::net::if_::if_nametoindex;
 use tproxy_tests::{
     Exchange, Family, Lab, Namespace,
     address::FAMILIES,
@@ -174,6 +175,70 @@ fn icmp_passes_unchanged() {
         tap.assert_unchanged(family.client(), family.near());
     }
     assert_eq!(agent.stop(), []);
+}
+
+/// Broadcasts and multicasts are delivered to programs of this host, and leave flows of the rule alone.
+#[test]
+fn broadcasts_and_multicasts_are_delivered() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let mut agent = lab.agent("--iface cl0 --name everything");
+    let groups = ["255.255.255.255", "10.77.1.255", "239.1.2.3", "ff02::1:99"];
+    for (port, group) in (5001..).zip(groups) {
+        let group: IpAddr = group.parse().unwrap();
+        let receiver = lab.gateway.enter(|| group_member(group, port)).unwrap();
+        receiver.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+        lab.client.enter(|| send_to_group(group, port)).unwrap();
+        let (length, from) = receiver
+            .recv_from(&mut [0; 64])
+            .unwrap_or_else(|error| panic!("{group}: {error}"));
+        assert_eq!(length, 8);
+        // In IPv6 the sender is a link-local address.
+        assert_eq!(from.ip() == Family::V4.client(), group.is_ipv4());
+    }
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    assert_eq!(agent.stop().len(), 2);
+}
+
+/// A socket that receives what is sent to `group` on the client's link; called in the gateway.
+fn group_member(group: IpAddr, port: u16) -> io::Result<UdpSocket> {
+    match group {
+        IpAddr::V4(group) => {
+            let socket = UdpSocket::bind((Family::V4.any(), port))?;
+            if group.is_multicast() {
+                let IpAddr::V4(interface) = Family::V4.gateway() else {
+                    unreachable!("an IPv4 address")
+                };
+                socket.join_multicast_v4(&group, &interface)?;
+            }
+            Ok(socket)
+        }
+        IpAddr::V6(group) => {
+            let socket = UdpSocket::bind((Family::V6.any(), port))?;
+            socket.join_multicast_v6(&group, if_nametoindex("cl0")?)?;
+            Ok(socket)
+        }
+    }
+}
+
+/// Sends a datagram to `group`; called in the client.
+fn send_to_group(group: IpAddr, port: u16) -> io::Result<usize> {
+    let any = if group.is_ipv4() {
+        Family::V4.any()
+    } else {
+        Family::V6.any()
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_broadcast(group.is_ipv4())?;
+    let target = match group {
+        IpAddr::V4(group) => SocketAddr::V4(SocketAddrV4::new(group, port)),
+        IpAddr::V6(group) => {
+            SocketAddr::V6(SocketAddrV6::new(group, port, 0, if_nametoindex("eth0")?))
+        }
+    };
+    socket.send_to(b"datagram", target)
 }
 
 /// SYNs that are not for this host on the link (another hardware address, broadcast) or in the network (broadcast and

@@ -153,7 +153,7 @@ fn a_reset_of_the_client_reaches_the_server() {
             .outcome()
             .expect_err("the server sees no end of data");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-        assert_eq!(agent.flow_of(client).end, "rst");
+        assert_eq!(agent.flow_of(client).end, "client-reset");
     }
     assert_eq!(agent.stop().len(), 2);
 }
@@ -176,7 +176,10 @@ fn a_reset_of_the_server_reaches_the_client() {
             .read(&mut [0; 16])
             .expect_err("the client sees no end of data");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-        assert_eq!(agent.flow_of(stream.local_addr().unwrap()).end, "rst");
+        assert_eq!(
+            agent.flow_of(stream.local_addr().unwrap()).end,
+            "upstream-reset"
+        );
     }
     assert_eq!(agent.stop().len(), 2);
 }

@@ -109,7 +109,7 @@ fn rules_are_listed_as_they_were_given() {
     assert_eq!(rules[0]["dport"], json!(["80", "8000-8999"]));
     assert_eq!(rules[0]["dst"], json!(["192.0.2.0/24", "2001:db8:1::/48"]));
     assert_eq!(rules[1]["action"], "drop");
-    assert_eq!(rules[1]["src"], json!(["10.77.1.66/32"]));
+    assert_eq!(rules[1]["src"], json!(["10.77.1.66"]));
     for rule in &rules {
         for key in ["flows", "packets", "bytes"] {
             assert_eq!(rule[key], 0, "{key} of {rule}");

@@ -174,24 +174,34 @@ fn a_missing_bpffs_is_mounted() {
     )
     .unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    let wrapper = format!("unshare --mount --propagation private {}", script.display());
-    let mut agent = Agent::start_under(
+    // A process without ancestors finds no other mount namespace to look in.
+    let wrapper = format!(
+        "unshare --mount --propagation private --pid --fork --kill-child --mount-proc {}",
+        script.display()
+    );
+    let agent = Agent::start_under(
         &lab.gateway,
         &unique_instance(),
         &wrapper,
         "--iface cl0 --dport 80",
     );
-    let mounts = fs::read_to_string(format!("/proc/{}/mounts", agent.id())).unwrap();
-    assert!(
-        mounts
-            .lines()
-            .any(|mount| mount.contains(" /sys/fs/bpf bpf ")),
-        "bpffs in\n{mounts}"
-    );
+    let mounts = fs::read_to_string(format!("/proc/{}/mounts", child_of(agent.id()))).unwrap();
+    let mounted = mounts
+        .lines()
+        .any(|mount| mount.contains(" /sys/fs/bpf bpf "));
+    assert!(mounted, "a bpffs in\n{mounts}");
     for family in FAMILIES {
         lab.ask(family.near(), 80).assert_relayed(&agent);
     }
-    assert_eq!(agent.stop().len(), 2);
+}
+
+/// The only child of a process.
+fn child_of(process: u32) -> u32 {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap();
+    children
+        .trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("one child, not {children:?}"))
 }
 
 /// `unload` of an instance that runs ends it: its agent stops, and nothing is left.

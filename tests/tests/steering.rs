@@ -212,8 +212,9 @@ fn beyond_a_hairpin(lab: &Lab) -> Namespace {
          route add 2001:db8:3::/48 via fd77:2::2\n\
          route add 203.0.113.0/24 via 10.77.4.2 table 77\n\
          route add 2001:db8:3::/48 via fd77:4::2 table 77\n\
-         rule add iif sv0 to 203.0.113.0/24 lookup 77\n\
-         -6 rule add iif sv0 to 2001:db8:3::/48 lookup 77");
+         rule add iif sv0 to 203.0.113.0/24 lookup 77");
+    lab.gateway
+        .run("ip -6 rule add iif sv0 to 2001:db8:3::/48 lookup 77");
     lab.server.sysctl("net.ipv4.ip_forward", 1);
     lab.server.sysctl("net.ipv4.conf.all.send_redirects", 0);
     lab.server.sysctl("net.ipv4.conf.eth0.send_redirects", 0);
