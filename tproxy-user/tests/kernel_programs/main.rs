@@ -1,0 +1,11 @@
+//! The loaded programs on crafted and on real packets, each test in namespaces of its own. They
+//! need root.
+
+mod devices;
+mod differential;
+mod established;
+mod frame;
+mod model;
+mod outcomes;
+mod sandbox;
+mod syn_cookie;

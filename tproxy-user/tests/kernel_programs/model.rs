@@ -1,0 +1,142 @@
+//! What the tc program decides, in user space: the parser and the classifier are the programs' own,
+//! the order of the checks and the state of the kernel are written down a second time.
+
+use std::{collections::HashSet, net::SocketAddr};
+
+use ipnet::IpNet;
+use tproxy_common::{
+    address::{Address, Family},
+    agent::AgentState,
+    classifier::classify,
+    flow::{Flow, Protocol, Scope, worker_of},
+    outcome::Outcome,
+    packet::{Headers, Unreadable, parse},
+    tables::{Action, Block, OnMissing},
+};
+
+use crate::{
+    frame::ETHERNET_HEADER,
+    sandbox::{MARK, Metadata, UPSTREAM_MARK},
+};
+
+/// Everything that a decision depends on beside the frame.
+pub(crate) struct Model {
+    /// The compiled rules.
+    pub(crate) blocks: Vec<Block>,
+    /// Prefixes of this host.
+    pub(crate) local: Vec<IpNet>,
+    /// What the agent told.
+    pub(crate) agent: AgentState,
+    /// Workers that have a listener: the first ones.
+    pub(crate) listeners: u32,
+    /// Source and destination of the segments that a connected socket of this host awaits.
+    pub(crate) awaited: HashSet<(Address, u16, Address, u16)>,
+}
+
+/// The interface that a frame arrives on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Interface {
+    /// Its index.
+    pub(crate) index: u32,
+    /// Its hardware address.
+    pub(crate) address: [u8; 6],
+}
+
+impl Model {
+    /// The outcome for a frame of at least an Ethernet header.
+    pub(crate) fn decide(&self, frame: &[u8], interface: Interface, metadata: Metadata) -> Outcome {
+        let family = match u16::from_be_bytes([frame[12], frame[13]]) {
+            0x0800 => Family::V4,
+            0x86dd => Family::V6,
+            _ => return Outcome::NotIp,
+        };
+        if frame[..6] != interface.address {
+            return Outcome::NotForThisHost;
+        }
+        let headers = match parse(frame, family, ETHERNET_HEADER) {
+            Ok(headers) => headers,
+            Err(Unreadable::Malformed) => return Outcome::Malformed,
+            Err(Unreadable::Fragment) => return Outcome::Fragment,
+            Err(Unreadable::OtherProtocol) => return Outcome::OtherProtocol,
+            Err(Unreadable::TooManyExtensions) => return Outcome::TooManyExtensions,
+        };
+        if metadata.mark & (MARK | UPSTREAM_MARK) == UPSTREAM_MARK {
+            return Outcome::OwnUpstream;
+        }
+        if headers.protocol == Protocol::Tcp && !headers.flags.opens() {
+            return if self.awaited.contains(&ends(&headers)) {
+                Outcome::Established
+            } else {
+                Outcome::Foreign
+            };
+        }
+        self.decide_new(&headers, interface)
+    }
+
+    fn decide_new(&self, headers: &Headers, interface: Interface) -> Outcome {
+        let flow = Flow {
+            scope: Scope::Forward,
+            protocol: headers.protocol,
+            interface: interface.index,
+            source: headers.source,
+            source_port: headers.source_port,
+            destination: headers.destination,
+            destination_port: headers.destination_port,
+        };
+        let Some(found) = classify(self.blocks.as_slice(), &flow) else {
+            return Outcome::NoRule;
+        };
+        let own = |address: &Address| self.is_own(address);
+        if !flow.destination.is_forwardable() || own(&flow.destination) || own(&flow.source) {
+            return Outcome::NotForwarded;
+        }
+        let worker = worker_of(&flow.source, flow.source_port, self.agent.workers());
+        let present = worker < self.listeners;
+        match (found.entry.action(), found.entry.on_missing()) {
+            (Action::Pass, _) => Outcome::Passed,
+            (Action::Drop, _) => Outcome::Dropped,
+            (Action::Relay, _) if present && self.agent.is_accepting() => Outcome::Taken,
+            (Action::Relay, _) if present => Outcome::PassedDraining,
+            (Action::Relay, OnMissing::Pass) => Outcome::PassedMissing,
+            (Action::Relay, OnMissing::Drop) => Outcome::Taken,
+        }
+    }
+
+    /// IPv4 prefixes hold for v4-mapped IPv6 addresses too, and IPv6 ones for IPv4 addresses as
+    /// they are when mapped.
+    fn is_own(&self, address: &Address) -> bool {
+        let mapped = u128::from_be_bytes(address.mapped_octets());
+        self.local.iter().any(|prefix| {
+            let network = u128::from_be_bytes(Address::from(prefix.network()).mapped_octets());
+            let length = match prefix {
+                IpNet::V4(v4) => 96 + u32::from(v4.prefix_len()),
+                IpNet::V6(v6) => u32::from(v6.prefix_len()),
+            };
+            let differing = (mapped ^ network).leading_zeros();
+            differing >= length
+        })
+    }
+}
+
+/// The ends of a segment, as [`Model::awaited`] holds them.
+fn ends(headers: &Headers) -> (Address, u16, Address, u16) {
+    (
+        headers.source,
+        headers.source_port,
+        headers.destination,
+        headers.destination_port,
+    )
+}
+
+/// Both directions of a connection between two addresses of this host.
+pub(crate) fn directions(one: SocketAddr, other: SocketAddr) -> [(Address, u16, Address, u16); 2] {
+    let ends = |source: SocketAddr, destination: SocketAddr| {
+        (
+            source.ip().into(),
+            source.port(),
+            destination.ip().into(),
+            destination.port(),
+        )
+    };
+    [ends(one, other), ends(other, one)]
+}
