@@ -76,8 +76,12 @@ impl Address {
         value.to_be_bytes()
     }
 
-    /// Whether routers forward packets to this destination: false for multicast, broadcast,
-    /// loopback, link-local IPv6 and unspecified addresses (RFC 6890, RFC 4291).
+    /// Whether routers forward packets to this destination: false for multicast, broadcast and
+    /// reserved, loopback, link-local IPv6, v4-mapped IPv6 and unspecified addresses (RFC 6890,
+    /// RFC 4291).
+    ///
+    /// A v4-mapped address on the wire would otherwise reach the IPv4 host that it names, past the
+    /// rules for IPv4.
     #[must_use]
     #[inline(always)]
     pub const fn is_forwardable(&self) -> bool {
@@ -88,7 +92,7 @@ impl Address {
             }
             Family::V6 => {
                 let top = self.high >> 48;
-                let in_zero_block = self.high == 0 && self.low <= 1;
+                let in_zero_block = self.high == 0 && (self.low <= 1 || self.low >> 32 == 0xffff);
                 let link_local = top & 0xffc0 == 0xfe80;
                 let multicast = top & 0xff00 == 0xff00;
                 !(in_zero_block || link_local || multicast)
@@ -102,6 +106,91 @@ impl From<core::net::IpAddr> for Address {
         match address {
             core::net::IpAddr::V4(v4) => Self::v4(v4.octets()),
             core::net::IpAddr::V6(v6) => Self::v6(v6.octets()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn the_halves_hold_the_octets_from_the_most_significant_on() {
+        let v4 = address("192.0.2.9");
+        assert_eq!(v4.family(), Family::V4);
+        assert_eq!((v4.high(), v4.low()), (0xc000_0209_0000_0000, 0));
+        let v6 = address("2001:db8:1:2:3:4:5:6");
+        assert_eq!(v6.family(), Family::V6);
+        assert_eq!(
+            (v6.high(), v6.low()),
+            (0x2001_0db8_0001_0002, 0x0003_0004_0005_0006)
+        );
+    }
+
+    #[test]
+    fn only_unicast_addresses_beyond_this_link_are_forwardable() {
+        for (text, forwardable) in [
+            ("0.0.0.0", false),
+            ("0.255.255.255", false),
+            ("1.0.0.0", true),
+            ("10.0.0.1", true),
+            ("126.255.255.255", true),
+            ("127.0.0.1", false),
+            ("127.255.255.255", false),
+            ("128.0.0.1", true),
+            ("223.255.255.255", true),
+            ("224.0.0.1", false),
+            ("239.255.255.250", false),
+            ("240.0.0.1", false),
+            ("255.255.255.255", false),
+            ("::", false),
+            ("::1", false),
+            ("::2", true),
+            ("::fffe:7f00:1", true),
+            ("::ffff:127.0.0.1", false),
+            ("::ffff:192.0.2.9", false),
+            ("::1:ffff:192.0.2.9", true),
+            ("0:0:0:1::", true),
+            ("0:0:0:1::1", true),
+            ("64:ff9b::192.0.2.9", true),
+            ("2001:db8::1", true),
+            ("fc00::1", true),
+            ("fdff::1", true),
+            ("fe7f::1", true),
+            ("fe80::1", false),
+            ("febf:ffff::1", false),
+            ("fec0::1", true),
+            ("feff::1", true),
+            ("ff00::", false),
+            ("ff02::1", false),
+            ("ffff::1", false),
+        ] {
+            assert_eq!(address(text).is_forwardable(), forwardable, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn mapped_octets_are_those_of_the_standard_library(address: IpAddr) {
+            let mapped = match address {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+                IpAddr::V6(v6) => v6,
+            };
+            prop_assert_eq!(Address::from(address).mapped_octets(), mapped.octets());
+        }
+
+        #[test]
+        fn addresses_are_ordered_as_numbers(one: IpAddr, other: IpAddr) {
+            let (of_one, of_other) = (Address::from(one), Address::from(other));
+            prop_assert_eq!(of_one.cmp(&of_other), one.cmp(&other));
         }
     }
 }

@@ -75,3 +75,76 @@ pub const fn worker_of(client: &Address, client_port: u16, workers: u32) -> u32 
     let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     (hash % workers as u64) as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use core::net::IpAddr;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn origins_are_distinct_and_within_their_bound() {
+        let mut seen = HashSet::new();
+        for scope in [Scope::Forward, Scope::Inbound, Scope::Local] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let origin = origin(scope, protocol);
+                assert!(origin < ORIGINS);
+                assert!(seen.insert(origin), "{scope:?} {protocol:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_worker_is_one_of_those_there_are(client: IpAddr, port: u16, workers in 0_u32..=64) {
+            let worker = worker_of(&client.into(), port, workers);
+            prop_assert!(worker < workers.max(1));
+        }
+    }
+
+    /// What a busy client, a row of hosts, and a row of hosts behind one IPv6 prefix look like.
+    #[test]
+    fn flows_that_differ_in_one_thing_spread_evenly_over_workers() {
+        const FLOWS: u32 = 16_000;
+        let by_port = |flow: u32| (Address::v4([10, 0, 0, 1]), 1024 + flow as u16);
+        let by_host = |flow: u32| (Address::v4((0x0a00_0000 + flow).to_be_bytes()), 40_000);
+        let by_v6_host = |flow: u32| {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&[0x20, 1, 0xd, 0xb8]);
+            octets[12..].copy_from_slice(&flow.to_be_bytes());
+            (Address::v6(octets), 40_000)
+        };
+        let by_v6_prefix = |flow: u32| {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&[0x20, 1, 0xd, 0xb8]);
+            octets[4..8].copy_from_slice(&flow.to_be_bytes());
+            octets[15] = 1;
+            (Address::v6(octets), 40_000)
+        };
+        type Clients<'a> = &'a dyn Fn(u32) -> (Address, u16);
+        let clients: [(&str, Clients<'_>); 4] = [
+            ("ports", &by_port),
+            ("IPv4 hosts", &by_host),
+            ("IPv6 hosts", &by_v6_host),
+            ("IPv6 prefixes", &by_v6_prefix),
+        ];
+        for (name, client) in clients {
+            for workers in [2, 3, 4, 7, 8, 16, 64] {
+                let mut loads = vec![0_u32; workers as usize];
+                for flow in 0..FLOWS {
+                    let (address, port) = client(flow);
+                    loads[worker_of(&address, port, workers) as usize] += 1;
+                }
+                let fair = FLOWS / workers;
+                let (least, most) = (loads.iter().min().unwrap(), loads.iter().max().unwrap());
+                assert!(
+                    *least > fair / 2 && *most < fair * 2,
+                    "{name}, {workers} workers: {least} to {most}, fair is {fair}"
+                );
+            }
+        }
+    }
+}

@@ -90,6 +90,55 @@ mod tests {
         assert_eq!(place.slot(Place::of(&ends(40001)).word(1)), None);
     }
 
+    /// The two agree on a place by every part of the flow, of both families.
+    #[test]
+    fn every_part_of_a_flow_makes_another_place() {
+        let mut parts = vec![
+            ends(1),
+            Ends {
+                destination_port: 444,
+                ..ends(1)
+            },
+            Ends {
+                source: Address::v4([10, 0, 0, 2]),
+                ..ends(1)
+            },
+            Ends {
+                destination: Address::v4([192, 0, 2, 2]),
+                ..ends(1)
+            },
+        ];
+        for octet in 0..16 {
+            let mut octets = [0x20; 16];
+            octets[octet] = 0x21;
+            parts.push(Ends {
+                source: Address::v6(octets),
+                destination: Address::v6([0x20; 16]),
+                ..ends(1)
+            });
+            parts.push(Ends {
+                source: Address::v6([0x20; 16]),
+                destination: Address::v6(octets),
+                ..ends(1)
+            });
+        }
+        for (number, one) in parts.iter().enumerate() {
+            for other in &parts[number + 1..] {
+                let (one, other) = (Place::of(one), Place::of(other));
+                assert_ne!(one, other);
+                assert_eq!(one.slot(other.word(5)), None);
+                assert_eq!(one.slot(one.word(5)), Some(5));
+            }
+        }
+    }
+
+    #[test]
+    fn places_are_within_the_table() {
+        for port in 0..=u16::MAX {
+            assert!((Place::of(&ends(port)).index as usize) < HANDOVERS);
+        }
+    }
+
     #[test]
     fn neighbouring_ports_spread_over_the_table() {
         let places: std::collections::HashSet<u32> = (1..=10_000)

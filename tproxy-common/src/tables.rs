@@ -375,3 +375,6 @@ impl Tables for [Block] {
 #[cfg(feature = "user")]
 // SAFETY: repr(C) array of u64: no padding, every bit pattern is valid.
 unsafe impl aya::Pod for Block {}
+
+#[cfg(test)]
+mod tests;

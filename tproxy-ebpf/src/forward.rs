@@ -102,14 +102,13 @@ fn is_forwarded(flow: &Flow) -> bool {
 #[inline(always)]
 fn hand_over(flow: &Flow, rule: RuleEntry) -> Outcome {
     let state = agent::state();
+    if !state.is_accepting() {
+        return Outcome::PassedDraining;
+    }
     let worker = worker_of(&flow.source, flow.source_port, state.workers());
-    let present = sockets::with_listener(worker, |_| ()).is_some();
-    if present && state.is_accepting() {
+    if sockets::with_listener(worker, |_| ()).is_some() {
         handover::announce(flow, rule);
         return Outcome::Taken;
-    }
-    if present {
-        return Outcome::PassedDraining;
     }
     match rule.on_missing() {
         OnMissing::Pass => Outcome::PassedMissing,

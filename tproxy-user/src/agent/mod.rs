@@ -8,7 +8,13 @@ mod upkeep;
 
 pub use options::Options;
 
+use std::{pin::Pin, sync::Arc};
+
 use anyhow::Context as _;
+use futures_util::{
+    FutureExt as _,
+    future::{Fuse, FusedFuture as _},
+};
 use log::{info, warn};
 
 use crate::{
@@ -35,14 +41,20 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
     let mut signals = Signals::install()?;
     let mut running = start::start(instance, options).await?;
     println!("{}", running.ready_line());
+    let mut workers = wait(&running.relay);
     let broken = tokio::select! {
         () = signals.next() => None,
         error = upkeep::run(&mut running) => Some(error),
+        ended = &mut workers => Some(
+            ended.err().unwrap_or_else(|| anyhow::anyhow!("the workers ended")),
+        ),
     };
     if let Some(error) = &broken {
         warn!("stopping: {error:#}");
     }
-    stop(&running, options, &mut signals).await;
+    if !workers.is_terminated() {
+        stop(&running, options, &mut signals, &mut workers).await;
+    }
     if !options.pin {
         remove(instance, Some(&running.netlink))
             .await
@@ -52,7 +64,7 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
 }
 
 /// Lets running flows finish, up to the drain time or a second signal.
-async fn stop(running: &Running, options: &Options, signals: &mut Signals) {
+async fn stop(running: &Running, options: &Options, signals: &mut Signals, workers: &mut Workers) {
     if !options.pin {
         // New flows go their own way from now on, as they will when the programs are gone.
         let state = running.agent_state.draining();
@@ -68,25 +80,27 @@ async fn stop(running: &Running, options: &Options, signals: &mut Signals) {
         );
     }
     running.relay.drain(options.drain);
-    let mut ended = wait(&running.relay);
-    tokio::select! {
-        () = &mut ended => return,
-        () = signals.next() => {}
-    }
-    info!("stopping at once");
-    running.relay.stop();
-    ended.await;
+    let ended = tokio::select! {
+        ended = &mut *workers => ended,
+        () = signals.next() => {
+            info!("stopping at once");
+            running.relay.stop();
+            workers.await
+        }
+    };
+    ended.unwrap_or_else(|error| warn!("{error:#}"));
 }
 
-/// Resolves when all workers have ended. The relay's own wait blocks, so a thread does it.
-fn wait(relay: &std::sync::Arc<Relay>) -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
-    let relay = std::sync::Arc::clone(relay);
+/// The end of all workers, with what ended them too soon.
+type Workers = Fuse<Pin<Box<dyn Future<Output = anyhow::Result<()>>>>>;
+
+/// The relay's own wait blocks, so a thread does it.
+fn wait(relay: &Arc<Relay>) -> Workers {
+    let relay = Arc::clone(relay);
     let joined = tokio::task::spawn_blocking(move || relay.join());
-    Box::pin(async move {
-        match joined.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!("{error}"),
-            Err(error) => warn!("the wait for the workers ended: {error}"),
-        }
-    })
+    let ended: Pin<Box<dyn Future<Output = _>>> = Box::pin(async move {
+        joined.await.context("the wait for the workers ended")??;
+        Ok(())
+    });
+    ended.fuse()
 }

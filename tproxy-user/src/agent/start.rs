@@ -59,7 +59,9 @@ fn plural(number: usize, word: &str) -> String {
 /// Checks everything that can be checked, removes what a dead agent left, and starts.
 pub(super) async fn start(instance: &Instance, options: &Options) -> anyhow::Result<Running> {
     requirements::check()?;
-    let lock = AgentLock::acquire(instance)?;
+    let mut lock = AgentLock::acquire(instance)?;
+    // Whoever meets this lock can say from now on who holds it.
+    publish(&mut lock, 0, 0)?;
     let previous = instance.state().ok();
     let result = start_locked(instance, options, previous.as_ref(), lock).await;
     if result.is_err() && previous.is_none() {
@@ -136,12 +138,7 @@ async fn build(
         .context("cannot read the listening port")?
         .port();
     let workers = u32::try_from(listeners.len()).unwrap_or(WORKERS);
-    lock.publish(AgentRecord {
-        pid: std::process::id(),
-        port,
-        workers,
-    })
-    .context("cannot write the agent's lock file")?;
+    publish(&mut lock, port, workers)?;
     let maps = load(instance, assignment)?;
     let local = LocalAddresses::open(&netlink, assignment.table).await?;
     maps.set_local_prefixes(local.prefixes())?;
@@ -198,6 +195,16 @@ async fn build(
         state,
         _lock: lock,
     })
+}
+
+fn publish(lock: &mut AgentLock, port: u16, workers: u32) -> anyhow::Result<()> {
+    let record = AgentRecord {
+        pid: std::process::id(),
+        port,
+        workers,
+    };
+    lock.publish(record)
+        .context("cannot write the agent's lock file")
 }
 
 /// Loads and pins beside, then moves the pins to their place in one step.

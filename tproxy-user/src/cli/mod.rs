@@ -1,6 +1,7 @@
 //! The command line: what was typed becomes what is valid, and everything past here is sure of it.
 
 mod attach;
+mod explain;
 mod output;
 mod rule;
 mod run;
@@ -65,6 +66,8 @@ enum Command {
     Detach(attach::Arguments),
     /// List and change rules
     Rule(rule::Arguments),
+    /// Say which rule takes a flow, and why
+    Explain(explain::Arguments),
     /// Show the instance: agent, interfaces, flows, counters
     Status,
     /// Take everything of this instance out of the kernel
@@ -122,6 +125,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Attach(arguments) => attach::attach(&instance, &arguments),
         Command::Detach(arguments) => attach::detach(&instance, &arguments),
         Command::Rule(arguments) => rule::execute(&instance, arguments, json),
+        Command::Explain(arguments) => explain::execute(&instance, &arguments, json),
         Command::Status => status::execute(&instance, json),
         Command::Unload => unload::execute(&instance),
     }

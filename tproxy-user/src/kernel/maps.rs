@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{IpAddr, TcpListener},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
@@ -12,6 +12,8 @@ use ipnet::IpNet;
 use tproxy_common::{address::Address, agent::AgentState};
 
 use super::Error;
+
+const LOCAL: &str = "LOCAL";
 
 /// The maps of one instance, reached through their pins.
 #[derive(Clone, Debug)]
@@ -97,7 +99,7 @@ impl Maps {
     ///
     /// When the map is full or cannot be written.
     pub fn set_local_prefixes(&self, prefixes: &[IpNet]) -> Result<(), Error> {
-        let name = "LOCAL";
+        let name = LOCAL;
         let mut map: LpmTrie<MapData, [u8; 16], u32> = self.open(name, TryInto::try_into)?;
         let wanted: std::collections::HashSet<(u32, [u8; 16])> =
             prefixes.iter().map(local_key).collect();
@@ -116,6 +118,21 @@ impl Maps {
                 .map_err(failed(name))?;
         }
         Ok(())
+    }
+
+    /// Whether an address is one of this host's own.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn is_local(&self, address: IpAddr) -> Result<bool, Error> {
+        let map: LpmTrie<MapData, [u8; 16], u32> = self.open(LOCAL, TryInto::try_into)?;
+        let octets = Address::from(address).mapped_octets();
+        match map.get(&Key::new(128, octets), 0) {
+            Ok(_) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(cause) => Err(failed(LOCAL)(cause)),
+        }
     }
 
     fn attached(&self) -> Result<HashMap<MapData, u32, u32>, Error> {

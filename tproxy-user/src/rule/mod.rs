@@ -2,10 +2,12 @@
 
 mod address;
 mod port;
+mod reason;
 mod spec;
 
 pub use address::AddressMatch;
 pub use port::PortRange;
+pub use reason::{Condition, NamedFlow};
 pub use spec::{RuleSpec, SpecError, valid_interface_name, valid_name};
 
 use tproxy_common::{

@@ -161,12 +161,6 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Network, Un
 /// RFC 8200, 3 and 4; the authentication header counts its length in 4 octets (RFC 4302, 2.2).
 #[inline(always)]
 fn parse_v6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Network, Unreadable> {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const AUTHENTICATION: u8 = 51;
-    const DESTINATION_OPTIONS: u8 = 60;
-
     let fixed: [u8; 8] = packet.read(offset).ok_or(Unreadable::Malformed)?;
     if fixed[0] >> 4 != 6 {
         return Err(Unreadable::Malformed);
@@ -176,35 +170,53 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Network, Un
     let mut protocol = fixed[6];
     let mut at = offset + 40;
     for _ in 0..EXTENSION_HEADERS {
-        let length = match protocol {
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS => {
-                let extension: [u8; 4] = packet.read(at).ok_or(Unreadable::Malformed)?;
-                let length = match protocol {
-                    FRAGMENT => {
-                        // An atomic fragment (RFC 6946) is whole: offset 0 and no more to come.
-                        if extension[2] != 0 || extension[3] & 0xf9 != 0 {
-                            return Err(Unreadable::Fragment);
-                        }
-                        8
-                    }
-                    AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
-                    // The address in the fixed header is a waypoint while segments are left.
-                    ROUTING if extension[3] != 0 => return Err(Unreadable::OtherProtocol),
-                    _ => (usize::from(extension[1]) + 1) * 8,
-                };
-                protocol = extension[0];
-                length
+        if !is_extension(protocol) {
+            break;
+        }
+        let extension: [u8; 4] = packet.read(at).ok_or(Unreadable::Malformed)?;
+        at += match protocol {
+            FRAGMENT => {
+                // An atomic fragment (RFC 6946) is whole: offset 0 and no more to come.
+                if extension[2] != 0 || extension[3] & 0xf9 != 0 {
+                    return Err(Unreadable::Fragment);
+                }
+                8
             }
-            _ => {
-                return Ok(Network {
-                    protocol,
-                    source: Address::v6(source),
-                    destination: Address::v6(destination),
-                    transport_offset: at,
-                });
-            }
+            AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
+            // The address in the fixed header is a waypoint while segments are left.
+            ROUTING if extension[3] != 0 => return Err(Unreadable::OtherProtocol),
+            _ => (usize::from(extension[1]) + 1) * 8,
         };
-        at += length;
+        protocol = extension[0];
     }
-    Err(Unreadable::TooManyExtensions)
+    if is_extension(protocol) {
+        return Err(Unreadable::TooManyExtensions);
+    }
+    Ok(Network {
+        protocol,
+        source: Address::v6(source),
+        destination: Address::v6(destination),
+        transport_offset: at,
+    })
 }
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Whether a header that can be walked over has this number. Encrypted payload (50) and no next
+/// header (59) end the walk: nothing behind them can be read.
+#[inline(always)]
+const fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
+    )
+}
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
