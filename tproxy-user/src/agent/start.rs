@@ -146,7 +146,7 @@ async fn build(
     let local = LocalAddresses::open(&netlink, assignment.table).await?;
     maps.set_local_prefixes(local.prefixes())?;
     let mut state = State {
-        generation: 1,
+        generation: 0,
         namespace,
         mark: assignment.mark,
         table: assignment.table,

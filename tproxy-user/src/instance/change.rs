@@ -54,18 +54,15 @@ impl Change {
         Ok(change)
     }
 
-    /// The first state of an instance whose programs are loaded and pinned.
+    /// The first change of an instance whose programs are loaded and pinned. Nothing is in force
+    /// before it is committed.
     pub(crate) fn establish(instance: &Instance, state: State) -> Result<Self, Error> {
-        let maps = instance.maps()?;
-        let lock = lock(instance)?;
-        let mut change = Self {
+        Ok(Self {
             instance: instance.clone(),
-            maps,
+            maps: instance.maps()?,
             state,
-            _lock: lock,
-        };
-        change.put_in_force()?;
-        Ok(change)
+            _lock: lock(instance)?,
+        })
     }
 
     /// The state as edited so far.
