@@ -190,7 +190,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
         )
         || matches!(
             error.downcast_ref(),
-            Some(delivery::Error::InvalidMark | delivery::Error::InvalidTable(_))
+            Some(delivery::Error::InvalidMark | delivery::Error::InvalidTable(0))
         )
 }
 
