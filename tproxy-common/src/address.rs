@@ -36,11 +36,11 @@ impl Address {
     #[must_use]
     #[inline(always)]
     pub const fn v6(octets: [u8; 16]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        let value = u128::from_be_bytes(octets);
         Self {
             family: Family::V6,
-            high: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
-            low: u64::from_be_bytes([i, j, k, l, m, n, o, p]),
+            high: (value >> 64) as u64,
+            low: value as u64,
         }
     }
 

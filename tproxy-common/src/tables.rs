@@ -261,14 +261,14 @@ impl<'a> Header<'a> {
     }
 
     #[inline(always)]
-    const fn root(&self, dimension: Dimension) -> Child {
+    const fn root(self, dimension: Dimension) -> Child {
         let place = dimension as usize;
         Child((self.0.words[ROOT_WORDS + place / 2] >> ((place % 2) * 32)) as u32)
     }
 
     /// Block and word of a rule's entry.
     #[inline(always)]
-    const fn entry(&self, rule: u32) -> (u32, usize) {
+    const fn entry(self, rule: u32) -> (u32, usize) {
         let entries = (self.0.words[0] >> 32) as u32;
         (
             entries + rule / BLOCK_ENTRIES as u32,
