@@ -42,7 +42,7 @@ fn main() {
     in_sandbox(|sandbox| {
         print_program(sandbox);
         let _listeners = sandbox.start_workers(2);
-        attach_lookup(sandbox.directory()).expect("the sk_lookup program is attached");
+        attach_lookup(sandbox.directory).expect("the sk_lookup program is attached");
         let _open = [(CLIENT, SERVER), (CLIENT_V6, SERVER_V6)].map(|(client, server)| {
             let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
             let beside = |end: std::net::SocketAddr| std::net::SocketAddr::new(end.ip(), 5000);
@@ -77,7 +77,7 @@ fn main() {
 
 /// How long loading takes is decided by what the verifier has to look at.
 fn print_program(sandbox: &Sandbox) {
-    let again = sandbox.directory().join("again");
+    let again = sandbox.directory.join("again");
     std::fs::create_dir(&again).expect("a directory for pins");
     let began = Instant::now();
     load(SETTINGS, &again).expect("the programs load");

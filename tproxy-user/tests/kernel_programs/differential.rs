@@ -292,7 +292,7 @@ fn any_agent() -> impl Strategy<Value = AgentState> {
 fn any_v4() -> impl Strategy<Value = Ipv4Addr> {
     prop_oneof![
         30 => (0_u8..4, 0_u8..4).prop_map(|(a, b)| Ipv4Addr::new(10, a, b, 255 * (a & 1))),
-        2 => (0_u8..4).prop_map(|a| Ipv4Addr::new(255, 255, 255, 252 | a)),
+        2 => (0_u8..4).prop_map(|a| Ipv4Addr::new(255, 255, 255, 0xfc | a)),
         1 => select(vec![Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(224, 0, 0, 1)]),
     ]
 }

@@ -176,7 +176,7 @@ fn listening_sockets_have_no_flow() {
         let _any = TcpListener::bind(("::", server.port() + 1)).expect("a listener");
         for attached in [false, true] {
             if attached {
-                attach_lookup(sandbox.directory()).expect("the program is attached");
+                attach_lookup(sandbox.directory).expect("the program is attached");
             }
             for server in [server, beside(server)] {
                 for flags in [ACK, RST, SYN | ACK, FIN | ACK] {
@@ -196,7 +196,7 @@ fn listening_sockets_have_no_flow() {
 #[test]
 fn a_miss_is_one_probe_of_the_lookup_program() {
     for_each_family(|sandbox, client, server| {
-        attach_lookup(sandbox.directory()).expect("the program is attached");
+        attach_lookup(sandbox.directory).expect("the program is attached");
         let probes = || sandbox.occurred(Outcome::Probe);
         let (mut at_client, mut at_server) = connection(client, server);
         assert_eq!(probes(), 0);

@@ -52,6 +52,8 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 /// The programs of one test.
 pub(crate) struct Sandbox {
+    /// Where they and their maps are pinned.
+    pub(crate) directory: &'static Path,
     /// Their maps.
     pub(crate) maps: Maps,
     /// The program of interfaces with Ethernet headers.
@@ -103,15 +105,11 @@ impl Sandbox {
         RelayCounters::create(Path::new(BPFFS)).expect("the relay's counters");
         let counters = MapData::from_pin(pin("OUTCOME_COUNTERS")).and_then(Map::from_map_data);
         Self {
+            directory: Path::new(BPFFS),
             maps: Maps::new(Path::new(BPFFS)),
             program: SchedClassifier::from_pin(pin("tproxy_ether")).expect("the pinned program"),
             counters: counters.and_then(TryInto::try_into).expect("the counters"),
         }
-    }
-
-    /// Where the programs are pinned.
-    pub(crate) fn directory(&self) -> &'static Path {
-        Path::new(BPFFS)
     }
 
     /// Puts rules in force. Those that name interfaces hold for the ones that are there.
