@@ -3,9 +3,7 @@
 use crate::{
     address::{Address, Family},
     flow::{Flow, origin},
-    tables::{
-        ADDRESS_DEPTH, Block, CLASS_WORDS, Dimension, Header, NARROW_DEPTH, RuleEntry, Tables,
-    },
+    tables::{Block, CLASS_WORDS, Dimension, Header, RuleEntry, Tables},
 };
 
 /// The rule that takes a flow.
@@ -24,12 +22,26 @@ pub struct Match {
 #[inline(always)]
 pub fn classify<T: Tables + ?Sized>(tables: &T, flow: &Flow) -> Option<Match> {
     let header = tables.header()?;
-    let narrow = |dimension, key| tables.class::<NARROW_DEPTH>(&header, dimension, key, 0);
     let classes = [
-        narrow(Dimension::Origin, origin(flow.scope, flow.protocol))?,
-        narrow(Dimension::Interface, u64::from(flow.interface))?,
-        narrow(Dimension::SourcePort, u64::from(flow.source_port))?,
-        narrow(Dimension::DestinationPort, u64::from(flow.destination_port))?,
+        tables.class(
+            &header,
+            Dimension::Origin,
+            origin(flow.scope, flow.protocol),
+            0,
+        )?,
+        tables.class(&header, Dimension::Interface, u64::from(flow.interface), 0)?,
+        tables.class(
+            &header,
+            Dimension::SourcePort,
+            u64::from(flow.source_port),
+            0,
+        )?,
+        tables.class(
+            &header,
+            Dimension::DestinationPort,
+            u64::from(flow.destination_port),
+            0,
+        )?,
         address_class(
             tables,
             &header,
@@ -62,7 +74,7 @@ fn address_class<'t, T: Tables + ?Sized>(
         Family::V4 => v4,
         Family::V6 => v6,
     };
-    tables.class::<ADDRESS_DEPTH>(header, dimension, address.high(), address.low())
+    tables.class(header, dimension, address.high(), address.low())
 }
 
 #[inline(always)]

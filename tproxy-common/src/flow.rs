@@ -105,6 +105,8 @@ mod tests {
         }
     }
 
+    type Clients<'a> = &'a dyn Fn(u32) -> (Address, u16);
+
     /// What a busy client, a row of hosts, and a row of hosts behind one IPv6 prefix look like.
     #[test]
     fn flows_that_differ_in_one_thing_spread_evenly_over_workers() {
@@ -124,7 +126,6 @@ mod tests {
             octets[15] = 1;
             (Address::v6(octets), 40_000)
         };
-        type Clients<'a> = &'a dyn Fn(u32) -> (Address, u16);
         let clients: [(&str, Clients<'_>); 4] = [
             ("ports", &by_port),
             ("IPv4 hosts", &by_host),

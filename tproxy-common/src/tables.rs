@@ -16,7 +16,10 @@
 //! A new rule set is built in blocks that no reader can reach and takes effect with one write: of
 //! the inner map for a whole generation, of block 0 for a change within one.
 
-use crate::limits::RULES;
+use crate::{
+    flow::ORIGINS,
+    limits::{CIDRS, INTERFACES, RULES},
+};
 
 /// 64-bit words of a block.
 pub const BLOCK_WORDS: usize = 24;
@@ -32,13 +35,6 @@ pub const CLASS_WORDS: usize = RULES / 64;
 
 /// Entries of a block: a power of two, by which the verifier sees that a place is in bounds.
 pub const BLOCK_ENTRIES: usize = 16;
-
-/// Levels that a lookup of an address descends at most: two trees, over the upper and the lower
-/// halves, each of which holds the 2,000,001 boundaries of a million prefixes in six levels.
-pub const ADDRESS_DEPTH: usize = 12;
-
-/// Levels that any other lookup descends at most: 65,536 ports make five.
-pub const NARROW_DEPTH: usize = 5;
 
 /// The unit of the arena.
 #[repr(C)]
@@ -60,14 +56,15 @@ impl Block {
 
     /// Which child of this node holds `key`: the number of boundaries that are not above it.
     ///
-    /// Without branches: the verifier would follow each of the sixteen ways through a node.
+    /// A binary search without branches: the verifier follows one path through it, not one for each
+    /// answer, and the CPU has nothing to mispredict.
     #[inline(always)]
     fn position(&self, key: u64) -> usize {
         let keys = &self.words;
-        let mut position = reaches(key, keys[7]) << 3;
-        position |= reaches(key, keys[(position + 3) & 15]) << 2;
-        position |= reaches(key, keys[(position + 1) & 15]) << 1;
-        position | reaches(key, keys[position & 15])
+        let mut position = at_least(key, keys[7]) << 3;
+        position |= at_least(key, keys[(position + 3) & 15]) << 2;
+        position |= at_least(key, keys[(position + 1) & 15]) << 1;
+        position | at_least(key, keys[position & 15])
     }
 
     /// The child at `position` of this node.
@@ -98,12 +95,11 @@ impl Block {
     }
 }
 
-/// 1 when `key` is not below `boundary`, else 0: the borrow of their difference, inverted (H. S.
-/// Warren, Hacker's Delight, 2-13).
+/// 1 when `one` is at least `other`, and 0 when it is below: whether their subtraction borrows, which
+/// BPF has no instruction for (H. S. Warren, Hacker's Delight, 2nd edition, 2-13).
 #[inline(always)]
-const fn reaches(key: u64, boundary: u64) -> usize {
-    let difference = key.wrapping_sub(boundary);
-    let borrow = (!key & boundary) | ((!key | boundary) & difference);
+const fn at_least(one: u64, other: u64) -> usize {
+    let borrow = (!one & other) | ((!one | other) & one.wrapping_sub(other));
     (borrow >> 63 ^ 1) as usize
 }
 
@@ -190,7 +186,34 @@ impl Dimension {
         Self::SourcePort,
         Self::DestinationPort,
     ];
+
+    /// Levels that a lookup descends at most. Every level that is allowed costs the verifier another
+    /// walk, so no dimension has more than the most intervals that it can be cut into need.
+    #[inline(always)]
+    const fn depth(self) -> usize {
+        match self {
+            Self::Origin => ORIGIN_DEPTH,
+            Self::Interface => INTERFACE_DEPTH,
+            Self::SourcePort | Self::DestinationPort => PORT_DEPTH,
+            Self::SourceV4 | Self::SourceV6 | Self::DestinationV4 | Self::DestinationV6 => {
+                2 * ADDRESS_HALF_DEPTH
+            }
+        }
+    }
 }
+
+const ORIGIN_DEPTH: usize = 1;
+const INTERFACE_DEPTH: usize = 3;
+const PORT_DEPTH: usize = 5;
+/// One tree over the upper half of an address and, for IPv6, one over the lower half.
+const ADDRESS_HALF_DEPTH: usize = 6;
+
+// A tree of full nodes has this many leaves. A range of keys begins and ends an interval.
+const _: () = assert!(NODE_CHILDREN.pow(ORIGIN_DEPTH as u32) > ORIGINS as usize);
+const _: () = assert!(NODE_CHILDREN.pow(INTERFACE_DEPTH as u32) > 2 * INTERFACES);
+const _: () = assert!(NODE_CHILDREN.pow(PORT_DEPTH as u32) > u16::MAX as usize + 1);
+// The tree over the upper halves has one leaf more for each lower tree.
+const _: () = assert!(NODE_CHILDREN.pow(ADDRESS_HALF_DEPTH as u32) > 2 * (2 * CIDRS + 1));
 
 /// View of a header block.
 ///
@@ -342,10 +365,9 @@ pub trait Tables {
         self.block(head).map(Header::new)
     }
 
-    /// The class of a key in one dimension, whose tree has at most `DEPTH` levels. `low` is the lower
-    /// half of an IPv6 address.
+    /// The class of a key in one dimension. `low` is the lower half of an IPv6 address.
     #[inline(always)]
-    fn class<const DEPTH: usize>(
+    fn class(
         &self,
         header: &Header<'_>,
         dimension: Dimension,
@@ -354,7 +376,7 @@ pub trait Tables {
     ) -> Option<&Block> {
         let mut child = header.root(dimension);
         let mut key = high;
-        for _ in 0..DEPTH {
+        for _ in 0..dimension.depth() {
             if child.is_class() {
                 break;
             }

@@ -30,7 +30,7 @@ fn udp() -> Vec<u8> {
 
 /// An Ethernet frame with an IPv4 packet; `options` in whole words.
 fn v4(options: &[u8], protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let mut header = vec![0; 20];
+    let mut header = [0; 20];
     header[0] = 0x40 | u8::try_from(5 + options.len() / 4).unwrap();
     header[9] = protocol;
     header[12..16].copy_from_slice(&SOURCE_V4);
@@ -180,7 +180,7 @@ fn ipv4_fragments_are_recognised_by_offset_or_more_to_come() {
         (1, false),
         (0x1fff, false),
         (0x0100, false),
-        (MORE_FRAGMENTS | 185, false),
+        (MORE_FRAGMENTS | 0xb9, false),
     ] {
         let mut frame = v4(&[], UDP, &udp());
         frame[ETHERNET + 6..][..2].copy_from_slice(&field.to_be_bytes());
@@ -254,7 +254,7 @@ fn an_atomic_fragment_is_whole_and_others_are_not() {
         (MORE, false),
         (1 << 3, false),
         (0x1fff << 3, false),
-        (185 << 3 | MORE, false),
+        (0xb9 << 3 | MORE, false),
         (0x0100, false),
     ] {
         let [high, low] = field.to_be_bytes();

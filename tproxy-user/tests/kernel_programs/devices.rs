@@ -41,7 +41,7 @@ fn attach(sandbox: &Sandbox, name: &str, framing: Framing) {
         framing,
         up: true,
     };
-    attach_interface(sandbox.directory(), &link, true).expect("the program is attached");
+    attach_interface(sandbox.directory, &link, true).expect("the program is attached");
 }
 
 /// Waits until an outcome has occurred so many times.

@@ -40,6 +40,8 @@ use crate::{
 };
 
 const FRAMES: u32 = 65_536;
+
+/// On average; a failure is looked for in ever fewer of them.
 const FRAMES_OF_A_CASE: u32 = 512;
 
 /// Workers that have a listener; the agent claims more in some cases.
@@ -61,14 +63,15 @@ fn the_loaded_program_agrees_with_user_space() {
     let frames: u32 = from_environment("TPROXY_FRAMES", FRAMES);
     in_sandbox(move |sandbox| {
         let world = World::make(sandbox);
-        let mut octets = [0; 32];
-        octets[..8].copy_from_slice(&seed.to_le_bytes());
+        // The seed as it is would be all zeroes, which this generator cannot leave.
+        let octets = u128::from(seed).wrapping_add(1).to_le_bytes();
         let config = Config {
             cases: frames.div_ceil(FRAMES_OF_A_CASE),
             failure_persistence: None,
+            max_shrink_iters: 10_000,
             ..Config::default()
         };
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &octets);
+        let rng = TestRng::from_seed(RngAlgorithm::XorShift, &octets);
         let mut runner = TestRunner::new_with_rng(config, rng);
         match runner.run(&any_case(), |case| world.check(&case)) {
             Ok(()) => {}
@@ -184,6 +187,8 @@ impl<'a> World<'a> {
     /// A generator that never comes to some outcome would show nothing about it.
     fn demand_every_outcome(&self, frames: u32) {
         let counted = self.counted.borrow();
+        let total: u64 = counted.iter().sum();
+        assert!(total > u64::from(frames) * 4 / 5, "only {total} frames");
         assert_eq!(
             *counted,
             self.sandbox.outcomes(),
@@ -257,12 +262,12 @@ impl Packet {
 }
 
 fn any_case() -> impl Strategy<Value = Case> {
-    let packets = FRAMES_OF_A_CASE as usize;
+    let packets = 2 * FRAMES_OF_A_CASE as usize;
     (
         prop::collection::vec(any_rule(), 0..40),
         any_agent(),
         prop::collection::vec(any_local_prefix(), 0..4),
-        prop::collection::vec(any_packet(), packets..=packets),
+        prop::collection::vec(any_packet(), 1..packets),
     )
         .prop_map(|(rules, agent, local, packets)| Case {
             rules,
@@ -287,7 +292,7 @@ fn any_agent() -> impl Strategy<Value = AgentState> {
 fn any_v4() -> impl Strategy<Value = Ipv4Addr> {
     prop_oneof![
         30 => (0_u8..4, 0_u8..4).prop_map(|(a, b)| Ipv4Addr::new(10, a, b, 255 * (a & 1))),
-        2 => (0_u8..4).prop_map(|a| Ipv4Addr::new(255, 255, 255, 252 | a)),
+        2 => (0_u8..4).prop_map(|a| Ipv4Addr::new(255, 255, 255, 0xfc | a)),
         1 => select(vec![Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(224, 0, 0, 1)]),
     ]
 }

@@ -2,9 +2,11 @@
 //! left alone when none has.
 
 use std::{
+    fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener},
     os::fd::AsRawFd as _,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -174,7 +176,7 @@ fn listening_sockets_have_no_flow() {
         let _any = TcpListener::bind(("::", server.port() + 1)).expect("a listener");
         for attached in [false, true] {
             if attached {
-                attach_lookup(sandbox.directory()).expect("the program is attached");
+                attach_lookup(sandbox.directory).expect("the program is attached");
             }
             for server in [server, beside(server)] {
                 for flags in [ACK, RST, SYN | ACK, FIN | ACK] {
@@ -194,7 +196,7 @@ fn listening_sockets_have_no_flow() {
 #[test]
 fn a_miss_is_one_probe_of_the_lookup_program() {
     for_each_family(|sandbox, client, server| {
-        attach_lookup(sandbox.directory()).expect("the program is attached");
+        attach_lookup(sandbox.directory).expect("the program is attached");
         let probes = || sandbox.occurred(Outcome::Probe);
         let (mut at_client, mut at_server) = connection(client, server);
         assert_eq!(probes(), 0);
@@ -218,25 +220,36 @@ fn a_miss_is_one_probe_of_the_lookup_program() {
     });
 }
 
-/// Waits until the socket at `own` with peer `peer` is in `TIME_WAIT`.
+/// Waits until all that is left of a connection is `TIME_WAIT` at `own`.
 fn wait_for_time_wait(own: SocketAddr, peer: SocketAddr) {
     // include/net/tcp_states.h
     const TCP_TIME_WAIT: &str = "06";
     let table = if own.is_ipv4() { "tcp" } else { "tcp6" };
-    let ends = format!(":{:04X} ", own.port());
-    let peer = format!(":{:04X} {TCP_TIME_WAIT} ", peer.port());
+    let (own, peer) = (
+        format!(":{:04X}", own.port()),
+        format!(":{:04X}", peer.port()),
+    );
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let sockets = std::fs::read_to_string(format!("/proc/thread-self/net/{table}"));
-        let sockets = sockets.expect("a list of sockets");
-        if sockets
+        let path = format!("/proc/thread-self/net/{table}");
+        let sockets = fs::read_to_string(path).expect("a list of sockets");
+        // Behind the number of each: its address, its peer's, its state.
+        let of_both: Vec<Vec<&str>> = sockets
             .lines()
-            .any(|line| line.contains(&ends) && line.contains(&peer))
+            .map(|line| line.split_whitespace().skip(1).take(3).collect())
+            .filter(|fields: &Vec<&str>| {
+                let has = |port: &String| fields[..2].iter().any(|end| end.ends_with(port));
+                has(&own) && has(&peer)
+            })
+            .collect();
+        if let [only] = of_both.as_slice()
+            && only[0].ends_with(&own)
+            && only[2] == TCP_TIME_WAIT
         {
             return;
         }
-        assert!(Instant::now() < deadline, "no TIME_WAIT:\n{sockets}");
-        std::thread::yield_now();
+        assert!(Instant::now() < deadline, "not in TIME_WAIT:\n{sockets}");
+        thread::yield_now();
     }
 }
 

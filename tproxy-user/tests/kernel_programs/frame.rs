@@ -16,7 +16,7 @@ pub(crate) const OF_LO: [u8; 6] = [0; 6];
 pub(crate) const ETHERNET_HEADER: usize = 14;
 
 /// The shortest frame with these first octets that can be given to a test run: the kernel demands
-/// the fixed part of the header that the EtherType promises.
+/// the fixed part of the header that the `EtherType` promises.
 pub(crate) fn shortest(frame: &[u8]) -> usize {
     match frame[12..ETHERNET_HEADER] {
         [0x08, 0x00] => ETHERNET_HEADER + 20,
@@ -30,7 +30,7 @@ pub(crate) fn shortest(frame: &[u8]) -> usize {
 pub(crate) struct Frame {
     /// Its link-layer destination.
     pub(crate) link: [u8; 6],
-    /// Its EtherType, when that is not the one of the packet.
+    /// Its `EtherType`, when that is not the one of the packet.
     pub(crate) ether_type: Option<u16>,
     /// The IP header's addresses; both of one family.
     pub(crate) source: IpAddr,

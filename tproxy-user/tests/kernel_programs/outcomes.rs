@@ -48,6 +48,8 @@ fn web(edit: impl FnOnce(&mut RuleSpec)) -> Rule {
     })
 }
 
+type Edit = fn(&mut RuleSpec);
+
 fn rule_counter(sandbox: &Sandbox, slot: u32) -> RuleCounter {
     let totals = Counters::new(&sandbox.maps).rules([slot].into_iter());
     totals.expect("the counters")[0].kernel
@@ -92,123 +94,83 @@ fn frames_for_other_hosts() {
     });
 }
 
-#[test]
-fn packets_that_cannot_be_read() {
+fn check(cases: Vec<(Frame, Outcome)>) {
     in_sandbox(|sandbox| {
         sandbox.install(&[drop_all()]);
-        let options = Extension::DestinationOptions { units: 0 };
-        let atomic = Extension::Fragment { field: 0 };
-        let with = |extensions: Vec<Extension>| Frame {
-            extensions,
-            ..syn_v6()
-        };
-        let tcp = |data_offset| Transport::Tcp {
-            flags: SYN,
-            data_offset,
-        };
-        let cases = [
-            (
-                Frame {
-                    option_words: 10,
-                    ..syn()
-                },
-                Outcome::Dropped,
-            ),
-            (with(vec![options; 8]), Outcome::Dropped),
-            (with(vec![options; 9]), Outcome::TooManyExtensions),
-            (
-                with(vec![Extension::Authentication { words: 5 }]),
-                Outcome::Dropped,
-            ),
-            (
-                with(vec![Extension::HopByHop { units: 3 }, atomic]),
-                Outcome::Dropped,
-            ),
-            (
-                with(vec![Extension::Fragment { field: 1 }]),
-                Outcome::Fragment,
-            ),
-            (
-                with(vec![Extension::Fragment { field: 8 }]),
-                Outcome::Fragment,
-            ),
-            (
-                with(vec![Extension::Routing {
-                    units: 2,
-                    segments_left: 0,
-                }]),
-                Outcome::Dropped,
-            ),
-            (
-                with(vec![Extension::Routing {
-                    units: 2,
-                    segments_left: 1,
-                }]),
-                Outcome::OtherProtocol,
-            ),
-            (
-                Frame {
-                    fragment: 0x4000,
-                    ..syn()
-                },
-                Outcome::Dropped,
-            ),
-            (
-                Frame {
-                    fragment: 0x2000,
-                    ..syn()
-                },
-                Outcome::Fragment,
-            ),
-            (
-                Frame {
-                    fragment: 185,
-                    ..syn()
-                },
-                Outcome::Fragment,
-            ),
-            (Frame::other(CLIENT, SERVER, 1), Outcome::OtherProtocol),
-            (
-                Frame::other(CLIENT_V6, SERVER_V6, 58),
-                Outcome::OtherProtocol,
-            ),
-            (
-                Frame::other(CLIENT_V6, SERVER_V6, 50),
-                Outcome::OtherProtocol,
-            ),
-            (
-                Frame::other(CLIENT_V6, SERVER_V6, 59),
-                Outcome::OtherProtocol,
-            ),
-            (Frame::other(CLIENT, SERVER, 6), Outcome::Malformed),
-            (
-                Frame {
-                    transport: tcp(4),
-                    ..syn()
-                },
-                Outcome::Malformed,
-            ),
-            (
-                Frame {
-                    ether_type: Some(0x86dd),
-                    ..syn()
-                },
-                Outcome::Malformed,
-            ),
-            (
-                Frame {
-                    ether_type: Some(0x0800),
-                    ..syn_v6()
-                },
-                Outcome::Malformed,
-            ),
-            (Frame::udp(CLIENT, SERVER), Outcome::Dropped),
-            (Frame::udp(CLIENT_V6, SERVER_V6), Outcome::Dropped),
-        ];
         for (frame, outcome) in cases {
             assert_eq!(sandbox.outcome(&frame), outcome, "{frame:?}");
         }
     });
+}
+
+#[test]
+fn ipv4_packets_that_can_and_cannot_be_read() {
+    let with_fragment = |fragment| Frame { fragment, ..syn() };
+    let with_option_words = |option_words| Frame {
+        option_words,
+        ..syn()
+    };
+    let with_data_offset = |data_offset| Frame {
+        transport: Transport::Tcp {
+            flags: SYN,
+            data_offset,
+        },
+        ..syn()
+    };
+    let of_ipv6 = Frame {
+        ether_type: Some(0x86dd),
+        ..syn()
+    };
+    check(vec![
+        (Frame::udp(CLIENT, SERVER), Outcome::Dropped),
+        (with_option_words(10), Outcome::Dropped),
+        (with_fragment(0x4000), Outcome::Dropped),
+        (with_fragment(0x2000), Outcome::Fragment),
+        (with_fragment(0x00b9), Outcome::Fragment),
+        (with_data_offset(5), Outcome::Dropped),
+        (with_data_offset(4), Outcome::Malformed),
+        (of_ipv6, Outcome::Malformed),
+        (Frame::other(CLIENT, SERVER, 1), Outcome::OtherProtocol),
+        // TCP without its header.
+        (Frame::other(CLIENT, SERVER, 6), Outcome::Malformed),
+    ]);
+}
+
+#[test]
+fn ipv6_packets_that_can_and_cannot_be_read() {
+    let with = |extensions: &[Extension]| Frame {
+        extensions: extensions.to_vec(),
+        ..syn_v6()
+    };
+    let options = Extension::DestinationOptions { units: 0 };
+    let hop_by_hop = Extension::HopByHop { units: 3 };
+    let check_value = Extension::Authentication { words: 5 };
+    let fragment = |field| Extension::Fragment { field };
+    let routing = |segments_left| Extension::Routing {
+        units: 2,
+        segments_left,
+    };
+    let of_ipv4 = Frame {
+        ether_type: Some(0x0800),
+        ..syn_v6()
+    };
+    let other = |protocol| Frame::other(CLIENT_V6, SERVER_V6, protocol);
+    check(vec![
+        (Frame::udp(CLIENT_V6, SERVER_V6), Outcome::Dropped),
+        (with(&[options; 8]), Outcome::Dropped),
+        (with(&[options; 9]), Outcome::TooManyExtensions),
+        (with(&[check_value]), Outcome::Dropped),
+        (with(&[hop_by_hop, fragment(0)]), Outcome::Dropped),
+        (with(&[fragment(1)]), Outcome::Fragment),
+        (with(&[fragment(8)]), Outcome::Fragment),
+        (with(&[routing(0)]), Outcome::Dropped),
+        (with(&[routing(1)]), Outcome::OtherProtocol),
+        (of_ipv4, Outcome::Malformed),
+        // ICMPv6, encrypted payload, no next header.
+        (other(58), Outcome::OtherProtocol),
+        (other(50), Outcome::OtherProtocol),
+        (other(59), Outcome::OtherProtocol),
+    ]);
 }
 
 /// Shorter ones come through a device, in `devices`.
@@ -273,13 +235,13 @@ fn new_flows_that_no_rule_matches() {
         assert_eq!(sandbox.outcome(&syn()), Outcome::NoRule);
         assert_eq!(sandbox.outcome(&syn_v6()), Outcome::NoRule);
 
-        let drop = |edit: fn(&mut RuleSpec)| {
+        let drop = |edit: Edit| {
             [web(|spec| {
                 spec.action = Some("drop".into());
                 edit(spec);
             })]
         };
-        let cases: [(fn(&mut RuleSpec), Outcome); 9] = [
+        let cases: [(Edit, Outcome); 9] = [
             (|_| (), Outcome::Dropped),
             (|spec| spec.dport = words(&["444", "80"]), Outcome::NoRule),
             (|spec| spec.sport = words(&["40001-65535"]), Outcome::NoRule),
@@ -465,7 +427,7 @@ fn a_flow_is_taken_or_not_by_whether_its_own_worker_is_there() {
             let worker = worker_of(&frame.source.into(), port, workers);
             let present = worker < 2;
             seen[usize::from(present)] += 1;
-            sandbox.install(&[open.clone()]);
+            sandbox.install(std::slice::from_ref(&open));
             let outcome = if present {
                 Outcome::Taken
             } else {
@@ -473,7 +435,7 @@ fn a_flow_is_taken_or_not_by_whether_its_own_worker_is_there() {
             };
             assert_eq!(sandbox.outcome(&frame), outcome, "worker {worker}");
             // Closed means delivered, so that the kernel answers with RST.
-            sandbox.install(&[closed.clone()]);
+            sandbox.install(std::slice::from_ref(&closed));
             assert_eq!(sandbox.outcome(&frame), Outcome::Taken, "worker {worker}");
         }
         assert!(seen[0] > 5 && seen[1] > 5, "{seen:?}");

@@ -1,11 +1,11 @@
 //! The real programs and maps, in a network and a mount namespace of their own.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::Duration,
 };
 
 use aya::{
@@ -38,6 +38,12 @@ pub(crate) const MARK: u32 = 0x7470_0000;
 /// The mark of the agent's own connections.
 pub(crate) const UPSTREAM_MARK: u32 = upstream_mark(MARK);
 
+/// What the programs are loaded with.
+pub(crate) const SETTINGS: Settings = Settings {
+    mark: MARK,
+    upstream_mark: UPSTREAM_MARK,
+};
+
 /// The counter slot of the first rule; the others follow.
 pub(crate) const FIRST_SLOT: u32 = 100;
 
@@ -46,9 +52,12 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 /// The programs of one test.
 pub(crate) struct Sandbox {
+    /// Where they and their maps are pinned.
+    pub(crate) directory: &'static Path,
     /// Their maps.
     pub(crate) maps: Maps,
-    program: SchedClassifier,
+    /// The program of interfaces with Ethernet headers.
+    pub(crate) program: SchedClassifier,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -92,23 +101,15 @@ pub(crate) fn in_sandbox<R: Send + 'static>(
 
 impl Sandbox {
     fn load() -> Self {
-        let settings = Settings {
-            mark: MARK,
-            upstream_mark: UPSTREAM_MARK,
-        };
-        load(settings, Path::new(BPFFS)).expect("the programs load");
+        load(SETTINGS, Path::new(BPFFS)).expect("the programs load");
         RelayCounters::create(Path::new(BPFFS)).expect("the relay's counters");
         let counters = MapData::from_pin(pin("OUTCOME_COUNTERS")).and_then(Map::from_map_data);
         Self {
+            directory: Path::new(BPFFS),
             maps: Maps::new(Path::new(BPFFS)),
             program: SchedClassifier::from_pin(pin("tproxy_ether")).expect("the pinned program"),
             counters: counters.and_then(TryInto::try_into).expect("the counters"),
         }
-    }
-
-    /// Where the programs are pinned.
-    pub(crate) fn directory(&self) -> &'static Path {
-        Path::new(BPFFS)
     }
 
     /// Puts rules in force. Those that name interfaces hold for the ones that are there.
@@ -168,17 +169,6 @@ impl Sandbox {
             verdict: result.return_value.cast_signed(),
             mark: u32::from_ne_bytes(context_out[MARK_OFFSET..][..4].try_into().expect("4 bytes")),
         }
-    }
-
-    /// Mean time of one run on a frame that arrives on `lo`, over `repeat` runs.
-    pub(crate) fn cost(&self, frame: &[u8], repeat: u32) -> Duration {
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            repeat,
-            ..TestRunOptions::new()
-        };
-        let result = self.program.test_run(options).expect("the program runs");
-        result.duration
     }
 
     /// How often each outcome occurred, in the order of [`Outcome::ALL`].
@@ -288,7 +278,13 @@ pub(crate) fn bound(address: SocketAddr) -> Socket {
 
 /// Makes an address this namespace's own, for sockets to bind to.
 pub(crate) fn make_local(address: IpAddr) {
-    ip(&format!("address add {address} dev lo nodad"));
+    // An address of an interface would do for both, but IPv6 routes to it only a while later.
+    let family = match address {
+        IpAddr::V4(_) => "-4",
+        IpAddr::V6(_) => "-6",
+    };
+    ip(&format!("{family} route add local {address} dev lo"));
+    fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").expect("a sysctl");
 }
 
 /// Runs `ip ARGUMENTS` in the namespace of the calling thread.

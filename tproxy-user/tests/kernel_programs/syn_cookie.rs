@@ -3,13 +3,14 @@
 use std::{
     fs,
     io::Read as _,
-    net::{SocketAddr, TcpStream},
-    os::fd::{AsRawFd as _, OwnedFd},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     time::Duration,
 };
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket},
 };
 use socket2::SockRef;
@@ -80,7 +81,7 @@ fn an_ack_means_nothing_without_a_listener() {
 }
 
 /// Listeners that answer every SYN with a cookie.
-fn prepare(sandbox: &Sandbox, workers: u32) -> Vec<std::net::TcpListener> {
+fn prepare(sandbox: &Sandbox, workers: u32) -> Vec<TcpListener> {
     for (client, server) in ENDS {
         make_local(client.parse().unwrap());
         make_local(server.parse().unwrap());
@@ -105,22 +106,25 @@ struct Handshake {
 }
 
 impl Handshake {
-    fn by_cookie(
-        sandbox: &Sandbox,
-        listeners: &[std::net::TcpListener],
-        client: &str,
-        server: &str,
-    ) -> Self {
+    fn by_cookie(sandbox: &Sandbox, listeners: &[TcpListener], client: &str, server: &str) -> Self {
         let port = listeners[0].local_addr().expect("an address").port();
         let server = SocketAddr::new(server.parse().unwrap(), port);
         let capture = Capture::start();
         let socket = bound(SocketAddr::new(client.parse().unwrap(), 0));
         socket.connect(&server.into()).expect("a connection");
-        let client: TcpStream = socket.into();
+        let mut client: TcpStream = socket.into();
         let source = client.local_addr().expect("an address");
+        // Now the ACK has arrived.
+        let accepted = accept(listeners);
         let (ack, tcp) = capture.last_ack_of_handshake(source, server);
         let while_open = sandbox.outcome_with(&ack, Metadata::default());
-        reset(client, listeners);
+        // Reset, so that no socket stays, not even one in TIME_WAIT.
+        let on_close = SockRef::from(&accepted);
+        on_close
+            .set_linger(Some(Duration::ZERO))
+            .expect("an option");
+        drop(accepted);
+        client.read(&mut [0; 1]).expect_err("a RST");
         Self {
             ack,
             tcp,
@@ -129,18 +133,19 @@ impl Handshake {
     }
 }
 
-/// Resets a connection from the server's side, so that no socket of it stays, not even `TIME_WAIT`.
-fn reset(mut client: TcpStream, listeners: &[std::net::TcpListener]) {
-    let accepted = listeners.iter().find_map(|listener| {
-        listener.set_nonblocking(true).expect("an option");
-        listener.accept().ok()
-    });
-    let (accepted, _) = accepted.expect("a connection");
-    SockRef::from(&accepted)
-        .set_linger(Some(Duration::ZERO))
-        .expect("an option");
-    drop(accepted);
-    client.read(&mut [0; 1]).expect_err("a RST");
+/// The connection that one of these listeners has.
+fn accept(listeners: &[TcpListener]) -> TcpStream {
+    let mut waiting: Vec<PollFd<'_>> = listeners
+        .iter()
+        .map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN))
+        .collect();
+    let limit = PollTimeout::from(10_000_u16);
+    assert_eq!(poll(&mut waiting, limit), Ok(1), "one connection");
+    let ready = waiting.iter().position(|of| of.any() == Some(true));
+    let (accepted, _) = listeners[ready.expect("one listener")]
+        .accept()
+        .expect("a connection");
+    accepted
 }
 
 /// All frames of this network namespace.
