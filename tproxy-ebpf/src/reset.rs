@@ -5,12 +5,12 @@
 //! exchange of two fields leaves its checksums as they are, and what else changes is made up for.
 
 use aya_ebpf::{helpers::bpf_redirect, programs::TcContext};
-use tproxy_common::{address::Family, packet::Packet as _};
+use tproxy_common::{address::Family, flow::Protocol, packet::Packet as _};
 
 use crate::{forward::Arrival, skb::Skb};
 
-/// Turns the SYN into the RST that answers it. False when the packet could not be changed; it is
-/// then good for nothing but to be discarded.
+/// Turns the SYN into the RST that answers it. False when the packet is none or could not be
+/// changed; it is then good for nothing but to be discarded.
 #[inline(always)]
 pub fn answer(arrival: &Arrival<'_>) -> bool {
     let Arrival {
@@ -19,6 +19,9 @@ pub fn answer(arrival: &Arrival<'_>) -> bool {
         headers,
         network_offset,
     } = *arrival;
+    if headers.protocol != Protocol::Tcp {
+        return false;
+    }
     exchange_link_addresses(ctx, network_offset)
         .and_then(|()| match family {
             Family::V4 => exchange::<4>(ctx, network_offset + 12),

@@ -16,8 +16,8 @@ use tproxy_common::outcome::Outcome;
 use tproxy_user::kernel::attach_lookup;
 
 use crate::{
-    frame::{ACK, FIN, Frame, PSH, RST, SYN},
-    sandbox::{Sandbox, bound, connection, in_sandbox, make_local, rule},
+    frame::{ACK, ETHERNET_HEADER, FIN, Frame, PSH, RST, SYN},
+    sandbox::{Metadata, Sandbox, bound, connection, in_sandbox, make_local, rule},
 };
 
 /// Client and server of each family.
@@ -54,6 +54,35 @@ fn for_each_family(test: impl Fn(&Sandbox, SocketAddr, SocketAddr) + Copy + Send
 
 fn segment(sandbox: &Sandbox, from: SocketAddr, to: SocketAddr, flags: u8) -> Outcome {
     sandbox.outcome(&Frame::tcp_between(from, to, flags))
+}
+
+/// An ICMP error from a router to the sender of a segment, with what it sent quoted.
+fn error_about(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let quoted = Frame::tcp_between(from, to, ACK).bytes();
+    let router = SocketAddr::new(to.ip(), 0);
+    let kind: &[u8] = match from {
+        SocketAddr::V4(_) => &[3, 4, 0, 0, 0, 0, 5, 0],
+        SocketAddr::V6(_) => &[2, 0, 0, 0, 0, 0, 5, 0],
+    };
+    let protocol = if from.is_ipv4() { 1 } else { 58 };
+    let carrier = Frame::other(&router.to_string(), &from.to_string(), protocol);
+    let network = if from.is_ipv4() { 20 } else { 40 };
+    let mut frame = carrier.bytes()[..ETHERNET_HEADER + network].to_vec();
+    frame.extend(kind);
+    frame.extend(&quoted[ETHERNET_HEADER..]);
+    frame
+}
+
+#[test]
+fn icmp_errors_about_a_connected_socket() {
+    for_each_family(|sandbox, client, server| {
+        let outcome = |from, to| sandbox.outcome_with(&error_about(from, to), Metadata::default());
+        assert_eq!(outcome(server, client), Outcome::OtherProtocol);
+        let _open = connection(client, server);
+        assert_eq!(outcome(server, client), Outcome::IcmpError);
+        assert_eq!(outcome(client, server), Outcome::IcmpError);
+        assert_eq!(outcome(server, beside(client)), Outcome::OtherProtocol);
+    });
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The loaded programs on crafted and on real packets, each test in namespaces of its own. They
 //! need root.
 
+mod answer;
 mod devices;
 mod differential;
 mod established;

@@ -9,6 +9,7 @@ use tproxy_common::{
     agent::AgentState,
     classifier::classify,
     flow::{Flow, Protocol, Scope, worker_of},
+    icmp::quoted_flow,
     outcome::Outcome,
     packet::{Headers, Unreadable, parse},
     tables::{Action, Block, OnMissing},
@@ -57,7 +58,7 @@ impl Model {
             Ok(headers) => headers,
             Err(Unreadable::Malformed) => return Outcome::Malformed,
             Err(Unreadable::Fragment) => return Outcome::Fragment,
-            Err(Unreadable::OtherProtocol) => return Outcome::OtherProtocol,
+            Err(Unreadable::OtherProtocol) => return self.decide_other(frame, family),
             Err(Unreadable::TooManyExtensions) => return Outcome::TooManyExtensions,
         };
         if metadata.mark & (MARK | UPSTREAM_MARK) == UPSTREAM_MARK {
@@ -71,6 +72,13 @@ impl Model {
             };
         }
         self.decide_new(&headers, interface)
+    }
+
+    fn decide_other(&self, frame: &[u8], family: Family) -> Outcome {
+        match quoted_flow(frame, family, ETHERNET_HEADER) {
+            Some(flow) if self.awaited.contains(&ends(&flow)) => Outcome::IcmpError,
+            _ => Outcome::OtherProtocol,
+        }
     }
 
     fn decide_new(&self, headers: &Headers, interface: Interface) -> Outcome {
@@ -95,10 +103,13 @@ impl Model {
         match (found.entry.action(), found.entry.on_missing()) {
             (Action::Pass, _) => Outcome::Passed,
             (Action::Drop, _) => Outcome::Dropped,
-            (Action::Relay, _) if present && self.agent.is_accepting() => Outcome::Taken,
-            (Action::Relay, _) if present => Outcome::PassedDraining,
+            (Action::Relay, _) if !self.agent.is_accepting() => Outcome::PassedDraining,
+            (Action::Relay, _) if present => Outcome::Taken,
             (Action::Relay, OnMissing::Pass) => Outcome::PassedMissing,
-            (Action::Relay, OnMissing::Drop) => Outcome::Taken,
+            (Action::Relay, OnMissing::Drop) => match flow.protocol {
+                Protocol::Tcp => Outcome::RefusedMissing,
+                Protocol::Udp => Outcome::DroppedMissing,
+            },
         }
     }
 

@@ -434,11 +434,45 @@ fn a_flow_is_taken_or_not_by_whether_its_own_worker_is_there() {
                 Outcome::PassedMissing
             };
             assert_eq!(sandbox.outcome(&frame), outcome, "worker {worker}");
-            // Closed means delivered, so that the kernel answers with RST.
             sandbox.install(std::slice::from_ref(&closed));
-            assert_eq!(sandbox.outcome(&frame), Outcome::Taken, "worker {worker}");
+            let outcome = if present {
+                Outcome::Taken
+            } else {
+                Outcome::RefusedMissing
+            };
+            assert_eq!(sandbox.outcome(&frame), outcome, "worker {worker}");
         }
         assert!(seen[0] > 5 && seen[1] > 5, "{seen:?}");
+    });
+}
+
+#[test]
+fn a_refused_flow_is_answered_whatever_its_headers() {
+    in_sandbox(|sandbox| {
+        sandbox
+            .maps
+            .set_agent(AgentState::accepting(1, 3129))
+            .expect("an agent");
+        sandbox.install(&[web(|_| ())]);
+        let options = Frame {
+            option_words: 3,
+            ..syn()
+        };
+        let extensions = Frame {
+            extensions: vec![Extension::DestinationOptions { units: 1 }],
+            ..syn_v6()
+        };
+        let with_payload = Frame {
+            payload: 7,
+            ..syn()
+        };
+        for frame in [syn(), syn_v6(), options, extensions, with_payload] {
+            assert_eq!(
+                sandbox.outcome(&frame),
+                Outcome::RefusedMissing,
+                "{frame:?}"
+            );
+        }
     });
 }
 
@@ -447,7 +481,8 @@ fn an_agent_that_drains_or_is_gone_takes_nothing_new() {
     in_sandbox(|sandbox| {
         let open = web(|spec| spec.on_missing = Some("pass".into()));
         sandbox.install(&[open]);
-        assert_eq!(sandbox.outcome(&syn()), Outcome::PassedMissing);
+        // No agent has ever been here.
+        assert_eq!(sandbox.outcome(&syn()), Outcome::PassedDraining);
         let listeners = sandbox.start_workers(1);
         assert_eq!(sandbox.outcome(&syn()), Outcome::Taken);
         let state = sandbox.maps.agent().expect("the state");

@@ -30,6 +30,7 @@ use tproxy_user::{
     rule::{Rule, RuleSpec},
 };
 
+use crate::answer::assert_answers;
 use crate::frame::Frame;
 
 /// The steering mark of the programs.
@@ -148,7 +149,11 @@ impl Sandbox {
             panic!("not one outcome, once: {moved:?}");
         };
         assert_eq!(ran, expected(*outcome, metadata.mark), "{outcome:?}");
-        assert_eq!(after, frame, "{outcome:?} changed the frame");
+        if *outcome == Outcome::RefusedMissing {
+            assert_answers(frame, &after);
+        } else {
+            assert_eq!(after, frame, "{outcome:?} changed the frame");
+        }
         *outcome
     }
 
@@ -237,12 +242,17 @@ pub(crate) fn index_of(name: &str) -> Option<u32> {
 pub(crate) const fn expected(outcome: Outcome, mark: u32) -> Ran {
     const TC_ACT_UNSPEC: i32 = -1;
     const TC_ACT_SHOT: i32 = 2;
+    const TC_ACT_REDIRECT: i32 = 7;
     match outcome {
-        Outcome::Dropped => Ran {
+        Outcome::Dropped | Outcome::DroppedMissing => Ran {
             verdict: TC_ACT_SHOT,
             mark,
         },
-        Outcome::Taken | Outcome::Established | Outcome::SynCookie => Ran {
+        Outcome::RefusedMissing => Ran {
+            verdict: TC_ACT_REDIRECT,
+            mark,
+        },
+        Outcome::Taken | Outcome::Established | Outcome::SynCookie | Outcome::IcmpError => Ran {
             verdict: TC_ACT_UNSPEC,
             mark: mark | MARK,
         },
