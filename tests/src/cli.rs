@@ -1,10 +1,10 @@
 //! The program's command line, run to its end inside a namespace.
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, thread};
 
 use serde_json::Value;
 
-use crate::{Namespace, process::Process};
+use crate::{Namespace, process::Process, wait};
 
 /// The program under test: `TPROXY_BIN`, or where `cargo xtask build` leaves it.
 #[must_use]
@@ -73,6 +73,8 @@ impl<'a> Cli<'a> {
     #[must_use]
     #[track_caller]
     pub fn attempt_under(&self, wrapper: &str, arguments: &str) -> Attempt {
+        // An agent that starts where it should have refused leaves something behind when it is killed.
+        let _guard = UnloadOnPanic(self);
         let mut process = self.start_under(wrapper, arguments);
         Attempt::end_of(arguments, &mut process)
     }
@@ -90,6 +92,17 @@ impl<'a> Cli<'a> {
         let mut command = self.namespace.command(first);
         command.args(words).args(arguments.split_whitespace());
         Process::start(&mut command)
+    }
+}
+
+struct UnloadOnPanic<'a>(&'a Cli<'a>);
+
+impl Drop for UnloadOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let mut unload = self.0.start_under("", "unload");
+            let _ = wait::within(wait::PATIENCE, || unload.has_ended().then_some(()));
+        }
     }
 }
 

@@ -322,8 +322,13 @@ fn a_killed_agent_resets_its_flows() {
 #[test]
 fn a_receiver_that_stops_reading_bounds_what_is_held() {
     const TOTAL: u64 = 200 * MB;
-    const HELD: u64 = 24 << 20;
+    // What the kernel lets a receive and a send buffer grow to, and a pipe between them.
+    const HELD: u64 = 12 << 20;
     let lab = Lab::new();
+    lab.gateway
+        .sysctl("net.ipv4.tcp_rmem", "4096 131072 6291456");
+    lab.gateway
+        .sysctl("net.ipv4.tcp_wmem", "4096 16384 4194304");
     let (go_on, wait_to_read) = std::sync::mpsc::channel::<()>();
     let wait_to_read = std::sync::Mutex::new(wait_to_read);
     let server = Server::start(&lab.server, 80, move |mut stream| {

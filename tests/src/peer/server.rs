@@ -72,12 +72,6 @@ impl<T: Send + 'static> Server<T> {
             .recv_timeout(wait::PATIENCE)
             .expect("a connection handled to its end")
     }
-
-    /// What handlers have returned and nobody has asked for yet.
-    #[must_use]
-    pub fn pending(&self) -> Vec<T> {
-        self.outcomes.try_iter().collect()
-    }
 }
 
 impl<T> Drop for Server<T> {

@@ -2,7 +2,8 @@
 
 use std::{
     io::{self, BufRead, BufReader, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv6Addr, SocketAddr, TcpStream},
+    sync::mpsc,
 };
 
 use crate::{Namespace, peer::Server};
@@ -17,7 +18,8 @@ use crate::{Namespace, peer::Server};
 /// The server closes the connection first, as many servers of short answers do.
 #[derive(Debug)]
 pub struct Witness {
-    server: Server<io::Result<SocketAddr>>,
+    _server: Server<io::Result<()>>,
+    clients: mpsc::Receiver<SocketAddr>,
 }
 
 impl Witness {
@@ -25,38 +27,40 @@ impl Witness {
     #[must_use]
     #[track_caller]
     pub fn start(namespace: &Namespace, port: u16) -> Self {
-        Self {
-            server: Server::start(namespace, port, testify),
-        }
+        Self::bound(namespace, (Ipv6Addr::UNSPECIFIED, port).into())
     }
 
-    /// Serves one address only, or all of one family.
+    /// Serves one address, or, for a wildcard, all addresses of its family (of both for `[::]`).
     #[must_use]
     #[track_caller]
     pub fn bound(namespace: &Namespace, address: SocketAddr) -> Self {
+        let (seen, clients) = mpsc::channel();
+        let server = Server::bound(namespace, address, move |stream| testify(stream, &seen));
         Self {
-            server: Server::bound(namespace, address, testify),
+            _server: server,
+            clients,
         }
     }
 
-    /// The clients seen since the last call, as the server saw them.
+    /// The clients seen since the last call, as the server saw them. A client that has its answer is among them.
     #[must_use]
     pub fn clients(&self) -> Vec<SocketAddr> {
-        self.server.pending().into_iter().flatten().collect()
+        self.clients.try_iter().collect()
     }
 }
 
-fn testify(mut stream: TcpStream) -> io::Result<SocketAddr> {
+fn testify(mut stream: TcpStream, seen: &mpsc::Sender<SocketAddr>) -> io::Result<()> {
     let peer = canonical(stream.peer_addr()?);
     let local = canonical(stream.local_addr()?);
+    // Nobody may be there to receive once the test is over.
+    let _ = seen.send(peer);
     read_request(&stream)?;
     let body = format!("peer {peer}\nlocal {local}\n");
     let length = body.len();
     write!(
         stream,
         "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    )?;
-    Ok(peer)
+    )
 }
 
 fn read_request(stream: &TcpStream) -> io::Result<()> {

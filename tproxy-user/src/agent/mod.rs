@@ -72,13 +72,10 @@ async fn stop(running: &Running, options: &Options, signals: &mut Signals, worke
             warn!("new flows may be refused while draining: {error}");
         }
     }
-    let live: u64 = running.relay.stats().iter().map(|stats| stats.flows).sum();
-    if live > 0 {
-        info!(
-            "waiting up to {:?} for {live} flows to finish",
-            options.drain
-        );
-    }
+    info!(
+        "waiting up to {} s for running flows to finish",
+        options.drain.as_secs_f64()
+    );
     running.relay.drain(options.drain);
     let ended = tokio::select! {
         ended = &mut *workers => ended,

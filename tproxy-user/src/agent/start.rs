@@ -170,14 +170,6 @@ async fn build(
 
     let steering = Arc::new(Steering::open(&maps)?);
     maps.set_listeners(&listeners)?;
-    let settings = relay::Settings {
-        mark: Some(upstream_mark(assignment.mark)),
-        connect_timeout: options.connect_timeout,
-        ..relay::Settings::default()
-    };
-    let relay = Relay::start(listeners, settings, Arc::clone(&steering) as _)?;
-    let agent_state = AgentState::accepting(workers, port);
-    maps.set_agent(agent_state)?;
     let mut change = Change::establish(instance, state)?;
     for spec in &options.rules {
         let place = change.state().rules.len();
@@ -191,8 +183,16 @@ async fn build(
             .attach(&netlink, &interfaces)
             .await?;
     }
-    steering.follow(&maps, &state)?;
     delivery.apply(&state.interface_names()).await?;
+    steering.follow(&maps, &state)?;
+    let settings = relay::Settings {
+        mark: Some(upstream_mark(assignment.mark)),
+        connect_timeout: options.connect_timeout,
+        ..relay::Settings::default()
+    };
+    let relay = Relay::start(listeners, settings, Arc::clone(&steering) as _)?;
+    let agent_state = AgentState::accepting(workers, port);
+    maps.set_agent(agent_state)?;
     Ok(Running {
         instance: instance.clone(),
         maps,

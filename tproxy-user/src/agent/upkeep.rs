@@ -25,9 +25,7 @@ async fn follow(running: &mut Running) -> anyhow::Result<std::convert::Infallibl
     let mut state_directory = watch_state(running)?;
     // Changes that came before the watches began.
     take_up(running).await?;
-    for link in links.links().cloned().collect::<Vec<_>>() {
-        appeared(running, &link).await;
-    }
+    catch_up(running, &links.links().cloned().collect::<Vec<_>>()).await;
     loop {
         tokio::select! {
             event = links.next() => follow_link(running, event?).await,
@@ -44,6 +42,26 @@ async fn follow(running: &mut Running) -> anyhow::Result<std::convert::Infallibl
                 stored.unwrap_or_else(|error| warn!("the addresses of this host are out of date: {error}"));
             }
         }
+    }
+}
+
+/// Does what would have been done if these interfaces had been watched all along.
+async fn catch_up(running: &Running, links: &[Link]) {
+    let Ok(state) = running.instance.state() else {
+        return;
+    };
+    for interface in &state.interfaces {
+        let Some((index, _)) = interface.attached else {
+            continue;
+        };
+        match links.iter().find(|link| link.index == index) {
+            None => gone(running, index).await,
+            Some(link) if link.name != interface.name => renamed(running, link).await,
+            Some(_) => {}
+        }
+    }
+    for link in links {
+        appeared(running, link).await;
     }
 }
 
@@ -71,17 +89,25 @@ async fn take_up(running: &Running) -> anyhow::Result<()> {
 async fn follow_link(running: &Running, event: LinkEvent) {
     match event {
         LinkEvent::Added(link) => appeared(running, &link).await,
-        LinkEvent::Removed(link) => {
-            change(running, |change| change.interface_gone(link.index)).await;
-        }
-        LinkEvent::Renamed { from, link } => {
-            let known = change(running, |change| change.interface_renamed(&link)).await;
-            if known.is_some_and(|state| state.interface_names().contains(&link.name)) {
-                info!("interface {from} is called {} now", link.name);
-            }
+        LinkEvent::Removed(link) => gone(running, link.index).await,
+        LinkEvent::Renamed { link, .. } => {
+            renamed(running, &link).await;
             appeared(running, &link).await;
         }
         LinkEvent::Up(_) | LinkEvent::Down(_) => {}
+    }
+}
+
+async fn gone(running: &Running, index: u32) {
+    change(running, |change| change.interface_gone(index)).await;
+}
+
+async fn renamed(running: &Running, link: &Link) {
+    let Some(state) = change(running, |change| change.interface_renamed(link)).await else {
+        return;
+    };
+    if state.interface_names().contains(&link.name) {
+        info!("following an interface that is called {} now", link.name);
     }
 }
 

@@ -15,7 +15,10 @@ use clap::{
 };
 use log::LevelFilter;
 
-use crate::instance::{self, AgentLock, Change, Instance, enter_namespace};
+use crate::{
+    delivery,
+    instance::{self, AgentLock, Change, Instance, enter_namespace},
+};
 
 /// Transparent redirector for TCP, steered by eBPF: no iptables, no nftables.
 #[derive(Parser)]
@@ -96,12 +99,7 @@ pub fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tproxy: {}", one_line(&error));
-            let usage = error.is::<Usage>()
-                || matches!(
-                    error.downcast_ref(),
-                    Some(instance::Error::Rule(_) | instance::Error::Name(_))
-                );
-            ExitCode::from(if usage { 2 } else { 1 })
+            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
 }
@@ -181,6 +179,19 @@ fn explain(error: &clap::Error) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Whether what was typed makes no sense on any machine.
+fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<Usage>()
+        || matches!(
+            error.downcast_ref(),
+            Some(instance::Error::Rule(_) | instance::Error::Name(_))
+        )
+        || matches!(
+            error.downcast_ref(),
+            Some(delivery::Error::InvalidMark | delivery::Error::InvalidTable(0))
+        )
 }
 
 /// The error and its causes, each said once.

@@ -161,10 +161,7 @@ pub fn detach_interface(
 ///
 /// When the kernel refuses.
 pub fn attach_lookup(directory: &Path) -> Result<(), Error> {
-    let failed = |cause| Error::Attach {
-        object: "the network namespace".to_owned(),
-        cause,
-    };
+    let failed = |cause| Error::AttachLookup { cause };
     let namespace = fs::File::open("/proc/thread-self/ns/net")
         .map_err(|error| failed(ProgramError::IOError(error)))?;
     let pin = directory.join(LOOKUP_PROGRAM);

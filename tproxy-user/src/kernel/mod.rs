@@ -30,7 +30,7 @@ use aya::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The object could not be loaded as a whole.
-    #[error("cannot load the kernel programs: {}", reasons(.cause))]
+    #[error("cannot load the kernel programs: {}{}", reasons(.cause), lacking(.cause))]
     Object {
         /// The refusal.
         cause: EbpfError,
@@ -48,6 +48,15 @@ pub enum Error {
     Attach {
         /// The interface or namespace.
         object: String,
+        /// The refusal.
+        cause: ProgramError,
+    },
+    /// The `sk_lookup` program cannot be attached.
+    #[error(
+        "cannot attach the sk_lookup program to the network namespace: {}; the kernel needs BPF links for sk_lookup (Linux 5.9)",
+        explain_program(.cause)
+    )]
+    AttachLookup {
         /// The refusal.
         cause: ProgramError,
     },
@@ -133,6 +142,20 @@ fn explain_program(error: &ProgramError) -> String {
             format!("{io_error} (RUST_LOG=debug shows the verifier's log)")
         }
         other => reasons(other),
+    }
+}
+
+/// What a kernel lacks that knows nothing of a system call.
+fn lacking(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let unknown = causes.any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|cause| cause.raw_os_error() == Some(libc::ENOSYS))
+    });
+    if unknown {
+        "; this kernel lacks bpf(2) (CONFIG_BPF_SYSCALL)"
+    } else {
+        ""
     }
 }
 
