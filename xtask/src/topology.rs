@@ -215,8 +215,9 @@ impl Namespace {
 
     /// Runs the `ip` subcommands, in one process.
     pub(crate) fn ip(&self, lines: &[&str]) -> Result<()> {
-        let mut ip = Command::new("ip")
-            .args(["-netns", &self.name, "-batch", "-"])
+        let mut ip = self
+            .command("ip")
+            .args(["-batch", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
