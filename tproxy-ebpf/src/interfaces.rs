@@ -14,5 +14,5 @@ static ATTACHED: HashMap<u32, u32, INTERFACES> = HashMap::new();
 #[inline(always)]
 pub fn is_attached(index: u32) -> bool {
     // SAFETY: only the presence of the entry is looked at.
-    unsafe { ATTACHED.get(&index) }.is_some()
+    unsafe { ATTACHED.get(index) }.is_some()
 }

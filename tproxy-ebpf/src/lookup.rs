@@ -8,6 +8,9 @@ use crate::{agent, established, interfaces, local_prefixes, sockets};
 /// Decides about one lookup.
 #[inline(always)]
 pub fn choose(ctx: &SkLookupContext) -> Outcome {
+    // include/uapi/linux/in.h
+    const IPPROTO_TCP: u32 = 6;
+
     // 1. The tc program asked for established sockets, and there is none.
     if established::is_probing() {
         return Outcome::Probe;
@@ -17,8 +20,6 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
     let Some((client, destination)) = addresses(ctx) else {
         return Outcome::NotOurs;
     };
-    // include/uapi/linux/in.h
-    const IPPROTO_TCP: u32 = 6;
     if lookup.protocol != IPPROTO_TCP {
         return Outcome::NotOurs;
     }

@@ -5,6 +5,15 @@
     clippy::inline_always,
     reason = "the verifier follows one straight program better than calls with pointers to the stack"
 )]
+#![expect(
+    clippy::needless_pass_by_value,
+    missing_docs,
+    reason = "the macros of entry points pass contexts by value and drop documentation"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "halves of words, small lengths and verdicts; try_from would add branches that can panic"
+)]
 
 mod agent;
 mod counters;
@@ -33,7 +42,7 @@ pub fn tproxy_ether(ctx: TcContext) -> i32 {
     steer(&ctx, ETHERNET_HEADER)
 }
 
-/// Ingress of interfaces whose packets begin with the IP header: tun, ppp, WireGuard.
+/// Ingress of interfaces whose packets begin with the IP header: tun, ppp, `WireGuard`.
 #[classifier]
 pub fn tproxy_ip(ctx: TcContext) -> i32 {
     steer(&ctx, 0)

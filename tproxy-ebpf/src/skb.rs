@@ -12,7 +12,7 @@ impl<'a> Skb<'a> {
         Self(ctx)
     }
 
-    /// Address family by the EtherType, `None` for what is not IP.
+    /// Address family by the `EtherType`, `None` for what is not IP.
     #[inline(always)]
     pub fn family(&self) -> Option<Family> {
         // IEEE 802 numbers, in network byte order as the kernel keeps them.

@@ -20,6 +20,8 @@ use tproxy_user::{
     rule::Rule,
 };
 
+#[path = "../tests/kernel_programs/answer.rs"]
+mod answer;
 #[path = "../tests/kernel_programs/frame.rs"]
 #[expect(dead_code, reason = "the tests use the rest of it")]
 mod frame;

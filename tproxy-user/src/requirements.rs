@@ -4,7 +4,7 @@ use aya::util::KernelVersion;
 use caps::{CapSet, Capability};
 
 /// The first kernel whose sk_lookup programs see the interface that a packet came in by
-/// (`ingress_ifindex`, Linux 5.17, commit f89315650ba3).
+/// (`ingress_ifindex`, Linux 5.17).
 const OLDEST: (u8, u8) = (5, 17);
 
 const NEEDED: [(Capability, &str, &str); 4] = [
