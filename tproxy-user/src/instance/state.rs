@@ -1,8 +1,7 @@
 //! Rules and interfaces of one generation, as a file.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -111,9 +110,7 @@ impl State {
         let path = directory.join(file_name(self.generation));
         let unfinished = directory.join("state.new");
         let write = || -> io::Result<()> {
-            let mut file = File::create(&unfinished)?;
-            serde_json::to_writer(&mut file, self)?;
-            file.flush()?;
+            fs::write(&unfinished, serde_json::to_vec(self)?)?;
             fs::rename(&unfinished, &path)
         };
         write().map_err(|cause| Error::File {

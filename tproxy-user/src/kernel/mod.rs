@@ -39,10 +39,13 @@ pub enum Error {
     #[error("cannot load the kernel program {program}: {}", explain_program(.cause))]
     Program {
         /// Its name.
-        program: &'static str,
+        program: String,
         /// The refusal.
         cause: ProgramError,
     },
+    /// A thread that loads programs ended without an answer.
+    #[error("a thread that loads kernel programs died; its message is on standard error")]
+    LoaderDied,
     /// A program cannot be attached.
     #[error("cannot attach to {object}: {}", explain_program(.cause))]
     Attach {

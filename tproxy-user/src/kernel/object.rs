@@ -1,16 +1,13 @@
 //! The embedded object: loads it and pins what came of it.
 
-use std::path::Path;
+use std::{path::Path, thread};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    programs::{SchedClassifier, SkLookup},
+    programs::{Program, ProgramError},
 };
 
-use super::{
-    Error,
-    links::{ETHER_PROGRAM, IP_PROGRAM, LOOKUP_PROGRAM},
-};
+use super::Error;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tproxy-ebpf.o"));
 
@@ -35,20 +32,7 @@ pub fn load(settings: Settings, directory: &Path) -> Result<(), Error> {
         .override_global("UPSTREAM_MARK", &settings.upstream_mark, true)
         .load(OBJECT)
         .map_err(|cause| Error::Object { cause })?;
-    for name in [ETHER_PROGRAM, IP_PROGRAM] {
-        let program: &mut SchedClassifier = program(&mut object, name)?;
-        program.load().map_err(|cause| Error::Program {
-            program: name,
-            cause,
-        })?;
-        pin(&directory.join(name), |path| program.pin(path))?;
-    }
-    let lookup: &mut SkLookup = program(&mut object, LOOKUP_PROGRAM)?;
-    lookup.load().map_err(|cause| Error::Program {
-        program: LOOKUP_PROGRAM,
-        cause,
-    })?;
-    pin(&directory.join(LOOKUP_PROGRAM), |path| lookup.pin(path))?;
+    load_programs(&mut object, directory)?;
     for (name, map) in object.maps() {
         // Read-only globals belong to the programs alone.
         if !name.starts_with('.') {
@@ -58,20 +42,34 @@ pub fn load(settings: Settings, directory: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Error>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
-{
-    use aya::programs::ProgramError;
-    let missing = || ProgramError::IOError(std::io::Error::other("not in the embedded object"));
-    object
-        .program_mut(name)
-        .ok_or_else(missing)
-        .and_then(TryInto::try_into)
-        .map_err(|cause| Error::Program {
-            program: name,
-            cause,
+/// The verifier takes most of the time of a start, so each program has a thread of its own.
+fn load_programs(object: &mut Ebpf, directory: &Path) -> Result<(), Error> {
+    thread::scope(|scope| {
+        let loading: Vec<_> = object
+            .programs_mut()
+            .map(|(name, program)| {
+                let name = name.to_owned();
+                scope.spawn(move || load_program(&name, program, &directory.join(&name)))
+            })
+            .collect();
+        loading.into_iter().try_for_each(|thread| {
+            let died = |_| Error::LoaderDied;
+            thread.join().map_err(died)?
         })
+    })
+}
+
+fn load_program(name: &str, program: &mut Program, path: &Path) -> Result<(), Error> {
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType {}),
+    };
+    loaded.map_err(|cause| Error::Program {
+        program: name.to_owned(),
+        cause,
+    })?;
+    pin(path, |path| program.pin(path))
 }
 
 fn pin(
