@@ -1,9 +1,13 @@
-//! How the hook that takes a flow tells the agent which rule took it.
+//! How the hook that takes a flow tells the agent which rule took it, and itself which flows it
+//! let go.
 //!
 //! A table of words, indexed by a hash of the flow's ends, in memory that both share. A later flow
 //! may overwrite an earlier one's word before the agent read it; the fingerprint shows that.
 
 use crate::{address::Address, limits::HANDOVERS};
+
+/// Lower half of the word of a flow that was let go.
+const LET_GO: u32 = u32::MAX;
 
 /// The two ends of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,14 +53,21 @@ impl Place {
         (self.fingerprint as u64) << 32 | (slot as u64 + 1)
     }
 
-    /// The counter slot in a word, when that is this flow's.
+    /// The word that says that the flow was let go.
+    #[must_use]
+    #[inline(always)]
+    pub const fn let_go(&self) -> u64 {
+        (self.fingerprint as u64) << 32 | LET_GO as u64
+    }
+
+    /// The counter slot in a word, when that is this flow's and it was taken.
     #[must_use]
     pub const fn slot(&self, word: u64) -> Option<u32> {
-        if (word >> 32) as u32 == self.fingerprint {
-            (word as u32).checked_sub(1)
-        } else {
-            None
+        let low = word as u32;
+        if (word >> 32) as u32 != self.fingerprint || low == LET_GO {
+            return None;
         }
+        low.checked_sub(1)
     }
 }
 
@@ -88,6 +99,7 @@ mod tests {
         assert_eq!(place.slot(place.word(2047)), Some(2047));
         assert_eq!(place.slot(0), None);
         assert_eq!(place.slot(Place::of(&ends(40001)).word(1)), None);
+        assert_eq!(place.slot(place.let_go()), None);
     }
 
     /// The two agree on a place by every part of the flow, of both families.

@@ -14,7 +14,7 @@ use tproxy_common::{
     packet::{Headers, Packet},
 };
 
-use crate::{agent, forward::Arrival, skb::Skb, sockets};
+use crate::{agent, forward::Arrival, handover, skb::Skb, sockets};
 
 /// Set while this CPU looks for established sockets only.
 ///
@@ -31,10 +31,12 @@ pub fn is_probing() -> bool {
     PROBING.get(0).is_some_and(|probing| *probing != 0)
 }
 
-/// Whether a socket that is not listening has this flow: connected, TIME_WAIT, or in handshake.
+/// Whether a socket that is not listening has this flow: connected, in handshake, or in TIME_WAIT
+/// unless its ports are in use again by a flow that was let go.
 #[inline(always)]
 pub fn has_socket(ctx: &TcContext, family: Family, headers: &Headers) -> bool {
     // include/net/tcp_states.h
+    const TCP_TIME_WAIT: u32 = 6;
     const TCP_LISTEN: u32 = 10;
 
     let (mut tuple, length) = tuple(family, headers);
@@ -52,10 +54,15 @@ pub fn has_socket(ctx: &TcContext, family: Family, headers: &Headers) -> bool {
         return false;
     }
     // SAFETY: not null, and the reference is held until it is released here.
-    unsafe {
+    let state = unsafe {
         let state = (*socket).state;
         bpf_sk_release(socket.cast());
-        state != TCP_LISTEN
+        state
+    };
+    match state {
+        TCP_LISTEN => false,
+        TCP_TIME_WAIT => !handover::was_let_go(headers),
+        _ => true,
     }
 }
 

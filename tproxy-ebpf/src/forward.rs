@@ -73,8 +73,17 @@ pub fn decide(ctx: &TcContext, network_offset: usize) -> Outcome {
         return Outcome::Foreign;
     }
 
-    // 4. A new flow is for the rules to decide.
-    decide_new(&arrival)
+    // 4. A new flow is for the rules to decide. One that is let go may use the ports of an earlier
+    //    flow of ours, whose TIME_WAIT socket must not take its segments.
+    let outcome = decide_new(&arrival);
+    let goes_its_own_way = matches!(
+        outcome,
+        Outcome::NoRule | Outcome::Passed | Outcome::PassedMissing | Outcome::PassedDraining
+    );
+    if goes_its_own_way && headers.protocol == Protocol::Tcp {
+        handover::let_go(&headers);
+    }
+    outcome
 }
 
 /// Marks the packet, so that the policy rule routes it to this host.
@@ -141,7 +150,7 @@ fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
     }
     let worker = worker_of(&flow.source, flow.source_port, state.workers());
     if sockets::with_listener(worker, |_| ()).is_some() {
-        handover::announce(flow, rule);
+        handover::announce(&arrival.headers, rule);
         return Outcome::Taken;
     }
     match rule.on_missing() {

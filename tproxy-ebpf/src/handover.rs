@@ -1,12 +1,13 @@
-//! The table by which the agent learns which rule took a flow; see [`tproxy_common::handover`].
+//! What was decided about the last flows to begin; see [`tproxy_common::handover`].
 //!
-//! Written here for each flow that is taken, read by the agent when it accepts the flow.
+//! Written here for each SYN, read here and by the agent when it accepts a flow. A later flow may
+//! overwrite an earlier one's word, which the fingerprint in it shows.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
 use tproxy_common::{
-    flow::Flow,
     handover::{Ends, Place},
     limits::HANDOVERS,
+    packet::Headers,
     tables::RuleEntry,
 };
 
@@ -15,15 +16,41 @@ static HANDOVER: Array<u64, HANDOVERS, { BPF_F_MMAPABLE as usize }> = Array::new
 
 /// Tells the agent which rule took the flow.
 #[inline(always)]
-pub fn announce(flow: &Flow, rule: RuleEntry) {
-    let place = Place::of(&Ends {
-        source: flow.source,
-        source_port: flow.source_port,
-        destination: flow.destination,
-        destination_port: flow.destination_port,
-    });
+pub fn announce(headers: &Headers, rule: RuleEntry) {
+    let place = place(headers);
+    write(&place, place.word(rule.slot()));
+}
+
+/// Remembers that the flow goes its own way.
+#[inline(always)]
+pub fn let_go(headers: &Headers) {
+    let place = place(headers);
+    write(&place, place.let_go());
+}
+
+/// Whether the flow is known to go its own way.
+#[inline(always)]
+pub fn was_let_go(headers: &Headers) -> bool {
+    let place = place(headers);
+    HANDOVER
+        .get(place.index)
+        .is_some_and(|word| *word == place.let_go())
+}
+
+#[inline(always)]
+fn place(headers: &Headers) -> Place {
+    Place::of(&Ends {
+        source: headers.source,
+        source_port: headers.source_port,
+        destination: headers.destination,
+        destination_port: headers.destination_port,
+    })
+}
+
+#[inline(always)]
+fn write(place: &Place, value: u64) {
     if let Some(word) = HANDOVER.get_ptr_mut(place.index) {
         // SAFETY: an aligned word of the map; readers check what they find.
-        unsafe { word.write_volatile(place.word(rule.slot())) };
+        unsafe { word.write_volatile(value) };
     }
 }

@@ -26,7 +26,10 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
 
     // 2. Nobody talks to the agent's listeners directly: it would relay to itself.
     let state = agent::state();
-    if lookup.local_port == u32::from(state.port()) && local_prefixes::contains(&destination) {
+    if lookup.local_port == u32::from(state.port())
+        && sockets::with_listener(0, |_| ()).is_some()
+        && local_prefixes::contains(&destination)
+    {
         return Outcome::DirectRefused;
     }
 

@@ -29,8 +29,10 @@ impl<'a> Skb<'a> {
     /// Whether it carries a VLAN tag that the device has taken out of the frame.
     #[inline(always)]
     pub fn has_vlan_tag(&self) -> bool {
+        // The kernel takes frames of VLAN 0 as untagged: they carry a priority only (IEEE 802.1Q).
+        const VLAN_ID: u32 = 0x0fff;
         // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.0.skb.skb).vlan_present != 0 }
+        unsafe { (*self.0.skb.skb).vlan_present != 0 && (*self.0.skb.skb).vlan_tci & VLAN_ID != 0 }
     }
 
     /// Whether its link-layer destination is this host, and this host alone.
