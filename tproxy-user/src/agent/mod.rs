@@ -8,7 +8,11 @@ mod upkeep;
 
 pub use options::Options;
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    io::{self, Write as _},
+    pin::Pin,
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use futures_util::{
@@ -22,7 +26,7 @@ use crate::{
     relay::Relay,
 };
 use shutdown::Signals;
-use start::Running;
+use start::{Parts, Running};
 
 /// Runs the agent until it is told to stop. Blocks.
 ///
@@ -39,12 +43,21 @@ pub fn run(instance: &Instance, options: &Options) -> anyhow::Result<()> {
 
 async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
     let mut signals = Signals::install()?;
-    let mut running = start::start(instance, options).await?;
-    println!("{}", running.ready_line());
-    let mut workers = wait(&running.relay);
-    let broken = tokio::select! {
+    // The lock is held to the very end.
+    let Running {
+        parts,
+        local,
+        lock: _lock,
+    } = start::start(instance, options).await?;
+    if let Err(error) = writeln!(io::stdout(), "{}", parts.ready_line()) {
+        warn!("nobody reads standard output: {error}");
+    }
+    let mut workers = wait(&parts.relay);
+    // Goes on while flows finish: they need their rules and routes to the end.
+    let mut upkeep = Box::pin(upkeep::run(&parts, local));
+    let mut broken = tokio::select! {
         () = signals.next() => None,
-        error = upkeep::run(&mut running) => Some(error),
+        error = &mut upkeep => Some(error),
         ended = &mut workers => Some(
             ended.err().unwrap_or_else(|| anyhow::anyhow!("the workers ended")),
         ),
@@ -53,10 +66,20 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
         warn!("stopping: {error:#}");
     }
     if !workers.is_terminated() {
-        stop(&running, options, &mut signals, &mut workers).await;
+        let mut stopping = Box::pin(stop(&parts, options, &mut signals, &mut workers));
+        if broken.is_none() {
+            tokio::select! {
+                () = &mut stopping => {}
+                error = &mut upkeep => broken = Some(error),
+            }
+        }
+        if broken.is_some() {
+            stopping.await;
+        }
     }
+    drop(upkeep);
     if !options.pin {
-        remove(instance, Some(&running.netlink))
+        remove(instance, Some(&parts.netlink))
             .await
             .context("cannot undo everything; `tproxy unload` tries again")?;
     }
@@ -64,7 +87,7 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
 }
 
 /// Lets running flows finish, up to the drain time or a second signal.
-async fn stop(running: &Running, options: &Options, signals: &mut Signals, workers: &mut Workers) {
+async fn stop(running: &Parts, options: &Options, signals: &mut Signals, workers: &mut Workers) {
     if !options.pin {
         // New flows go their own way from now on, as they will when the programs are gone.
         let state = running.agent_state.draining();

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::TcpListener,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -16,8 +17,8 @@ use crate::{
         Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
     instance::{
-        AgentLock, AgentRecord, Change, Instance, Interface, NamespaceId, State, clear, remove,
-        upstream_mark,
+        AgentLock, AgentRecord, Change, ChangeLock, Instance, Interface, NamespaceId, State, clear,
+        remove, upstream_mark,
     },
     kernel::{self, Maps, RelayCounters, bpffs},
     relay::{self, Relay},
@@ -26,20 +27,26 @@ use crate::{
 
 /// An instance that takes flows.
 pub(super) struct Running {
+    pub(super) parts: Parts,
+    /// The addresses of this host, to be followed.
+    pub(super) local: LocalAddresses,
+    /// Says that the agent lives, for as long as it is held.
+    pub(super) lock: AgentLock,
+}
+
+/// What an agent works with.
+pub(super) struct Parts {
     pub(super) instance: Instance,
     pub(super) maps: Maps,
     pub(super) netlink: Netlink,
     pub(super) delivery: Delivery,
-    pub(super) local: LocalAddresses,
     pub(super) steering: Arc<Steering>,
     pub(super) relay: Arc<Relay>,
     pub(super) agent_state: AgentState,
     state: State,
-    /// Says that the agent lives; released with this.
-    _lock: AgentLock,
 }
 
-impl Running {
+impl Parts {
     /// The line that says that flows are taken.
     pub(super) fn ready_line(&self) -> String {
         let interfaces = match self.state.interface_names() {
@@ -62,37 +69,48 @@ fn plural(number: usize, word: &str) -> String {
 /// Checks everything that can be checked, removes what a dead agent left, and starts.
 pub(super) async fn start(instance: &Instance, options: &Options) -> anyhow::Result<Running> {
     requirements::check()?;
+    let was_there = instance.run_directory().exists();
     let mut lock = AgentLock::acquire(instance)?;
     // Whoever meets this lock can say from now on who holds it.
     publish(&mut lock, 0, 0)?;
-    let previous = instance.state().ok();
-    let result = start_locked(instance, options, previous.as_ref(), lock).await;
-    if result.is_err() && previous.is_none() {
-        // Nothing was there before, so nothing stays.
+    let started = prepare(instance, options, &mut lock).await;
+    if started.is_err() && !was_there {
+        // Still under the lock: nothing was there before, so nothing stays.
         let _ = fs::remove_dir_all(instance.run_directory());
         let _ = instance.run_directory().parent().map(fs::remove_dir);
     }
-    result
+    started.map(|(parts, local)| Running { parts, local, lock })
 }
 
-async fn start_locked(
+/// What is known before anything changes.
+struct Plan<'a> {
+    instance: &'a Instance,
+    options: &'a Options,
+    namespace: NamespaceId,
+    netlink: Netlink,
+    assignment: Assignment,
+    listeners: Vec<TcpListener>,
+    /// The state of a pinned instance, whose rules and interfaces go on.
+    kept: Option<State>,
+}
+
+async fn prepare(
     instance: &Instance,
     options: &Options,
-    previous: Option<&State>,
-    lock: AgentLock,
-) -> anyhow::Result<Running> {
+    lock: &mut AgentLock,
+) -> anyhow::Result<(Parts, LocalAddresses)> {
+    let changes = ChangeLock::wait(instance)?;
+    let previous = instance.remembered_state();
     let namespace = NamespaceId::current().context("cannot identify the network namespace")?;
     let netlink = Netlink::open()?;
     for name in &options.interfaces {
         link_by_name(&netlink, name).await?;
     }
-    let kept = previous.filter(|state| state.pinned && options.rules.is_empty());
+    let here = |state: &&State| state.namespace == namespace;
     let wanted = Wanted {
         mark: options.mark,
         table: options.table,
-        previous: previous
-            .filter(|state| state.namespace == namespace)
-            .map(State::assignment),
+        previous: previous.as_ref().filter(here).map(State::assignment),
     };
     let assignment = choose(&netlink, wanted).await?;
     let workers = options
@@ -102,18 +120,19 @@ async fn start_locked(
     let listeners = relay::bind(options.port, workers as usize)?;
 
     // From here on the instance changes.
-    remove_leftovers(instance, previous, namespace, &netlink).await?;
-    let built = build(
+    remove_leftovers(instance, previous.as_ref(), namespace, &netlink, &changes).await?;
+    drop(changes);
+    let plan = Plan {
         instance,
         options,
-        kept,
-        assignment,
         namespace,
-        netlink.clone(),
+        netlink,
+        assignment,
         listeners,
-        lock,
-    )
-    .await;
+        kept: previous.filter(|state| state.pinned && options.rules.is_empty()),
+    };
+    let netlink = plan.netlink.clone();
+    let built = build(plan, lock).await;
     if built.is_err()
         && let Err(error) = remove(instance, Some(&netlink)).await
     {
@@ -122,89 +141,85 @@ async fn start_locked(
     built
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one caller; each is a step's result"
-)]
-async fn build(
-    instance: &Instance,
-    options: &Options,
-    kept: Option<&State>,
-    assignment: Assignment,
-    namespace: NamespaceId,
-    netlink: Netlink,
-    listeners: Vec<std::net::TcpListener>,
-    mut lock: AgentLock,
-) -> anyhow::Result<Running> {
-    let port = listeners[0]
+async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, LocalAddresses)> {
+    let (instance, options) = (plan.instance, plan.options);
+    let assignment = plan.assignment;
+    let netlink = plan.netlink.clone();
+    let port = plan.listeners[0]
         .local_addr()
         .context("cannot read the listening port")?
         .port();
-    let workers = u32::try_from(listeners.len()).unwrap_or(WORKERS);
-    publish(&mut lock, port, workers)?;
+    let workers = u32::try_from(plan.listeners.len()).unwrap_or(WORKERS);
+    publish(lock, port, workers)?;
     let maps = load(instance, assignment)?;
     let local = LocalAddresses::open(&netlink, assignment.table).await?;
     maps.set_local_prefixes(local.prefixes())?;
-    let mut state = State {
-        generation: 0,
-        namespace,
-        mark: assignment.mark,
-        table: assignment.table,
-        pinned: options.pin,
-        tcx: kernel::kernel_has_tcx() && !options.clsact,
-        interfaces: Vec::new(),
-        rules: kept.map(|state| state.rules.clone()).unwrap_or_default(),
-        next_rule: kept.map_or(0, |state| state.next_rule),
-    };
-    let mut interfaces = options.interfaces.clone();
-    if let Some(kept) = kept.filter(|_| interfaces.is_empty()) {
-        // One that is not there at the moment is attached when it comes.
-        let links = list_links(&netlink).await?;
-        let (there, absent): (Vec<String>, Vec<String>) = kept
-            .interface_names()
-            .into_iter()
-            .partition(|name| links.iter().any(|link| link.name == *name));
-        interfaces = there;
-        state.interfaces = absent.into_iter().map(Interface::absent).collect();
-    }
-
     let steering = Arc::new(Steering::open(&maps)?);
-    maps.set_listeners(&listeners)?;
+    // From the first attachment on, flows wait in the listeners' backlog for the workers.
+    maps.set_listeners(&plan.listeners)?;
+    let agent_state = AgentState::accepting(workers, port);
+    maps.set_agent(agent_state)?;
+
+    let (state, interfaces) = first_state(&plan).await?;
     let mut change = Change::establish(instance, state)?;
     for spec in &options.rules {
         let place = change.state().rules.len();
         change.add_rule(spec.clone(), place)?;
     }
-    state = change.commit()?;
+    change.commit()?;
     kernel::attach_lookup(&pins(instance)?)?;
-    let delivery = Delivery::new(netlink.clone(), assignment);
     if !interfaces.is_empty() {
-        state = Change::begin(instance)?
-            .attach(&netlink, &interfaces)
-            .await?;
+        let change = Change::begin(instance)?;
+        change.attach(&netlink, &interfaces).await?;
     }
+    let (state, tables) = instance.in_force()?;
+    let delivery = Delivery::new(netlink.clone(), assignment);
     delivery.apply(&state.interface_names()).await?;
-    steering.follow(&maps, &state)?;
+    steering.follow(&state, tables);
     let settings = relay::Settings {
         mark: Some(upstream_mark(assignment.mark)),
         connect_timeout: options.connect_timeout,
         ..relay::Settings::default()
     };
-    let relay = Relay::start(listeners, settings, Arc::clone(&steering) as _)?;
-    let agent_state = AgentState::accepting(workers, port);
-    maps.set_agent(agent_state)?;
-    Ok(Running {
+    let relay = Relay::start(plan.listeners, settings, Arc::clone(&steering) as _)?;
+    let parts = Parts {
         instance: instance.clone(),
         maps,
         netlink,
         delivery,
-        local,
         steering,
         relay: Arc::new(relay),
         agent_state,
         state,
-        _lock: lock,
-    })
+    };
+    Ok((parts, local))
+}
+
+/// The state to begin with, and the interfaces to attach then.
+async fn first_state(plan: &Plan<'_>) -> anyhow::Result<(State, Vec<String>)> {
+    let kept = plan.kept.as_ref();
+    let mut state = State {
+        generation: 0,
+        namespace: plan.namespace,
+        mark: plan.assignment.mark,
+        table: plan.assignment.table,
+        pinned: plan.options.pin,
+        tcx: kernel::kernel_has_tcx() && !plan.options.clsact,
+        interfaces: Vec::new(),
+        rules: kept.map(|state| state.rules.clone()).unwrap_or_default(),
+        next_rule: kept.map_or(0, |state| state.next_rule),
+    };
+    let Some(kept) = kept.filter(|_| plan.options.interfaces.is_empty()) else {
+        return Ok((state, plan.options.interfaces.clone()));
+    };
+    // One that is not there at the moment is attached when it comes.
+    let links = list_links(&plan.netlink).await?;
+    let (there, absent): (Vec<String>, Vec<String>) = kept
+        .interface_names()
+        .into_iter()
+        .partition(|name| links.iter().any(|link| link.name == *name));
+    state.interfaces = absent.into_iter().map(Interface::absent).collect();
+    Ok((state, there))
 }
 
 fn publish(lock: &mut AgentLock, port: u16, workers: u32) -> anyhow::Result<()> {
@@ -255,11 +270,12 @@ async fn remove_leftovers(
     previous: Option<&State>,
     here: NamespaceId,
     netlink: &Netlink,
+    changes: &ChangeLock,
 ) -> anyhow::Result<()> {
     let elsewhere = previous.filter(|state| state.namespace != here);
     let cleared = match elsewhere {
-        None => clear(instance, Some(netlink)).await,
-        Some(state) => clear_elsewhere(instance, state.namespace)?,
+        None => clear(instance, Some(netlink), Some(changes)).await,
+        Some(state) => clear_elsewhere(instance, state.namespace, changes)?,
     };
     cleared.context("cannot remove what a killed agent left")?;
     Ok(())
@@ -270,9 +286,9 @@ async fn remove_leftovers(
 fn clear_elsewhere(
     instance: &Instance,
     namespace: NamespaceId,
+    changes: &ChangeLock,
 ) -> anyhow::Result<Result<bool, crate::instance::Error>> {
-    let instance = instance.clone();
-    let clearing = thread::spawn(move || {
+    let clear_there = || {
         // Not found: it is gone, and took its rules and routes along.
         let reached = namespace.enter(None)?;
         tokio::runtime::Builder::new_current_thread()
@@ -284,11 +300,11 @@ fn clear_elsewhere(
                 } else {
                     None
                 };
-                anyhow::Ok(clear(&instance, netlink.as_ref()).await)
+                anyhow::Ok(clear(instance, netlink.as_ref(), Some(changes)).await)
             })
-    });
+    };
     let died = |_| anyhow::anyhow!("the clearing thread died");
-    clearing.join().map_err(died)?
+    thread::scope(|scope| scope.spawn(clear_there).join()).map_err(died)?
 }
 
 fn pins(instance: &Instance) -> anyhow::Result<PathBuf> {

@@ -48,7 +48,7 @@ impl Steering {
     }
 
     /// Takes up the state in force.
-    pub(super) fn follow(&self, maps: &Maps, state: &State) -> Result<(), kernel::Error> {
+    pub(super) fn follow(&self, state: &State, tables: Generation) {
         let tags = state.rules.iter().map(|rule| RuleTag {
             name: rule.name().into(),
             slot: rule.slot,
@@ -58,11 +58,10 @@ impl Steering {
             .iter()
             .filter_map(|interface| Some(interface.attached?.0));
         self.rules.store(Arc::new(Rules {
-            tables: Generation::in_force(maps)?,
+            tables: Some(tables),
             tags: tags.collect(),
             interfaces: indexes.collect(),
         }));
-        Ok(())
     }
 }
 
@@ -75,16 +74,10 @@ impl Policy for Steering {
             destination_port: destination.port(),
         };
         let rules = self.rules.load();
-        let tag = self
-            .handover
-            .slot(Place::of(&ends))
-            .and_then(|slot| rules.tags.iter().find(|tag| tag.slot == slot).cloned())
-            .or_else(|| rules.classify(&ends))
-            // Its rule was deleted a moment ago. It was taken, so it is served.
-            .unwrap_or_else(|| RuleTag {
-                name: "-".into(),
-                slot: UNATTRIBUTED_SLOT,
-            });
+        let tag = match self.handover.slot(Place::of(&ends)) {
+            Some(slot) => rules.tag(slot),
+            None => rules.classify(&ends),
+        };
         Some(Admission::direct(tag, destination))
     }
 
@@ -103,17 +96,26 @@ impl Policy for Steering {
 }
 
 impl Rules {
+    /// The rule with this counter slot. One that was deleted a moment ago has no name any more, but
+    /// it took the flow, so the flow is served.
+    fn tag(&self, slot: u32) -> RuleTag {
+        let known = self.tags.iter().find(|tag| tag.slot == slot);
+        known.cloned().unwrap_or_else(|| RuleTag {
+            name: "-".into(),
+            slot,
+        })
+    }
+
     /// The rule by the tables in force, for a flow whose word another one has overwritten. The
     /// interface it came in by is not known any more, so each attached one is tried.
-    fn classify(&self, ends: &Ends) -> Option<RuleTag> {
-        let tables = self.tables.as_ref()?;
-        let rule = self
-            .interfaces
-            .iter()
-            .filter_map(|interface| classify(tables, &flow(ends, *interface)))
-            .map(|found| found.rule)
-            .min()?;
-        self.tags.get(rule as usize).cloned()
+    fn classify(&self, ends: &Ends) -> RuleTag {
+        let found = self.tables.as_ref().and_then(|tables| {
+            self.interfaces
+                .iter()
+                .filter_map(|interface| classify(tables, &flow(ends, *interface)))
+                .min_by_key(|found| found.rule)
+        });
+        self.tag(found.map_or(UNATTRIBUTED_SLOT, |found| found.entry.slot()))
     }
 }
 

@@ -5,26 +5,29 @@ use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchMask};
 use log::{info, warn};
 
-use super::start::Running;
+use super::start::Parts;
 use crate::{
-    delivery::{Link, LinkEvent, LinkWatch},
-    instance::{Change, LOCK_FILE, State},
+    delivery::{Link, LinkEvent, LinkWatch, LocalAddresses},
+    instance::{Change, ChangeLock, LOCK_FILE, State},
 };
 
 /// Follows changes until something breaks that the agent cannot do without.
-pub(super) async fn run(running: &mut Running) -> anyhow::Error {
-    match follow(running).await {
+pub(super) async fn run(running: &Parts, local: LocalAddresses) -> anyhow::Error {
+    match follow(running, local).await {
         Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
-async fn follow(running: &mut Running) -> anyhow::Result<std::convert::Infallible> {
+async fn follow(
+    running: &Parts,
+    mut local: LocalAddresses,
+) -> anyhow::Result<std::convert::Infallible> {
     let _restores = running.delivery.watch()?;
     let mut links = LinkWatch::open(&running.netlink).await?;
     let mut state_directory = watch_state(running)?;
     // Changes that came before the watches began.
-    take_up(running).await?;
+    take_up(running).await;
     catch_up(running, &links.links().cloned().collect::<Vec<_>>()).await;
     loop {
         tokio::select! {
@@ -34,10 +37,10 @@ async fn follow(running: &mut Running) -> anyhow::Result<std::convert::Infallibl
                     .context("the watch of the state directory ended")?
                     .context("cannot watch the state directory")?;
                 if event.name.is_some_and(|name| name == LOCK_FILE) {
-                    take_up(running).await?;
+                    take_up(running).await;
                 }
             }
-            prefixes = running.local.changed() => {
+            prefixes = local.changed() => {
                 let stored = running.maps.set_local_prefixes(prefixes?);
                 stored.unwrap_or_else(|error| warn!("the addresses of this host are out of date: {error}"));
             }
@@ -46,7 +49,7 @@ async fn follow(running: &mut Running) -> anyhow::Result<std::convert::Infallibl
 }
 
 /// Does what would have been done if these interfaces had been watched all along.
-async fn catch_up(running: &Running, links: &[Link]) {
+async fn catch_up(running: &Parts, links: &[Link]) {
     let Ok(state) = running.instance.state() else {
         return;
     };
@@ -65,7 +68,7 @@ async fn catch_up(running: &Running, links: &[Link]) {
     }
 }
 
-fn watch_state(running: &Running) -> anyhow::Result<EventStream<[u8; 1024]>> {
+fn watch_state(running: &Parts) -> anyhow::Result<EventStream<[u8; 1024]>> {
     let directory = running.instance.run_directory();
     let inotify = Inotify::init().context("cannot use inotify")?;
     inotify
@@ -78,15 +81,23 @@ fn watch_state(running: &Running) -> anyhow::Result<EventStream<[u8; 1024]>> {
         .context("cannot use inotify")
 }
 
-/// Makes names, interfaces and routes those of the state in force.
-async fn take_up(running: &Running) -> anyhow::Result<()> {
-    let state = running.instance.state()?;
-    running.steering.follow(&running.maps, &state)?;
-    running.delivery.apply(&state.interface_names()).await?;
-    Ok(())
+/// Makes names, interfaces and routes those of the state in force. Nobody changes it meanwhile:
+/// whoever is doing so now will be followed when it is done.
+async fn take_up(running: &Parts) {
+    let Some(_lock) = ChangeLock::try_follow(&running.instance) else {
+        return;
+    };
+    let taken_up: anyhow::Result<()> = async {
+        let (state, tables) = running.instance.in_force()?;
+        running.steering.follow(&state, tables);
+        running.delivery.apply(&state.interface_names()).await?;
+        Ok(())
+    }
+    .await;
+    taken_up.unwrap_or_else(|error| warn!("a change was not taken up: {error:#}"));
 }
 
-async fn follow_link(running: &Running, event: LinkEvent) {
+async fn follow_link(running: &Parts, event: LinkEvent) {
     match event {
         LinkEvent::Added(link) => appeared(running, &link).await,
         LinkEvent::Removed(link) => gone(running, link.index).await,
@@ -98,21 +109,26 @@ async fn follow_link(running: &Running, event: LinkEvent) {
     }
 }
 
-async fn gone(running: &Running, index: u32) {
-    change(running, |change| change.interface_gone(index)).await;
+/// An interface is gone. Most are none of ours.
+async fn gone(running: &Parts, index: u32) {
+    if is_attached(running, index) {
+        change(running, move |change| change.interface_gone(index)).await;
+    }
 }
 
-async fn renamed(running: &Running, link: &Link) {
-    let Some(state) = change(running, |change| change.interface_renamed(link)).await else {
+async fn renamed(running: &Parts, link: &Link) {
+    if !is_attached(running, link.index) {
         return;
-    };
-    if state.interface_names().contains(&link.name) {
+    }
+    let renamed = link.clone();
+    let followed = change(running, move |change| change.interface_renamed(&renamed)).await;
+    if followed.is_some() {
         info!("following an interface that is called {} now", link.name);
     }
 }
 
 /// Attaches to an interface of a name that was asked for, unless it is attached.
-async fn appeared(running: &Running, link: &Link) {
+async fn appeared(running: &Parts, link: &Link) {
     let Ok(state) = running.instance.state() else {
         return;
     };
@@ -122,30 +138,46 @@ async fn appeared(running: &Running, link: &Link) {
                 .attached
                 .is_none_or(|(index, _)| index != link.index)
     });
+    let link = link.clone();
+    let name = link.name.clone();
     if waits
-        && change(running, |change| change.interface_back(link))
+        && change(running, move |change| change.interface_back(&link))
             .await
             .is_some()
     {
-        info!("attached to {} again", link.name);
+        info!("attached to {name} again");
     }
 }
 
-/// Makes one change and takes it up; what fails is logged, because the agent goes on without.
+fn is_attached(running: &Parts, index: u32) -> bool {
+    running.instance.state().is_ok_and(|state| {
+        let mut attached = state
+            .interfaces
+            .iter()
+            .filter_map(|interface| interface.attached);
+        attached.any(|(of, _)| of == index)
+    })
+}
+
+/// Makes one change and takes it up; what fails is logged, because the agent goes on without. The
+/// wait for the lock blocks, so a thread does it.
 async fn change(
-    running: &Running,
-    edit: impl FnOnce(Change) -> Result<State, crate::instance::Error>,
+    running: &Parts,
+    edit: impl FnOnce(Change) -> Result<State, crate::instance::Error> + Send + 'static,
 ) -> Option<State> {
-    let changed = Change::begin(&running.instance).and_then(edit);
-    match changed {
-        Ok(state) => {
-            if let Err(error) = take_up(running).await {
-                warn!("{error:#}");
-            }
+    let instance = running.instance.clone();
+    let changed = tokio::task::spawn_blocking(move || Change::begin(&instance).and_then(edit));
+    match changed.await {
+        Ok(Ok(state)) => {
+            take_up(running).await;
             Some(state)
         }
-        Err(error) => {
+        Ok(Err(error)) => {
             warn!("{error}");
+            None
+        }
+        Err(died) => {
+            warn!("a change was not made: {died}");
             None
         }
     }

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 use tproxy_common::{
@@ -17,7 +16,6 @@ use super::{
 };
 use crate::{
     instance::{Instance, State},
-    kernel::Generation,
     requirements,
     rule::{Condition, NamedFlow},
 };
@@ -98,7 +96,7 @@ pub(super) fn execute(
 }
 
 fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer> {
-    let state = instance.state()?;
+    let (state, tables) = instance.in_force()?;
     let (interface, index) = interface(instance, &state, arguments.iface.as_deref())?;
     let named = NamedFlow {
         protocol: arguments.proto,
@@ -134,7 +132,6 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer>
             });
         }
     }
-    let tables = Generation::in_force(&maps)?.context("no rules are in force")?;
     let flow = Flow {
         scope: Scope::Forward,
         protocol: named.protocol,

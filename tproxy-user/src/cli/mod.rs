@@ -2,6 +2,7 @@
 
 mod attach;
 mod explain;
+mod logging;
 mod output;
 mod rule;
 mod run;
@@ -14,10 +15,12 @@ use clap::{
     ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind,
 };
 use log::LevelFilter;
+use logging::Log;
 
 use crate::{
     delivery,
     instance::{self, AgentLock, Change, Instance, enter_namespace},
+    rule::RuleSpec,
 };
 
 /// Transparent redirector for TCP, steered by eBPF: no iptables, no nftables.
@@ -93,8 +96,10 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
-    log_to_standard_error(&cli);
-    match execute(cli) {
+    let log = Log::start(level(&cli.global));
+    let result = execute(cli);
+    log.flush();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -138,21 +143,13 @@ fn namespace_path(namespace: &std::path::Path) -> PathBuf {
     }
 }
 
-fn log_to_standard_error(cli: &Cli) {
-    let level = match (cli.global.quiet, cli.global.verbose) {
+fn level(global: &Global) -> LevelFilter {
+    match (global.quiet, global.verbose) {
         (true, _) => LevelFilter::Warn,
         (false, 0) => LevelFilter::Info,
         (false, 1) => LevelFilter::Debug,
         (false, _) => LevelFilter::Trace,
-    };
-    // The libraries' own words only when they are asked for.
-    env_logger::Builder::new()
-        .filter_level(LevelFilter::Warn)
-        .filter_module("netlink_proto", LevelFilter::Error)
-        .filter_module("tproxy", level)
-        .filter_module("tproxy_user", level)
-        .parse_default_env()
-        .init();
+    }
 }
 
 /// clap's explanation in one line, but help and version as they are.
@@ -231,6 +228,15 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
         .enable_all()
         .build()?
         .block_on(future)
+}
+
+/// Takes a rule as it was typed, or refuses it.
+fn accept(rule: &mut RuleSpec) -> Result<(), instance::Error> {
+    rule.check()?;
+    for said in rule.mask_host_bits() {
+        log::warn!("{said}");
+    }
+    Ok(())
 }
 
 /// Splits lists of names: `eth0,eth1`.

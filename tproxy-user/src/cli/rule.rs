@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{
-    interface_name,
+    accept, interface_name,
     output::{print_json, print_line, table},
 };
 use crate::{
@@ -101,11 +101,7 @@ fn add(instance: &Instance, arguments: Add) -> anyhow::Result<()> {
     } = arguments;
     rule.iface = iface;
     // Before the instance is asked for anything: a mistake is a mistake wherever it is made.
-    let named = RuleSpec {
-        name: Some(rule.name.clone().unwrap_or_else(|| "rule".into())),
-        ..rule.clone()
-    };
-    named.validate().map_err(Error::from)?;
+    accept(&mut rule)?;
     requirements::check()?;
     let mut change = Change::begin(instance)?;
     let place = match (place.at, place.before, place.after) {

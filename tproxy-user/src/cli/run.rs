@@ -1,10 +1,10 @@
 //! `tproxy run`.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use clap::Args;
 
-use super::interface_name;
+use super::{Usage, accept, interface_name};
 use crate::{
     agent::{self, Options},
     instance::Instance,
@@ -53,16 +53,14 @@ pub(super) struct Arguments {
     pin: bool,
 }
 
-pub(super) fn execute(instance: &Instance, arguments: Arguments) -> anyhow::Result<()> {
+pub(super) fn execute(instance: &Instance, mut arguments: Arguments) -> anyhow::Result<()> {
+    if let Some(name) = first_repeated(&arguments.iface) {
+        return Err(Usage(format!("--iface: {name} is named twice")).into());
+    }
     let rules = if arguments.rule.is_empty() {
         Vec::new()
     } else {
-        // A rule without a name gets one when it is added; the rest is checked before anything starts.
-        let named = RuleSpec {
-            name: Some(arguments.rule.name.clone().unwrap_or_else(|| "rule".into())),
-            ..arguments.rule.clone()
-        };
-        named.validate().map_err(crate::instance::Error::from)?;
+        accept(&mut arguments.rule)?;
         vec![arguments.rule]
     };
     let options = Options {
@@ -78,6 +76,11 @@ pub(super) fn execute(instance: &Instance, arguments: Arguments) -> anyhow::Resu
         pin: arguments.pin,
     };
     agent::run(instance, &options)
+}
+
+fn first_repeated(names: &[String]) -> Option<&String> {
+    let mut seen = HashSet::new();
+    names.iter().find(|name| !seen.insert(*name))
 }
 
 /// Decimal, or hexadecimal after `0x`, as `ip rule` takes marks.

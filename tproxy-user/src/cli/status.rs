@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::output::{print_json, print_line};
 use crate::{
     instance::{AgentLock, AgentRecord, Instance},
-    kernel::{Counters, Generation, RelayCounters},
+    kernel::{Counters, RelayCounters},
     requirements,
 };
 
@@ -37,7 +37,7 @@ pub(super) fn execute(instance: &Instance, json: bool) -> anyhow::Result<()> {
 }
 
 fn read(instance: &Instance) -> anyhow::Result<Status> {
-    let state = instance.state()?;
+    let (state, tables) = instance.in_force()?;
     let maps = instance.maps()?;
     let agent = AgentLock::holder(instance);
     let absent = state
@@ -52,7 +52,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         absent: absent.map(|interface| interface.name.clone()).collect(),
         generation: state.generation,
         rules: state.rules.len(),
-        table_bytes: Generation::in_force(&maps)?.map_or(0, |tables| tables.bytes()),
+        table_bytes: tables.bytes(),
         workers: agent.map_or(0, |agent| agent.workers),
         // What a killed agent counted as live is not.
         flows: if agent.is_some() {

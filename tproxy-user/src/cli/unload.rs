@@ -17,7 +17,7 @@ use crate::{
 pub(super) fn execute(instance: &Instance) -> anyhow::Result<()> {
     requirements::check()?;
     // Looked up while the agent still shows the way to its network namespace.
-    let state = instance.state().ok();
+    let state = instance.remembered_state();
     let agent = AgentLock::holder(instance);
     let reached = match &state {
         Some(state) => state.namespace.enter(agent.map(|agent| agent.pid))?,

@@ -1,11 +1,12 @@
 //! The clsact qdisc, which kernels without tcx need for programs: taken away when nobody uses it.
 
+use nix::errno::Errno;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     tc::{TcHandle, TcHeader, TcMessage},
 };
 
-use super::{Error, Netlink};
+use super::{Error, Netlink, Refusal};
 
 /// Parents of the filters of clsact: `TC_H_CLSACT` with `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS`
 /// (`<linux/pkt_sched.h>`).
@@ -39,15 +40,16 @@ pub async fn remove_unused_clsact(netlink: &Netlink, name: &str, index: u32) -> 
     for hook in HOOKS {
         let mut question = TcMessage::with_index(index.cast_signed());
         question.header.parent = hook;
-        let filters = netlink
-            .dump(RouteNetlinkMessage::GetTrafficFilter(question))
-            .await
-            .map_err(|refusal| Error::Read {
-                what: "traffic filters",
-                refusal,
-            })?;
-        if !filters.is_empty() {
-            return Ok(());
+        let filters = netlink.dump(RouteNetlinkMessage::GetTrafficFilter(question));
+        match filters.await {
+            Ok(filters) if filters.is_empty() => {}
+            Err(refusal) if !is_gone(refusal) => {
+                return Err(Error::Read {
+                    what: "traffic filters",
+                    refusal,
+                });
+            }
+            _ => return Ok(()),
         }
     }
     let mut message = TcMessage::default();
@@ -57,12 +59,20 @@ pub async fn remove_unused_clsact(netlink: &Netlink, name: &str, index: u32) -> 
         parent: PARENT,
         ..TcHeader::default()
     };
-    netlink
-        .change(RouteNetlinkMessage::DelQueueDiscipline(message))
-        .await
-        .map_err(|refusal| Error::Change {
+    let removal = netlink.change(RouteNetlinkMessage::DelQueueDiscipline(message));
+    match removal.await {
+        Err(refusal) if !is_gone(refusal) => Err(Error::Change {
             action: "remove",
             object: format!("clsact qdisc of {name}"),
             refusal,
-        })
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The interface or its qdisc is not there any more.
+fn is_gone(refusal: Refusal) -> bool {
+    [Errno::ENODEV, Errno::ENOENT, Errno::EINVAL]
+        .into_iter()
+        .any(|errno| refusal.is(errno))
 }

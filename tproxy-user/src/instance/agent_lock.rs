@@ -5,7 +5,8 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read as _, Seek as _, Write as _},
+    io::{self, Read as _},
+    os::unix::fs::FileExt as _,
     path::PathBuf,
 };
 
@@ -16,6 +17,9 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Instance, private_directory};
+
+/// Octets of a record: more than three numbers and their keys take.
+const RECORD_LENGTH: usize = 128;
 
 /// What an agent says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,10 +69,9 @@ impl AgentLock {
     ///
     /// When it cannot be written.
     pub fn publish(&mut self, record: AgentRecord) -> io::Result<()> {
-        let text = serde_json::to_vec(&record)?;
-        self.file.set_len(0)?;
-        self.file.rewind()?;
-        self.file.write_all(&text)
+        // Of one length and in one piece: a reader sees this record or the one before.
+        let text = format!("{:<RECORD_LENGTH$}", serde_json::to_string(&record)?);
+        self.file.write_all_at(text.as_bytes(), 0)
     }
 
     /// The agent of the instance, if it lives.

@@ -1,10 +1,10 @@
 //! Changes of an instance: one at a time, each whole or not at all.
 
-use std::{collections::HashSet, fs::File, mem};
+use std::{collections::HashSet, mem};
 
 use tproxy_common::limits::UNATTRIBUTED_SLOT;
 
-use super::{Error, Instance, Interface, NamespaceId, State, StoredRule};
+use super::{ChangeLock, Error, Instance, Interface, NamespaceId, State, StoredRule};
 use crate::{
     compiler::{Source, compile},
     delivery::{Delivery, Framing, Link, Netlink, link_by_name, remove_unused_clsact},
@@ -14,9 +14,6 @@ use crate::{
     },
     rule::{Rule, RuleSpec},
 };
-
-/// The file whose lock gives the right to change an instance; closed after every change.
-pub const LOCK_FILE: &str = "lock";
 
 /// No rule of this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,8 +26,7 @@ pub struct Change {
     instance: Instance,
     maps: Maps,
     state: State,
-    /// The lock of changes: released when the file is closed, by whatever end of this process.
-    _lock: File,
+    _lock: ChangeLock,
 }
 
 impl Change {
@@ -41,7 +37,7 @@ impl Change {
     /// When the instance is not there.
     pub fn begin(instance: &Instance) -> Result<Self, Error> {
         let maps = instance.maps()?;
-        let lock = lock(instance)?;
+        let lock = ChangeLock::wait(instance)?;
         // Only now: whoever had the lock may have changed or removed everything.
         let state = instance.state()?;
         let change = Self {
@@ -61,7 +57,7 @@ impl Change {
             instance: instance.clone(),
             maps: instance.maps()?,
             state,
-            _lock: lock(instance)?,
+            _lock: ChangeLock::wait(instance)?,
         })
     }
 
@@ -175,6 +171,7 @@ impl Change {
     ///
     /// When one does not exist, is taken or cannot be attached; what was done is undone.
     pub async fn attach(mut self, netlink: &Netlink, names: &[String]) -> Result<State, Error> {
+        let _turn = ChangeLock::wait_to_attach()?;
         let before = self.state.interface_names();
         let links = self.attachable(netlink, names).await?;
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
@@ -253,22 +250,15 @@ impl Change {
     ///
     /// When it cannot be attached.
     pub fn interface_back(mut self, link: &Link) -> Result<State, Error> {
-        let Some(place) = self
-            .state
-            .interfaces
-            .iter()
-            .position(|interface| interface.name == link.name)
-        else {
+        let asked_for = |interface: &Interface| interface.name == link.name;
+        let place = self.state.interfaces.iter().position(asked_for);
+        let (Some(place), None) = (place, self.place_of_interface(link.index)) else {
             return Ok(self.state);
         };
-        match self.state.interfaces[place].attached {
-            Some((index, _)) if index == link.index => return Ok(self.state),
-            Some(_) => {
-                let old = self.state.interfaces[place].clone();
-                self.detach_link(&old)?;
-            }
-            None => {}
-        }
+        let _turn = ChangeLock::wait_to_attach()?;
+        self.check_attachable(link)?;
+        let old = self.state.interfaces[place].clone();
+        self.detach_link(&old)?;
         self.state.interfaces[place] = self.attach_link(link)?;
         self.commit()
     }
@@ -283,6 +273,10 @@ impl Change {
             return Ok(self.state);
         };
         let old = mem::replace(&mut self.state.interfaces[place].name, link.name.clone());
+        // An absent one of that name has come with it.
+        self.state
+            .interfaces
+            .retain(|interface| interface.name != link.name || interface.attached.is_some());
         for rule in &mut self.state.rules {
             for name in rule.spec.iface.iter_mut().filter(|name| **name == old) {
                 name.clone_from(&link.name);
@@ -303,21 +297,24 @@ impl Change {
                 return Err(Error::AttachedAlready(name.clone()));
             }
             let link = link_by_name(netlink, name).await?;
-            if let Framing::Other(kind) = link.framing {
-                return Err(Error::LinkType {
-                    interface: name.clone(),
-                    kind,
-                });
-            }
-            if let Some(instance) = holder_of(&self.instance, link.index, self.state.namespace) {
-                return Err(Error::InterfaceTaken {
-                    interface: name.clone(),
-                    instance,
-                });
-            }
+            self.check_attachable(&link)?;
             links.push(link);
         }
         Ok(links)
+    }
+
+    fn check_attachable(&self, link: &Link) -> Result<(), Error> {
+        let interface = link.name.clone();
+        if let Framing::Other(kind) = link.framing {
+            return Err(Error::LinkType { interface, kind });
+        }
+        match holder_of(&self.instance, link.index, self.state.namespace) {
+            Some(instance) => Err(Error::InterfaceTaken {
+                interface,
+                instance,
+            }),
+            None => Ok(()),
+        }
     }
 
     fn attach_link(&self, link: &Link) -> Result<Interface, Error> {
@@ -410,23 +407,6 @@ pub(super) async fn release_qdisc(netlink: &Netlink, interface: &Interface) -> R
         remove_unused_clsact(netlink, &interface.name, index).await?;
     }
     Ok(())
-}
-
-fn lock(instance: &Instance) -> Result<File, Error> {
-    let path = instance.run_directory().join(LOCK_FILE);
-    let failed = |cause| Error::File {
-        path: path.clone(),
-        cause,
-    };
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(failed)?;
-    file.lock().map_err(failed)?;
-    Ok(file)
 }
 
 fn indexes(interfaces: &[Interface], names: &[String]) -> Vec<u32> {

@@ -12,12 +12,14 @@
 
 mod agent_lock;
 mod change;
+mod change_lock;
 mod namespace;
 mod removal;
 mod state;
 
 pub use agent_lock::{AgentLock, AgentRecord};
-pub use change::{Change, LOCK_FILE, RuleNotFound};
+pub use change::{Change, RuleNotFound};
+pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use removal::{clear, remove};
 pub use state::{Interface, State, StoredRule, upstream_mark};
@@ -75,7 +77,7 @@ pub enum Error {
         attached: Vec<String>,
     },
     /// The interface is one of this instance already.
-    #[error("interface {0} is attached already")]
+    #[error("interface {0} is attached to this instance already: `tproxy status` shows it")]
     AttachedAlready(String),
     /// Link types whose headers are unknown.
     #[error(
@@ -224,23 +226,37 @@ impl Instance {
     ///
     /// When there is none, or it cannot be read.
     pub fn state(&self) -> Result<State, Error> {
+        Ok(self.in_force()?.0)
+    }
+
+    /// The state in force and the tables that were compiled from it. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When there are none, or they cannot be read.
+    pub fn in_force(&self) -> Result<(State, Generation), Error> {
         let maps = self.maps()?;
+        let tables = || {
+            let tables = Generation::in_force(&maps)?;
+            tables.ok_or_else(|| Error::NotThere(self.name.clone()))
+        };
         loop {
-            let generation = self.generation(&maps)?;
-            match State::read(&self.run, generation) {
+            let found = tables()?;
+            match State::read(&self.run, found.number()) {
+                Ok(state) => return Ok((state, found)),
                 // A change came in between: the file of the generation before is gone.
                 Err(Error::File { cause, .. })
                     if cause.kind() == io::ErrorKind::NotFound
-                        && self.generation(&maps)? != generation => {}
-                result => return result,
+                        && tables()?.number() != found.number() => {}
+                Err(error) => return Err(error),
             }
         }
     }
 
-    fn generation(&self, maps: &Maps) -> Result<u64, Error> {
-        let in_force = Generation::in_force(maps)?;
-        let in_force = in_force.ok_or_else(|| Error::NotThere(self.name.clone()))?;
-        Ok(in_force.number())
+    /// The state in force or, of a damaged instance, the newest that was written.
+    #[must_use]
+    pub fn remembered_state(&self) -> Option<State> {
+        self.state().ok().or_else(|| State::newest(&self.run))
     }
 }
 

@@ -36,7 +36,8 @@ impl NamespaceId {
     }
 
     /// Moves the calling thread into this namespace, which an agent lives in or `ip netns` has a
-    /// name for. False when it is nowhere to be found.
+    /// name for. False when neither has it nor any
+    /// process: then it is gone.
     ///
     /// # Errors
     ///
@@ -48,9 +49,13 @@ impl NamespaceId {
         let of_agent = agent.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net")));
         let named = fs::read_dir("/run/netns").into_iter().flatten();
         let named = named.filter_map(|entry| Some(entry.ok()?.path()));
+        // Those without a name, of containers for instance, have processes.
+        let processes = fs::read_dir("/proc").into_iter().flatten();
+        let of_processes = processes.filter_map(|entry| Some(entry.ok()?.path().join("ns/net")));
         let found = of_agent
             .into_iter()
             .chain(named)
+            .chain(of_processes)
             .find(|path| Self::of(path).is_ok_and(|id| id == self));
         let Some(path) = found else { return Ok(false) };
         enter(&path)?;

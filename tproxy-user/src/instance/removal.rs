@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use super::{Error, Instance, State, change::release_qdisc};
+use super::{ChangeLock, Error, Instance, State, change::release_qdisc};
 use crate::{
     delivery::{Netlink, remove_leftovers},
     kernel::{Attachment, detach_interface},
@@ -15,24 +15,34 @@ use crate::{
 ///
 /// The first failure; what can be removed is removed all the same.
 pub async fn remove(instance: &Instance, netlink: Option<&Netlink>) -> Result<bool, Error> {
-    let found = clear(instance, netlink).await?;
     let directory = instance.run_directory();
+    let lock = match ChangeLock::wait(instance) {
+        Ok(lock) => Some(lock),
+        // Pins without a state: there is nobody to wait for.
+        Err(Error::NotThere(_)) => None,
+        Err(error) => return Err(error),
+    };
+    let found = clear(instance, netlink, lock.as_ref()).await?;
     remove_tree(directory)?;
     let _ = directory.parent().map(fs::remove_dir);
     Ok(found)
 }
 
 /// Removes programs, maps, links, rules, routes and the files of the state; what says that an agent
-/// lives stays. Otherwise like [`remove`].
+/// lives stays. The caller holds the lock of changes. Otherwise like [`remove`].
 ///
 /// # Errors
 ///
 /// The first failure; what can be removed is removed all the same, but the state stays to tell the
 /// next attempt what there is to remove.
-pub async fn clear(instance: &Instance, netlink: Option<&Netlink>) -> Result<bool, Error> {
+pub async fn clear(
+    instance: &Instance,
+    netlink: Option<&Netlink>,
+    _lock: Option<&ChangeLock>,
+) -> Result<bool, Error> {
     let mut outcome = Ok(());
     let directory = instance.run_directory();
-    let state = instance.state().ok().or_else(|| State::newest(directory));
+    let state = instance.remembered_state();
     let pins = instance.pins().filter(|pins| pins.exists());
     let unfinished = instance.unfinished_pins().filter(|pins| pins.exists());
     let found = pins.is_some() || unfinished.is_some() || state.is_some();

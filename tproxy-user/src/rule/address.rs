@@ -47,10 +47,17 @@ fn parse_prefix(text: &str, word: &str) -> Result<IpNet, String> {
             Err(_) => return Err(format!("\"{word}\" is not a CIDR or an IP address")),
         },
     };
-    if prefix != prefix.trunc() {
-        log::warn!("\"{word}\" has host bits set: taken as {}", prefix.trunc());
-    }
     Ok(unmapped(prefix.trunc()))
+}
+
+/// A CIDR without its host bits; `None` for every other word.
+pub(super) fn masked(word: &str) -> Option<String> {
+    let (exclusion, text) = match word.strip_prefix('!') {
+        Some(text) => ("!", text),
+        None => ("", word),
+    };
+    let prefix: IpNet = text.parse().ok()?;
+    (prefix != prefix.trunc()).then(|| format!("{exclusion}{}", prefix.trunc()))
 }
 
 fn unmapped(prefix: IpNet) -> IpNet {

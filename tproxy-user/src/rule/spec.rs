@@ -7,7 +7,7 @@ use tproxy_common::{
     tables::{Action, OnMissing},
 };
 
-use super::{AddressMatch, PortRange, Rule};
+use super::{AddressMatch, PortRange, Rule, address::masked};
 
 /// The words of a rule, before they are checked.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +112,31 @@ impl RuleSpec {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Takes the host bits out of CIDRs, and says of each what became of it.
+    pub fn mask_host_bits(&mut self) -> Vec<String> {
+        let mut said = Vec::new();
+        for word in self.src.iter_mut().chain(&mut self.dst) {
+            if let Some(masked) = masked(word) {
+                said.push(format!("\"{word}\" has host bits set: taken as {masked}"));
+                *word = masked;
+            }
+        }
+        said
+    }
+
+    /// Checks every word, as far as that goes without knowing its instance.
+    ///
+    /// # Errors
+    ///
+    /// The first word that makes no sense.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let named = Self {
+            name: Some(self.name.clone().unwrap_or_else(|| "rule".into())),
+            ..self.clone()
+        };
+        named.validate().map(|_| ())
     }
 
     /// Checks every word.
@@ -247,6 +272,19 @@ mod tests {
         assert_eq!(rule.action, Action::Relay);
         assert_eq!(rule.on_missing, OnMissing::Drop);
         assert!(rule.source.is_any() && rule.destination.is_any());
+    }
+
+    #[test]
+    fn host_bits_are_taken_out_and_told_of() {
+        let mut spec = spec(|spec| {
+            spec.dst = vec!["10.1.2.3/8".into(), "10.1.2.3".into(), "x".into()];
+            spec.src = vec!["!2001:db8::1/32".into(), "10.0.0.0/8".into()];
+        });
+        let said = spec.mask_host_bits();
+        assert_eq!(spec.dst, ["10.0.0.0/8", "10.1.2.3", "x"]);
+        assert_eq!(spec.src, ["!2001:db8::/32", "10.0.0.0/8"]);
+        assert_eq!(said.len(), 2);
+        assert!(said[1].contains("10.1.2.3/8") && said[1].contains("10.0.0.0/8"));
     }
 
     #[test]
