@@ -67,9 +67,11 @@ impl Tap {
     fn assert_unchanged(&mut self, client: IpAddr, server: IpAddr) {
         let between = |frames: &[Frame], direction| -> Vec<Vec<u8>> {
             let frames = frames.iter().filter(|frame| frame.direction == direction);
-            frames
-                .filter_map(|frame| frame.routed_packet(client, server))
-                .collect()
+            let packets = frames.filter_map(|frame| frame.routed_packet(client, server));
+            // Two CPUs of the gateway may overtake each other.
+            let mut packets: Vec<Vec<u8>> = packets.collect();
+            packets.sort_unstable();
+            packets
         };
         let [up, down] = wait::until("everything sent has been received", || {
             self.at_client.extend(self.client.frames());

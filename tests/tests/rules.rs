@@ -285,6 +285,29 @@ fn a_running_flow_outlives_its_rule() {
     assert_eq!(agent.stop().len(), 4);
 }
 
+/// The ports of a relayed flow, still in TIME_WAIT in the gateway, are used again by a flow that no rule takes: it goes
+/// direct, all of it.
+#[test]
+fn a_flow_goes_direct_although_its_ports_were_a_relayed_ones() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let mut agent = lab.agent("--iface cl0 --dport 80 --name web");
+    for family in FAMILIES {
+        let source = SocketAddr::new(family.client(), 40_000);
+        let again = || Exchange::from_port(&lab.client, source, (family.near(), 80).into());
+        again().assert_relayed(&agent);
+        let waiting = || lab.gateway.output("ss -Htan state time-wait sport = :80");
+        wait::until("the gateway's TIME_WAIT", || {
+            waiting().contains(":40000").then_some(())
+        });
+        agent.run("rule flush");
+        assert_eq!(again().seen_client, source, "the server sees the client");
+        assert!(waiting().contains(":40000"), "it was still there");
+        agent.run("rule add --dport 80 --name web");
+    }
+    assert_eq!(agent.stop().len(), 2);
+}
+
 /// Sends the first 5 MB of the pattern when it has received as much, and the second when it has the second.
 fn half_then_half(mut stream: TcpStream) -> io::Result<u64> {
     const HALF: u64 = 5_000_000;

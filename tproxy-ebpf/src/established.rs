@@ -2,9 +2,11 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::bpf_sock_tuple,
+    bindings::{bpf_sock_tuple, bpf_tunnel_key},
     btf_maps::PerCpuArray,
-    helpers::{bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie},
+    helpers::{
+        bpf_sk_release, bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
+    },
     macros::btf_map,
     programs::TcContext,
 };
@@ -14,7 +16,7 @@ use tproxy_common::{
     packet::{Headers, Packet},
 };
 
-use crate::{agent, forward::Arrival, handover, skb::Skb, sockets};
+use crate::{agent, forward::Arrival, skb::Skb, sockets};
 
 /// Set while this CPU looks for established sockets only.
 ///
@@ -25,23 +27,33 @@ static PROBING: PerCpuArray<u32, 1> = PerCpuArray::new();
 
 const BPF_F_CURRENT_NETNS: u64 = u64::MAX;
 
-/// Whether sk_lookup runs for a lookup of [`has_socket`].
+/// Whether sk_lookup runs for a lookup of [`holder`].
 #[inline(always)]
 pub fn is_probing() -> bool {
     PROBING.get(0).is_some_and(|probing| *probing != 0)
 }
 
-/// Whether a socket that is not listening has this flow: connected, in handshake, or in TIME_WAIT
-/// unless its ports are in use again by a flow that was let go.
+/// The socket that has a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// None, or one that listens.
+    Nobody,
+    /// One that is connected or in handshake.
+    Connection,
+    /// What is left of a connection for a while (RFC 9293, 3.6.1).
+    TimeWait,
+}
+
+/// Finds the socket that has this flow.
 #[inline(always)]
-pub fn has_socket(ctx: &TcContext, family: Family, headers: &Headers) -> bool {
+pub fn holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder {
     // include/net/tcp_states.h
     const TCP_TIME_WAIT: u32 = 6;
     const TCP_LISTEN: u32 = 10;
 
     let (mut tuple, length) = tuple(family, headers);
     let Some(probing) = PROBING.get_ptr_mut(0) else {
-        return false;
+        return Holder::Nobody;
     };
     // SAFETY: the slot belongs to this CPU.
     unsafe { *probing = 1 };
@@ -51,7 +63,7 @@ pub fn has_socket(ctx: &TcContext, family: Family, headers: &Headers) -> bool {
     // SAFETY: as above.
     unsafe { *probing = 0 };
     if socket.is_null() {
-        return false;
+        return Holder::Nobody;
     }
     // SAFETY: not null, and the reference is held until it is released here.
     let state = unsafe {
@@ -60,10 +72,24 @@ pub fn has_socket(ctx: &TcContext, family: Family, headers: &Headers) -> bool {
         state
     };
     match state {
-        TCP_LISTEN => false,
-        TCP_TIME_WAIT => !handover::was_let_go(headers),
-        _ => true,
+        TCP_LISTEN => Holder::Nobody,
+        TCP_TIME_WAIT => Holder::TimeWait,
+        _ => Holder::Connection,
     }
+}
+
+/// Keeps the kernel from finding a socket for this packet by itself.
+///
+/// Early demux would give it to the TIME_WAIT socket, and forwarding drops what has a socket. It
+/// leaves packets with a destination alone, and tunnel metadata looks like one until the packet is
+/// routed (`ip_rcv_finish_core`, `ip6_rcv_finish_core`).
+#[inline(always)]
+pub fn hide_from_early_demux(ctx: &TcContext) {
+    // SAFETY: plain integers, for which zero is a value.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    let size = size_of::<bpf_tunnel_key>() as u32;
+    // SAFETY: the key is valid up to its size. A refusal leaves the packet as it was.
+    let _ = unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, size, 0) };
 }
 
 #[inline(always)]

@@ -11,7 +11,11 @@ use tproxy_common::{
 };
 
 use crate::{
-    agent, counters, established, handover, local_prefixes, reset, rules, skb::Skb, sockets,
+    agent, counters,
+    established::{self, Holder},
+    handover, local_prefixes, reset, rules,
+    skb::Skb,
+    sockets,
 };
 
 /// A TCP segment or UDP datagram, and where it is.
@@ -64,26 +68,43 @@ pub fn decide(ctx: &TcContext, network_offset: usize) -> Outcome {
         network_offset,
     };
     if headers.protocol == Protocol::Tcp && !headers.flags.opens() {
-        if established::has_socket(ctx, family, &headers) {
-            return Outcome::Established;
-        }
-        if established::completes_cookie_handshake(&arrival) {
-            return Outcome::SynCookie;
-        }
-        return Outcome::Foreign;
+        return decide_in_flow(&arrival);
     }
 
-    // 4. A new flow is for the rules to decide. One that is let go may use the ports of an earlier
-    //    flow of ours, whose TIME_WAIT socket must not take its segments.
+    // 4. A new flow is for the rules to decide.
     let outcome = decide_new(&arrival);
     let goes_its_own_way = matches!(
         outcome,
         Outcome::NoRule | Outcome::Passed | Outcome::PassedMissing | Outcome::PassedDraining
     );
     if goes_its_own_way && headers.protocol == Protocol::Tcp {
+        // Its ports may be those of an earlier flow of ours, whose TIME_WAIT socket must not get it.
         handover::let_go(&headers);
+        if established::holder(ctx, family, &headers) == Holder::TimeWait {
+            established::hide_from_early_demux(ctx);
+        }
     }
     outcome
+}
+
+#[inline(always)]
+fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
+    let Arrival {
+        ctx,
+        family,
+        headers,
+        ..
+    } = arrival;
+    match established::holder(ctx, *family, headers) {
+        Holder::Connection => Outcome::Established,
+        Holder::TimeWait if handover::was_let_go(headers) => {
+            established::hide_from_early_demux(ctx);
+            Outcome::Foreign
+        }
+        Holder::TimeWait => Outcome::Established,
+        Holder::Nobody if established::completes_cookie_handshake(arrival) => Outcome::SynCookie,
+        Holder::Nobody => Outcome::Foreign,
+    }
 }
 
 /// Marks the packet, so that the policy rule routes it to this host.
@@ -96,7 +117,9 @@ pub fn mark(ctx: &TcContext) {
 #[inline(always)]
 fn decide_other(ctx: &TcContext, family: Family, network_offset: usize) -> Outcome {
     match quoted_flow(&Skb::new(ctx), family, network_offset) {
-        Some(flow) if established::has_socket(ctx, family, &flow) => Outcome::IcmpError,
+        Some(flow) if established::holder(ctx, family, &flow) != Holder::Nobody => {
+            Outcome::IcmpError
+        }
         _ => Outcome::OtherProtocol,
     }
 }

@@ -66,7 +66,10 @@ impl Delivery {
             transaction.undo().await;
             return Err(error);
         }
-        warn_of_rules_before_ours(&self.netlink, self.assignment, &wanted).await;
+        // Said once for the same interfaces, however often they are applied.
+        if interfaces.as_ref() != Some(&wanted) {
+            warn_of_rules_before_ours(&self.netlink, self.assignment, &wanted).await;
+        }
         *interfaces = Some(wanted);
         Ok(())
     }
