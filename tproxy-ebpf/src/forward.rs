@@ -96,14 +96,13 @@ fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
         ..
     } = arrival;
     match established::holder(ctx, *family, headers) {
-        Holder::Connection => Outcome::Established,
+        Holder::Nobody if established::completes_cookie_handshake(arrival) => Outcome::SynCookie,
+        Holder::Nobody => Outcome::Foreign,
         Holder::TimeWait if handover::was_let_go(headers) => {
             established::hide_from_early_demux(ctx);
             Outcome::Foreign
         }
-        Holder::TimeWait => Outcome::Established,
-        Holder::Nobody if established::completes_cookie_handshake(arrival) => Outcome::SynCookie,
-        Holder::Nobody => Outcome::Foreign,
+        Holder::Connection | Holder::TimeWait => Outcome::Established,
     }
 }
 
