@@ -123,7 +123,8 @@ impl Exchange {
         let reported = agent
             .flows()
             .into_iter()
-            .find(|flow| flow.client == self.client);
+            // Its port may have been that of a flow to another server or port before.
+            .find(|flow| (flow.client, flow.server) == (self.client, self.target));
         assert_eq!(
             reported, None,
             "the agent reports no flow that it did not take"

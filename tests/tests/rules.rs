@@ -54,7 +54,10 @@ fn each_flow_is_counted_at_its_rule() {
         for _ in 0..flows {
             let exchange = lab.ask(Family::V4.near(), port);
             exchange.assert_relayed(&agent);
-            assert_eq!(agent.flow_of(exchange.client).rule, rule);
+            assert_eq!(
+                agent.flow_between(exchange.client, exchange.target).rule,
+                rule
+            );
         }
         wait::until("the flows are counted", || {
             let rules = agent.rules();

@@ -32,7 +32,7 @@ fn flows_to_a_named_port_go_through_the_agent() {
     for family in FAMILIES {
         let exchange = lab.ask(family.server(), 80);
         exchange.assert_relayed(&agent);
-        let flow = agent.flow_of(exchange.client);
+        let flow = agent.flow_between(exchange.client, exchange.target);
         assert_eq!(flow.rule, "web");
         assert_eq!(flow.upstream, "direct");
         assert_eq!(flow.end, "fin");
