@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::{command, setup::debian::LLVM_PREFIX};
 
-/// A program from crates.io, at the version that is known to build with the workspace's compiler.
+/// A published program, at the version that is known to build with the workspace's compiler.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CargoTool {
     /// The crate.
