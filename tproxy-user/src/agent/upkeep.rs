@@ -148,15 +148,14 @@ async fn appeared(running: &Parts, link: &Link) {
     let Ok(state) = running.instance.state() else {
         return;
     };
-    let waits = state.interfaces.iter().any(|interface| {
-        interface.name == link.name
-            && interface.attached != Some(link.index)
-    });
+    let waits = state
+        .interfaces
+        .iter()
+        .any(|interface| interface.name == link.name && interface.attached != Some(link.index));
     let link = link.clone();
     let name = link.name.clone();
-    let edit = async move |change: Change, netlink: &Netlink| {
-        change.interface_back(netlink, &link).await
-    };
+    let edit =
+        async move |change: Change, netlink: &Netlink| change.interface_back(netlink, &link).await;
     if waits && change(running, edit).await.is_some() {
         info!("attached to {name} again");
     }

@@ -464,8 +464,7 @@ fn holder_of(own: &Instance, index: u32, namespace: NamespaceId) -> Option<Strin
         .filter(|other| other.name() != own.name())
         .find(|other| {
             other.state().is_ok_and(|state| {
-                state.namespace == namespace
-                    && state.attached().any(|of| of == index)
+                state.namespace == namespace && state.attached().any(|of| of == index)
             })
         })
         .map(|other| other.name().to_owned())
