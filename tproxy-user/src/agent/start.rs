@@ -1,12 +1,6 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
-use std::{
-    fs, io,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    sync::Arc,
-    thread,
-};
+use std::{fs, net::TcpListener, path::PathBuf, sync::Arc, thread};
 
 use anyhow::Context as _;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
@@ -18,7 +12,7 @@ use crate::{
     },
     instance::{
         AgentLock, AgentRecord, Change, ChangeLock, Instance, Interface, NamespaceId, State,
-        check_attachable, remove, upstream_mark,
+        check_attachable, private_directory, remove, upstream_mark,
     },
     kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Relay},
@@ -286,16 +280,6 @@ fn load(instance: &Instance, assignment: Assignment) -> anyhow::Result<Loaded> {
     fs::rename(&unfinished, &finished)
         .with_context(|| format!("cannot put the pins in place: {}", finished.display()))?;
     Ok(loaded)
-}
-
-fn private_directory(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| path.display().to_string())
-        }
-        _ => Ok(()),
-    }
 }
 
 fn pins(instance: &Instance) -> anyhow::Result<PathBuf> {

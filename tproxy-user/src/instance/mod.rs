@@ -301,7 +301,7 @@ impl Instance {
 }
 
 /// Makes a directory that only its owner may enter; one that is there already is made so.
-fn private_directory(path: &Path) -> Result<(), Error> {
+pub(crate) fn private_directory(path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt as _;
     DirBuilder::new()
         .recursive(true)
