@@ -24,7 +24,7 @@ pub use change::{Change, RuleNotFound, check_attachable};
 pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use removal::{clear, remove};
-pub use state::{Interface, State, StoredRule, upstream_mark};
+pub use state::{Interface, State, StoredRule};
 
 use std::{
     fs::{self, DirBuilder},
