@@ -48,6 +48,17 @@ pub enum Hook<'a> {
     SkLookup,
 }
 
+/// Whether this kernel has tcx hooks, as Linux has from 6.6 on.
+#[must_use]
+pub fn kernel_has_tcx() -> bool {
+    let release = nix::sys::utsname::uname().expect("uname");
+    let release = release.release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(|character: char| !character.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
+}
+
 /// The ids of the programs attached to `hook`, in the order in which they run.
 ///
 /// # Errors
@@ -64,6 +75,9 @@ pub fn attached(namespace: &Namespace, hook: Hook) -> io::Result<Vec<u32>> {
         count: u32,
         padding: u32,
         rest: [u64; 4],
+    }
+    if !matches!(hook, Hook::SkLookup) && !kernel_has_tcx() {
+        return Ok(Vec::new());
     }
     namespace.enter(|| {
         let mut ids = [0_u32; 64];
