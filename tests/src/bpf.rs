@@ -51,12 +51,7 @@ pub enum Hook<'a> {
 /// Whether this kernel has tcx hooks, as Linux has from 6.6 on.
 #[must_use]
 pub fn kernel_has_tcx() -> bool {
-    let release = nix::sys::utsname::uname().expect("uname");
-    let release = release.release().to_string_lossy().into_owned();
-    let mut numbers = release
-        .split(|character: char| !character.is_ascii_digit())
-        .map_while(|number| number.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
+    sys::kernel_is_at_least(6, 6)
 }
 
 /// The ids of the programs attached to `hook`, in the order in which they run.

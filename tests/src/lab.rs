@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Agent, Exchange, Family, Namespace, address::FAMILIES};
+use crate::{Agent, Exchange, Family, Namespace, address::FAMILIES, sys::kernel_is_at_least};
 
 /// The namespaces of one test.
 #[derive(Debug)]
@@ -172,6 +172,21 @@ impl Lab {
         ));
         self.address_client();
         self.address_gateway();
+    }
+
+    /// Renames the gateway's interface towards the client. Before Linux 6.2 it has to be down for that, which takes its
+    /// IPv6 address away.
+    #[track_caller]
+    pub fn rename_client_link(&self, from: &str, to: &str) {
+        let rename = format!("link set {from} name {to}");
+        if kernel_is_at_least(6, 2) {
+            self.gateway.ip(&rename);
+            return;
+        }
+        let (own, length) = (Family::V6.gateway(), prefix_length(Family::V6));
+        self.gateway.ip(&format!(
+            "link set {from} down\n{rename}\nlink set {to} up\naddr add {own}/{length} dev {to} nodad"
+        ));
     }
 
     /// Switches an offload (`gro`, `gso`, `tso`, `tx`, ... as ethtool names them) on all interfaces of the routed
