@@ -29,7 +29,7 @@ $b mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
 # The kernel loads what it lacks from here.
 release=$($b uname -r)
 $b mkdir -p "/new/lib/modules/$release"
-$b mount --bind "/new$(cat /modules/directory)" "/new/lib/modules/$release"
+$b mount --bind "/new$($b cat /modules/directory)" "/new/lib/modules/$release"
 
 $b cp /job /new/job
 $b cp /finish /new/finish

@@ -102,7 +102,7 @@ fn package_of(series: &str) -> Result<String> {
 }
 
 fn fetch(package: &str, directory: &Path) -> Result<()> {
-    let unfinished = directory.with_extension("unfinished");
+    let unfinished = directory.with_file_name(format!("{package}.unfinished"));
     fs::create_dir_all(&unfinished).with_context(|| unfinished.display().to_string())?;
     command::run(
         Command::new("apt-get")
