@@ -88,7 +88,7 @@ fn test_programs(suites: &[String]) -> Result<Vec<PathBuf>> {
 
 fn job(binary: &Path, programs: &[PathBuf]) -> String {
     let mut job = format!(
-        "cd {}\nexport TPROXY_BIN={}\nfailed=0\n",
+        "cd {}\nexport TPROXY_BIN={} TPROXY_TEST_SLOWNESS=10\nfailed=0\n",
         command::workspace().display(),
         binary.display()
     );
