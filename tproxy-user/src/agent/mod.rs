@@ -47,7 +47,7 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
     // The lock is held to the very end.
     let Running {
         parts,
-        local,
+        watches,
         lock: _lock,
     } = start::start(instance, options).await?;
     if let Err(error) = writeln!(io::stdout(), "{}", parts.ready_line()) {
@@ -55,7 +55,7 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
     }
     let mut workers = wait(&parts.relay);
     // Goes on while flows finish: they need their rules and routes to the end.
-    let mut upkeep = Box::pin(upkeep::run(&parts, local));
+    let mut upkeep = Box::pin(upkeep::run(&parts, watches));
     let mut broken = tokio::select! {
         () = signals.next() => None,
         error = &mut upkeep => Some(error),
@@ -65,9 +65,18 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
     };
     if let Some(error) = &broken {
         warn!("stopping: {error:#}");
+        warn!(
+            "programs and rules stay, so that no flow goes past them: `tproxy unload` removes them"
+        );
     }
     if !workers.is_terminated() {
-        let mut stopping = Box::pin(stop(&parts, options, &mut signals, &mut workers));
+        let mut stopping = Box::pin(stop(
+            &parts,
+            options,
+            broken.is_some(),
+            &mut signals,
+            &mut workers,
+        ));
         if broken.is_none() {
             tokio::select! {
                 () = &mut stopping => {}
@@ -79,7 +88,8 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
         }
     }
     drop(upkeep);
-    if !options.pin {
+    // An agent that broke is missing, as one that was killed is.
+    if !options.pin && broken.is_none() {
         remove(instance, Some(&parts.netlink))
             .await
             .context("cannot undo everything; `tproxy unload` tries again")?;
@@ -88,8 +98,14 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
 }
 
 /// Lets running flows finish, up to the drain time or a second signal.
-async fn stop(running: &Parts, options: &Options, signals: &mut Signals, workers: &mut Workers) {
-    if !options.pin {
+async fn stop(
+    running: &Parts,
+    options: &Options,
+    broken: bool,
+    signals: &mut Signals,
+    workers: &mut Workers,
+) {
+    if !options.pin && !broken {
         // New flows go their own way from now on, as they will when the programs are gone.
         let state = running.agent_state.draining();
         if let Err(error) = running.maps.set_agent(state) {

@@ -14,7 +14,8 @@ struct Status {
     instance: String,
     agent: Option<AgentRecord>,
     interfaces: Vec<String>,
-    /// Those of `interfaces` that do not exist at the moment.
+    /// Those of `interfaces` that do not exist at the moment, or whose program something else took
+    /// off.
     absent: Vec<String>,
     generation: u64,
     rules: usize,
@@ -43,7 +44,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
     let absent = state
         .interfaces
         .iter()
-        .filter(|interface| interface.attached.is_none());
+        .filter(|interface| !instance.is_attached(&state, interface));
     let counters = Counters::new(&maps).outcomes()?;
     Ok(Status {
         instance: instance.name().to_owned(),
@@ -82,7 +83,7 @@ fn print(status: &Status) -> anyhow::Result<()> {
         .iter()
         .map(|name| {
             let absent = status.absent.contains(name);
-            format!("{name}{}", if absent { " (not there)" } else { "" })
+            format!("{name}{}", if absent { " (not attached)" } else { "" })
         })
         .collect();
     let interfaces = if interfaces.is_empty() {

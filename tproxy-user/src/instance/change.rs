@@ -5,7 +5,7 @@ use std::{collections::HashSet, mem};
 use tproxy_common::limits::UNATTRIBUTED_SLOT;
 
 use super::{
-    ChangeLock, Error, Instance, Interface, NamespaceId, State, StoredRule,
+    ChangeLock, Error, Instance, Interface, NamespaceId, Origin, State, StoredRule,
     attachments::Attachments,
 };
 use crate::{
@@ -53,11 +53,13 @@ impl Change {
     /// The first change of an instance whose programs are loaded and pinned. Nothing is in force
     /// before it is committed.
     pub(crate) fn establish(instance: &Instance, state: State) -> Result<Self, Error> {
+        let lock = ChangeLock::wait(instance)?;
+        Origin::from(&state).write(instance.run_directory())?;
         Ok(Self {
             instance: instance.clone(),
             maps: instance.maps()?,
             state,
-            _lock: ChangeLock::wait(instance)?,
+            _lock: lock,
         })
     }
 
@@ -190,9 +192,11 @@ impl Change {
     /// When one does not exist, is taken or cannot be attached; what was done is undone.
     pub async fn attach(mut self, netlink: &Netlink, names: &[String]) -> Result<State, Error> {
         let _turn = ChangeLock::wait_to_attach()?;
+        let before = self.state.clone();
+        self.forget_dead_interfaces(netlink).await?;
+        self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
         let links = self.attachable(netlink, names).await?;
-        let before = self.state.clone();
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
         let attached = self.attach_all(netlink, &delivery, &links).await;
         let Err(error) = attached else {
@@ -225,6 +229,8 @@ impl Change {
         delivery.apply(&wanted).await?;
         for link in links {
             let interface = self.attach_link(netlink, link).await?;
+            // An absent one of that name has come.
+            self.state.interfaces.retain(|one| one.name != link.name);
             self.state.interfaces.push(interface);
         }
         self.state.generation += 1;
@@ -279,7 +285,7 @@ impl Change {
             return Ok(self.state);
         };
         let _turn = ChangeLock::wait_to_attach()?;
-        self.check_attachable(link)?;
+        self.check_attachable(netlink, link).await?;
         self.state.interfaces[place].attached = None;
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
@@ -321,6 +327,20 @@ impl Change {
         Ok(self.state)
     }
 
+    /// Makes interfaces absent that something else detached, or that were deleted while there was no
+    /// agent.
+    async fn forget_dead_interfaces(&mut self, netlink: &Netlink) -> Result<(), Error> {
+        let attachments = self.attachments()?;
+        for interface in &mut self.state.interfaces {
+            if let Some(index) = interface.attached
+                && !attachments.holds(netlink, index).await?
+            {
+                interface.attached = None;
+            }
+        }
+        Ok(())
+    }
+
     async fn attachable(&self, netlink: &Netlink, names: &[String]) -> Result<Vec<Link>, Error> {
         let mut links: Vec<Link> = Vec::new();
         for name in names {
@@ -328,19 +348,19 @@ impl Change {
                 .state
                 .interfaces
                 .iter()
-                .any(|interface| interface.name == *name);
+                .any(|interface| interface.name == *name && interface.attached.is_some());
             if known || links.iter().any(|link| link.name == *name) {
                 return Err(Error::AttachedAlready(name.clone()));
             }
             let link = link_by_name(netlink, name).await?;
-            self.check_attachable(&link)?;
+            self.check_attachable(netlink, &link).await?;
             links.push(link);
         }
         Ok(links)
     }
 
-    fn check_attachable(&self, link: &Link) -> Result<(), Error> {
-        check_attachable(&self.instance, link, self.state.namespace)
+    async fn check_attachable(&self, netlink: &Netlink, link: &Link) -> Result<(), Error> {
+        check_attachable(&self.instance, netlink, link, self.state.namespace).await
     }
 
     async fn attach_link(&self, netlink: &Netlink, link: &Link) -> Result<Interface, Error> {
@@ -434,13 +454,15 @@ fn indexes(interfaces: &[Interface], names: &[String]) -> Vec<u32> {
         .collect()
 }
 
-/// Checks that an instance can be attached to an interface of this network namespace.
+/// Checks that an instance can be attached to an interface of this network namespace, which
+/// `netlink` and the caller are in.
 ///
 /// # Errors
 ///
 /// [`Error::LinkType`] and [`Error::InterfaceTaken`].
-pub fn check_attachable(
+pub async fn check_attachable(
     instance: &Instance,
+    netlink: &Netlink,
     link: &Link,
     namespace: NamespaceId,
 ) -> Result<(), Error> {
@@ -448,7 +470,7 @@ pub fn check_attachable(
     if let Framing::Other(kind) = link.framing {
         return Err(Error::LinkType { interface, kind });
     }
-    match holder_of(instance, link.index, namespace) {
+    match holder_of(instance, netlink, link.index, namespace).await? {
         Some(instance) => Err(Error::InterfaceTaken {
             interface,
             instance,
@@ -458,14 +480,26 @@ pub fn check_attachable(
 }
 
 /// The other instance that is attached to this interface.
-fn holder_of(own: &Instance, index: u32, namespace: NamespaceId) -> Option<String> {
-    Instance::all()
-        .into_iter()
-        .filter(|other| other.name() != own.name())
-        .find(|other| {
-            other.state().is_ok_and(|state| {
-                state.namespace == namespace && state.attached().any(|of| of == index)
-            })
-        })
-        .map(|other| other.name().to_owned())
+async fn holder_of(
+    own: &Instance,
+    netlink: &Netlink,
+    index: u32,
+    namespace: NamespaceId,
+) -> Result<Option<String>, Error> {
+    for other in Instance::all() {
+        let (Ok(state), Some(pins)) = (other.state(), other.pins()) else {
+            continue;
+        };
+        let named = other.name() != own.name()
+            && state.namespace == namespace
+            && state.attached().any(|of| of == index);
+        if named
+            && Attachments::new(&other, &pins)
+                .holds(netlink, index)
+                .await?
+        {
+            return Ok(Some(other.name().to_owned()));
+        }
+    }
+    Ok(None)
 }
