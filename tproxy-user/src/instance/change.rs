@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     compiler::{Source, compile},
-    delivery::{Delivery, Framing, Link, Netlink, link_by_name},
+    delivery::{Delivery, Framing, Link, Netlink, link_by_name, link_names},
     kernel::{Counters, Generation, Maps, RelayCounters},
     rule::{Rule, RuleSpec},
 };
@@ -354,6 +354,7 @@ impl Change {
             }
             let link = link_by_name(netlink, name).await?;
             self.check_attachable(netlink, &link).await?;
+            warn_of_port(netlink, &link).await?;
             links.push(link);
         }
         Ok(links)
@@ -477,6 +478,22 @@ pub async fn check_attachable(
         }),
         None => Ok(()),
     }
+}
+
+/// What a port hands to its bridge or bond is routed as arriving there, where no policy rule of ours
+/// looks at it.
+async fn warn_of_port(netlink: &Netlink, link: &Link) -> Result<(), Error> {
+    let Some(controller) = link.controller else {
+        return Ok(());
+    };
+    let names = link_names(netlink).await?;
+    let unnamed = || format!("the interface with index {controller}");
+    let controller = names.get(&controller).cloned().unwrap_or_else(unnamed);
+    log::warn!(
+        "interface {} is a port of {controller}, and flows routed there are not taken: attach {controller} in its place",
+        link.name
+    );
+    Ok(())
 }
 
 /// The other instance that is attached to this interface.
