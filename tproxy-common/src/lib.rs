@@ -18,6 +18,7 @@ pub mod agent;
 pub mod classifier;
 pub mod counters;
 pub mod flow;
+pub mod flow_filter;
 pub mod handover;
 pub mod icmp;
 pub mod limits;

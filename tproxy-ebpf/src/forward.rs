@@ -13,6 +13,7 @@ use tproxy_common::{
 use crate::{
     agent, counters,
     established::{self, Holder},
+    flow_filter::Stamp,
     handover, local_prefixes, reset, rules,
     skb::Skb,
     sockets,
@@ -95,15 +96,24 @@ fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
         headers,
         ..
     } = arrival;
-    match established::holder(ctx, *family, headers) {
+    let stamp = Stamp::of(headers);
+    // A flow that began at this host shows with the answer to its SYN: that is always looked up.
+    if !headers.flags.answers_opening() && stamp.is_some_and(|stamp| !stamp.is_recent()) {
+        return Outcome::Foreign;
+    }
+    let outcome = match established::holder(ctx, *family, headers) {
         Holder::Nobody if established::completes_cookie_handshake(arrival) => Outcome::SynCookie,
-        Holder::Nobody => Outcome::Foreign,
+        Holder::Nobody => return Outcome::Foreign,
         Holder::TimeWait if handover::was_let_go(headers) => {
             established::hide_from_early_demux(ctx);
             Outcome::Foreign
         }
         Holder::Connection | Holder::TimeWait => Outcome::Established,
+    };
+    if let Some(stamp) = stamp {
+        stamp.renew();
     }
+    outcome
 }
 
 /// Marks the packet, so that the policy rule routes it to this host.
@@ -173,6 +183,9 @@ fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
     let worker = worker_of(&flow.source, flow.source_port, state.workers());
     if sockets::with_listener(worker, |_| ()).is_some() {
         handover::announce(&arrival.headers, rule);
+        if let Some(stamp) = Stamp::of(&arrival.headers) {
+            stamp.renew();
+        }
         return Outcome::Taken;
     }
     match rule.on_missing() {

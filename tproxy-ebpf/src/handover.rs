@@ -5,7 +5,7 @@
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
 use tproxy_common::{
-    handover::{Ends, Place},
+    handover::Place,
     limits::HANDOVERS,
     packet::Headers,
     tables::RuleEntry,
@@ -17,34 +17,24 @@ static HANDOVER: Array<u64, HANDOVERS, { BPF_F_MMAPABLE as usize }> = Array::new
 /// Tells the agent which rule took the flow.
 #[inline(always)]
 pub fn announce(headers: &Headers, rule: RuleEntry) {
-    let place = place(headers);
+    let place = Place::of(&headers.ends());
     write(&place, place.word(rule.slot()));
 }
 
 /// Remembers that the flow goes its own way.
 #[inline(always)]
 pub fn let_go(headers: &Headers) {
-    let place = place(headers);
+    let place = Place::of(&headers.ends());
     write(&place, place.let_go());
 }
 
 /// Whether the flow is known to go its own way.
 #[inline(always)]
 pub fn was_let_go(headers: &Headers) -> bool {
-    let place = place(headers);
+    let place = Place::of(&headers.ends());
     HANDOVER
         .get(place.index)
         .is_some_and(|word| *word == place.let_go())
-}
-
-#[inline(always)]
-fn place(headers: &Headers) -> Place {
-    Place::of(&Ends {
-        source: headers.source,
-        source_port: headers.source_port,
-        destination: headers.destination,
-        destination_port: headers.destination_port,
-    })
 }
 
 #[inline(always)]

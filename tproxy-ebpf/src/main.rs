@@ -18,6 +18,7 @@
 mod agent;
 mod counters;
 mod established;
+mod flow_filter;
 mod forward;
 mod handover;
 mod interfaces;

@@ -1,11 +1,13 @@
 //! The agent: brings an instance up, keeps it current while it relays, and takes it down.
 
+mod flow_filter;
 mod options;
 mod shutdown;
 mod start;
 mod steering;
 mod upkeep;
 
+pub use flow_filter::{EPOCH, turn};
 pub use options::Options;
 
 use std::{
