@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use log::{info, warn};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tproxy_common::flow_filter::GRACE;
 
 use crate::{
@@ -34,8 +34,8 @@ pub fn turn(filter: &FlowFilter) -> Result<(), delivery::Error> {
 /// Turns the epoch as long as the agent lives.
 pub(super) async fn keep_young(filter: FlowFilter) -> std::convert::Infallible {
     let filter = Arc::new(filter);
-    let mut epochs = tokio::time::interval(EPOCH);
-    // After a pause none is to be shorter.
+    // Not at once: an agent before this one may have turned it a moment ago.
+    let mut epochs = tokio::time::interval_at(Instant::now() + EPOCH, EPOCH);
     epochs.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failing = false;
     loop {

@@ -1,6 +1,7 @@
 //! The agent: brings an instance up, keeps it current while it relays, and takes it down.
 
 mod flow_filter;
+mod leftovers;
 mod options;
 mod shutdown;
 mod start;

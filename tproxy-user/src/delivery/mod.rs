@@ -32,7 +32,7 @@ mod transaction;
 mod watch;
 
 pub use apply::{Delivery, remove_leftovers};
-pub use clsact::remove_unused_clsact;
+pub use clsact::{has_clsact, remove_unused_clsact};
 pub use error::{Error, Refusal};
 pub use links::{Framing, Link, LinkEvent, LinkWatch, link_by_name, list_links};
 pub use local::{LocalAddresses, local_addresses};
