@@ -25,7 +25,7 @@ use tproxy_common::{
 use tproxy_user::{
     compiler::{Source, compile},
     instance::upstream_mark,
-    kernel::{Generation, Maps, RelayCounters, Settings, load},
+    kernel::{Generation, Maps, Settings, load},
     relay,
     rule::{Rule, RuleSpec},
 };
@@ -103,7 +103,6 @@ pub(crate) fn in_sandbox<R: Send + 'static>(
 impl Sandbox {
     fn load() -> Self {
         load(SETTINGS, Path::new(BPFFS)).expect("the programs load");
-        RelayCounters::create(Path::new(BPFFS)).expect("the relay's counters");
         let counters = MapData::from_pin(pin("OUTCOME_COUNTERS")).and_then(Map::from_map_data);
         Self {
             directory: Path::new(BPFFS),
