@@ -15,7 +15,7 @@ use crate::{
 /// How long an epoch lasts at least. A SYN cookie, the longest that a handshake goes on without a
 /// socket, is good for two minutes (`MAX_SYNCOOKIE_AGE`, include/net/tcp.h), and the stamp of its
 /// SYN counts for three epochs at least.
-pub const EPOCH: Duration = Duration::from_secs(60);
+pub const EPOCH: Duration = Duration::from_mins(1);
 
 const _: () = assert!(EPOCH.as_secs() * GRACE as u64 > 120);
 

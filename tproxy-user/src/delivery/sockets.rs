@@ -46,11 +46,13 @@ pub fn for_each_tcp_flow(mut each: impl FnMut(&Ends)) -> Result<(), Error> {
 fn list(socket: &Socket, family: u8, each: &mut impl FnMut(&Ends)) -> Result<(), Refusal> {
     socket
         .send_to(&request(family), &SocketAddr::new(0, 0), 0)
-        .map_err(refused)?;
+        .map_err(|error| refused(&error))?;
     let mut answer = Vec::with_capacity(ANSWER);
     loop {
         answer.clear();
-        socket.recv(&mut answer, 0).map_err(refused)?;
+        socket
+            .recv(&mut answer, 0)
+            .map_err(|error| refused(&error))?;
         let mut rest = answer.as_slice();
         while !rest.is_empty() {
             let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
@@ -99,6 +101,6 @@ fn ends(socket: &SocketId) -> Ends {
     }
 }
 
-fn refused(error: io::Error) -> Refusal {
+fn refused(error: &io::Error) -> Refusal {
     Refusal::Kernel(Errno::from_raw(error.raw_os_error().unwrap_or_default()))
 }
