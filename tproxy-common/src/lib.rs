@@ -15,6 +15,8 @@
 
 pub mod address;
 pub mod agent;
+pub mod allowance;
+pub mod checksum;
 pub mod classifier;
 pub mod counters;
 pub mod flow;
@@ -25,3 +27,4 @@ pub mod limits;
 pub mod outcome;
 pub mod packet;
 pub mod tables;
+pub mod unreachable;

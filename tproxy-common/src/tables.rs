@@ -286,6 +286,8 @@ pub enum Action {
     Pass,
     /// Discarded.
     Drop,
+    /// Refused: RST for TCP, ICMP port unreachable for UDP.
+    Reject,
 }
 
 /// What happens to a flow that nobody is there to take.
@@ -309,6 +311,7 @@ impl RuleEntry {
             Action::Relay => 0,
             Action::Pass => 1,
             Action::Drop => 2,
+            Action::Reject => 3,
         };
         let on_missing = match on_missing {
             OnMissing::Pass => 1,
@@ -330,6 +333,7 @@ impl RuleEntry {
         match self.0 as u8 {
             0 => Action::Relay,
             2 => Action::Drop,
+            3 => Action::Reject,
             _ => Action::Pass,
         }
     }

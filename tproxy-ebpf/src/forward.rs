@@ -14,7 +14,7 @@ use crate::{
     agent, counters,
     established::{self, Holder},
     flow_filter::Stamp,
-    handover, local_prefixes, reset, rules,
+    handover, local_prefixes, rules,
     skb::Skb,
     sockets,
 };
@@ -30,6 +30,14 @@ pub struct Arrival<'a> {
     pub headers: Headers,
     /// Where its IP header begins.
     pub network_offset: usize,
+}
+
+impl Arrival<'_> {
+    /// Its length from the IP header on, in bytes.
+    #[inline(always)]
+    fn length(&self) -> u64 {
+        u64::from(self.ctx.len()).saturating_sub(self.network_offset as u64)
+    }
 }
 
 /// Decides about one packet.
@@ -156,10 +164,12 @@ fn decide_new(arrival: &Arrival<'_>) -> Outcome {
     match found.entry.action() {
         Action::Pass => Outcome::Passed,
         Action::Drop => {
-            let length = u64::from(arrival.ctx.len());
-            let bytes = length.saturating_sub(arrival.network_offset as u64);
-            counters::count_discarded(found.entry, bytes);
+            counters::count_discarded(found.entry, arrival.length());
             Outcome::Dropped
+        }
+        Action::Reject => {
+            counters::count_discarded(found.entry, arrival.length());
+            Outcome::Rejected
         }
         Action::Relay => hand_over(arrival, &flow, found.entry),
     }
@@ -190,7 +200,7 @@ fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
     }
     match rule.on_missing() {
         OnMissing::Pass => Outcome::PassedMissing,
-        OnMissing::Drop if reset::answer(arrival) => Outcome::RefusedMissing,
+        OnMissing::Drop if flow.protocol == Protocol::Tcp => Outcome::RefusedMissing,
         OnMissing::Drop => Outcome::DroppedMissing,
     }
 }

@@ -4,12 +4,7 @@
 //! overwrite an earlier one's word, which the fingerprint in it shows.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
-use tproxy_common::{
-    handover::Place,
-    limits::HANDOVERS,
-    packet::Headers,
-    tables::RuleEntry,
-};
+use tproxy_common::{handover::Place, limits::HANDOVERS, packet::Headers, tables::RuleEntry};
 
 #[btf_map]
 static HANDOVER: Array<u64, HANDOVERS, { BPF_F_MMAPABLE as usize }> = Array::new();

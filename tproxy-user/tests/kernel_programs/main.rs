@@ -9,5 +9,6 @@ mod flow_filter;
 mod frame;
 mod model;
 mod outcomes;
+mod reject;
 mod sandbox;
 mod syn_cookie;

@@ -100,15 +100,19 @@ impl Model {
         }
         let worker = worker_of(&flow.source, flow.source_port, self.agent.workers());
         let present = worker < self.listeners;
+        let answerable = flow.source.is_forwardable();
         match (found.entry.action(), found.entry.on_missing()) {
             (Action::Pass, _) => Outcome::Passed,
             (Action::Drop, _) => Outcome::Dropped,
+            // The answer to a datagram depends on how many there were before: no case has one.
+            (Action::Reject, _) if answerable => Outcome::Rejected,
+            (Action::Reject, _) => Outcome::RejectedUnanswered,
             (Action::Relay, _) if !self.agent.is_accepting() => Outcome::PassedDraining,
             (Action::Relay, _) if present => Outcome::Taken,
             (Action::Relay, OnMissing::Pass) => Outcome::PassedMissing,
             (Action::Relay, OnMissing::Drop) => match flow.protocol {
-                Protocol::Tcp => Outcome::RefusedMissing,
-                Protocol::Udp => Outcome::DroppedMissing,
+                Protocol::Tcp if answerable => Outcome::RefusedMissing,
+                Protocol::Tcp | Protocol::Udp => Outcome::DroppedMissing,
             },
         }
     }
