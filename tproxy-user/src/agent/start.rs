@@ -1,12 +1,6 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
-use std::{
-    fs, io,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    sync::Arc,
-    thread,
-};
+use std::{fs, net::TcpListener, path::PathBuf, sync::Arc, thread};
 
 use anyhow::Context as _;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
@@ -18,7 +12,7 @@ use crate::{
     },
     instance::{
         AgentLock, AgentRecord, Change, ChangeLock, Instance, Interface, NamespaceId, State,
-        check_attachable, remove, upstream_mark,
+        check_attachable, private_directory, remove,
     },
     kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Relay},
@@ -196,7 +190,7 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, L
     delivery.apply(&state.interface_names()).await?;
     steering.follow(&state, tables);
     let settings = relay::Settings {
-        mark: Some(upstream_mark(assignment.mark)),
+        mark: Some(assignment.upstream_mark()),
         connect_timeout: options.connect_timeout,
         ..relay::Settings::default()
     };
@@ -280,22 +274,12 @@ fn load(instance: &Instance, assignment: Assignment) -> anyhow::Result<Loaded> {
     private_directory(&unfinished)?;
     let settings = kernel::Settings {
         mark: assignment.mark,
-        upstream_mark: upstream_mark(assignment.mark),
+        upstream_mark: assignment.upstream_mark(),
     };
     let loaded = kernel::load(settings, &unfinished)?;
     fs::rename(&unfinished, &finished)
         .with_context(|| format!("cannot put the pins in place: {}", finished.display()))?;
     Ok(loaded)
-}
-
-fn private_directory(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| path.display().to_string())
-        }
-        _ => Ok(()),
-    }
 }
 
 fn pins(instance: &Instance) -> anyhow::Result<PathBuf> {

@@ -4,6 +4,7 @@ mod attach;
 mod explain;
 mod logging;
 mod output;
+mod reference;
 mod rule;
 mod run;
 mod status;
@@ -78,6 +79,10 @@ enum Command {
     Status,
     /// Take everything of this instance out of the kernel
     Unload,
+    /// Print the completions of a shell
+    Completions(reference::Completions),
+    /// Write manual pages, one for each command
+    Man(reference::Man),
 }
 
 /// A mistake on the command line: exit code 2.
@@ -117,7 +122,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         let path = namespace_path(namespace);
         enter_namespace(&path).map_err(|error| {
             anyhow::anyhow!(
-                "cannot enter the network namespace {}: {error}",
+                "cannot enter the network namespace {}: {error}; `ip netns list` shows those with a name",
                 path.display()
             )
         })?;
@@ -131,6 +136,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Explain(arguments) => explain::execute(&instance, &arguments, json),
         Command::Status => status::execute(&instance, json),
         Command::Unload => unload::execute(&instance),
+        Command::Completions(arguments) => reference::completions(&arguments, &mut Cli::command()),
+        Command::Man(arguments) => reference::man(&arguments, Cli::command()),
     }
 }
 
@@ -241,7 +248,7 @@ fn accept(rule: &mut RuleSpec) -> Result<(), instance::Error> {
 
 /// Splits lists of names: `eth0,eth1`.
 fn interface_name(word: &str) -> Result<String, String> {
-    if crate::rule::valid_interface_name(word) {
+    if crate::delivery::valid_interface_name(word) {
         Ok(word.to_owned())
     } else {
         Err("not an interface name".to_owned())

@@ -24,7 +24,7 @@ pub use change::{Change, RuleNotFound, check_attachable};
 pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use removal::{clear, remove};
-pub use state::{Interface, State, StoredRule, upstream_mark};
+pub use state::{Interface, State, StoredRule};
 
 use std::{
     fs::{self, DirBuilder},
@@ -301,7 +301,7 @@ impl Instance {
 }
 
 /// Makes a directory that only its owner may enter; one that is there already is made so.
-fn private_directory(path: &Path) -> Result<(), Error> {
+pub(crate) fn private_directory(path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt as _;
     DirBuilder::new()
         .recursive(true)

@@ -24,7 +24,7 @@ use tproxy_common::{
 };
 use tproxy_user::{
     compiler::{Source, compile},
-    instance::upstream_mark,
+    delivery::Assignment,
     kernel::{Generation, Maps, Settings, load},
     relay,
     rule::{Rule, RuleSpec},
@@ -37,7 +37,11 @@ use crate::frame::Frame;
 pub(crate) const MARK: u32 = 0x7470_0000;
 
 /// The mark of the agent's own connections.
-pub(crate) const UPSTREAM_MARK: u32 = upstream_mark(MARK);
+pub(crate) const UPSTREAM_MARK: u32 = Assignment {
+    mark: MARK,
+    table: 0,
+}
+.upstream_mark();
 
 /// What the programs are loaded with.
 pub(crate) const SETTINGS: Settings = Settings {
