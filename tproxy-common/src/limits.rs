@@ -27,5 +27,9 @@ pub const EXTENSION_HEADERS: usize = 8;
 /// Words of the table by which flows are handed over with their rule; a power of two.
 pub const HANDOVERS: usize = 65_536;
 
+/// Slots of the filter of flows, a byte each; a power of two. With as many flows as a tenth of them,
+/// one segment in ten of other people's flows still pays for a lookup.
+pub const FLOW_SLOTS: usize = 1 << 20;
+
 /// The counter slot of flows whose rule is not known any more; no rule gets it.
 pub const UNATTRIBUTED_SLOT: u32 = COUNTER_SLOTS as u32 - 1;

@@ -294,6 +294,8 @@ pub enum Action {
     Pass,
     /// Discarded.
     Drop,
+    /// Refused: RST for TCP, ICMP port unreachable for UDP.
+    Reject,
 }
 
 /// What happens to a flow that nobody is there to take.
@@ -317,6 +319,7 @@ impl RuleEntry {
             Action::Relay => 0,
             Action::Pass => 1,
             Action::Drop => 2,
+            Action::Reject => 3,
         };
         let on_missing = match on_missing {
             OnMissing::Pass => 1,
@@ -338,6 +341,7 @@ impl RuleEntry {
         match self.0 as u8 {
             0 => Action::Relay,
             2 => Action::Drop,
+            3 => Action::Reject,
             _ => Action::Pass,
         }
     }

@@ -10,7 +10,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
-    sync::atomic::AtomicU64,
+    sync::atomic::{AtomicU8, AtomicU64},
 };
 
 use aya::Pod;
@@ -93,6 +93,15 @@ impl<T: Pod> SharedArray<T> {
     pub(crate) fn as_slice(&self) -> &[T] {
         // SAFETY: as in `fill`; writers write before the array is published and not after.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<T>(), self.elements) }
+    }
+
+    /// The array as bytes that several threads and processes change at once.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> &[AtomicU8] {
+        let first = self.memory.as_ptr().cast::<AtomicU8>();
+        // SAFETY: memory of this many bytes, which every user of the array reaches through atomics
+        // only.
+        unsafe { std::slice::from_raw_parts(first, self.elements * size_of::<T>()) }
     }
 
     /// The array as 64-bit words that several threads and processes change at once.

@@ -11,7 +11,7 @@ use crate::{
 
 #[test]
 fn entries_hold_what_they_were_made_of() {
-    for action in [Action::Relay, Action::Pass, Action::Drop] {
+    for action in [Action::Relay, Action::Pass, Action::Drop, Action::Reject] {
         for on_missing in [OnMissing::Pass, OnMissing::Drop] {
             for slot in [0, 1, 2047, u32::MAX] {
                 let entry = RuleEntry::new(action, on_missing, slot);

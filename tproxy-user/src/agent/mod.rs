@@ -1,5 +1,6 @@
 //! The agent: brings an instance up, keeps it current while it relays, and takes it down.
 
+mod flow_filter;
 mod leftovers;
 mod options;
 mod shutdown;
@@ -7,6 +8,7 @@ mod start;
 mod steering;
 mod upkeep;
 
+pub use flow_filter::{EPOCH, turn};
 pub use options::Options;
 
 use std::{

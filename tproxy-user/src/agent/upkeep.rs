@@ -1,4 +1,7 @@
-//! What an agent does beside relaying: it follows changes of rules, interfaces and addresses.
+//! What an agent does beside relaying: it follows changes of rules, interfaces and addresses, and
+//! keeps the filter of flows young.
+
+use std::pin::pin;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
@@ -6,10 +9,11 @@ use inotify::{EventStream, Inotify, WatchMask};
 use log::{info, warn};
 use tokio::runtime::Handle;
 
-use super::start::Parts;
+use super::{flow_filter::keep_young, start::Parts};
 use crate::{
     delivery::{Delivery, Link, LinkEvent, LinkWatch, LocalAddresses, Netlink, Watch},
     instance::{Change, ChangeLock, Error, Instance, LOCK_FILE, State},
+    kernel::FlowFilter,
 };
 
 /// What tells of changes.
@@ -53,6 +57,7 @@ async fn follow(running: &Parts, watches: Watches) -> anyhow::Result<std::conver
         mut state_directory,
         _restores,
     } = watches;
+    let mut flow_filter = pin!(keep_young(FlowFilter::open(&running.maps)?));
     // Changes that came before the watches began.
     take_up(running).await;
     catch_up(running, &links.links().cloned().collect::<Vec<_>>()).await;
@@ -68,6 +73,7 @@ async fn follow(running: &Parts, watches: Watches) -> anyhow::Result<std::conver
                     remove_strays(running).await;
                 }
             }
+            never = &mut flow_filter => match never {},
             prefixes = local.changed() => {
                 let stored = running.maps.set_local_prefixes(prefixes?);
                 stored.unwrap_or_else(|error| warn!("the addresses of this host are out of date: {error}"));

@@ -2,6 +2,7 @@
 
 pub mod bpffs;
 mod counters;
+mod flow_filter;
 mod generation;
 mod handover;
 mod links;
@@ -9,6 +10,7 @@ mod maps;
 mod object;
 
 pub use counters::{Counters, RelayCounters, RuleTotals};
+pub use flow_filter::FlowFilter;
 pub use generation::Generation;
 pub use handover::Handover;
 pub use links::{

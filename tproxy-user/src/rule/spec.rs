@@ -163,10 +163,11 @@ impl RuleSpec {
             "relay" => Action::Relay,
             "pass" => Action::Pass,
             "drop" => Action::Drop,
+            "reject" => Action::Reject,
             word => {
                 return Err(refuse(
                     "action",
-                    format!("\"{word}\" is not relay, pass or drop"),
+                    format!("\"{word}\" is not relay, pass, drop or reject"),
                 ));
             }
         };
@@ -184,7 +185,7 @@ impl RuleSpec {
         if action == Action::Relay && protocols.contains(&Protocol::Udp) {
             return Err(refuse(
                 "proto",
-                "relay takes tcp only: use pass or drop for udp and any".to_owned(),
+                "relay takes tcp only: use pass, drop or reject for udp and any".to_owned(),
             ));
         }
         let on_missing = match self.on_missing.as_deref().unwrap_or("drop") {
