@@ -100,7 +100,7 @@ impl Change {
                 interfaces: indexes(&state.interfaces, &rule.interfaces),
             })
             .collect();
-        let tables = compile(&sources, state.generation)?;
+        let tables = compile(&sources, &crate::set::Sets::new(), state.generation)?.blocks;
         let directory = self.instance.run_directory();
         state.write(directory)?;
         Generation::install(&self.maps, &tables)?;

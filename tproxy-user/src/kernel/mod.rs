@@ -9,7 +9,7 @@ mod maps;
 mod object;
 
 pub use counters::{Counters, RelayCounters, RuleTotals};
-pub use generation::Generation;
+pub use generation::{Generation, NoRoom};
 pub use handover::Handover;
 pub use links::{
     Attachment, attach_interface, attach_lookup, detach_interface, kernel_has_tcx, pinned_links,
