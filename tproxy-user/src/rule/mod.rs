@@ -8,7 +8,7 @@ mod spec;
 pub use address::AddressMatch;
 pub use port::PortRange;
 pub use reason::{Condition, NamedFlow};
-pub use spec::{RuleSpec, SpecError, valid_interface_name, valid_name};
+pub use spec::{RuleSpec, SpecError, valid_name};
 
 use tproxy_common::{
     flow::Protocol,

@@ -8,6 +8,7 @@ use tproxy_common::{
 };
 
 use super::{AddressMatch, PortRange, Rule, address::masked};
+use crate::delivery::valid_interface_name;
 
 /// The words of a rule, before they are checked.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -239,17 +240,6 @@ pub fn valid_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-}
-
-/// Whether the kernel would take this as an interface name (`dev_valid_name`, net/core/dev.c).
-#[must_use]
-pub fn valid_interface_name(name: &str) -> bool {
-    (1..=15).contains(&name.len())
-        && name != "."
-        && name != ".."
-        && !name
-            .bytes()
-            .any(|byte| byte == b'/' || byte == b':' || byte.is_ascii_whitespace() || byte == 0)
 }
 
 #[cfg(test)]
