@@ -19,6 +19,7 @@ mod change_lock;
 mod commit;
 mod namespace;
 mod removal;
+mod replacement;
 mod set_changes;
 mod state;
 mod stored_set;

@@ -91,6 +91,15 @@ impl StoredRule {
     pub fn name(&self) -> &str {
         self.spec.name.as_deref().unwrap_or_default()
     }
+
+    /// Whether it is this rule, but for its name.
+    pub(super) fn says(&self, unnamed: &RuleSpec) -> bool {
+        let own = RuleSpec {
+            name: None,
+            ..self.spec.clone()
+        };
+        own == *unnamed
+    }
 }
 
 impl State {
