@@ -30,7 +30,7 @@ pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use removal::{clear, remove};
 pub use set_changes::Added;
-pub use state::{Built, Interface, State, StoredRule, upstream_mark};
+pub use state::{Built, Interface, State, StoredRule};
 pub use stored_set::StoredSet;
 
 use std::{
