@@ -10,8 +10,8 @@ pub const CIDRS: usize = 1_000_000;
 /// Most sets of one instance, files that rules name among them.
 pub const SETS: usize = 1024;
 
-/// Most blocks of the tables of one instance: 384 MiB.
-pub const BLOCKS: usize = 1 << 21;
+/// Most blocks of the tables of one instance: 768 MiB.
+pub const BLOCKS: usize = 1 << 22;
 
 /// Most workers of one agent.
 pub const WORKERS: u32 = 64;
