@@ -2,6 +2,7 @@
 //! programs, delivery (policy rules and routes), the agent and its relay.
 
 pub mod agent;
+mod background;
 pub mod cli;
 pub mod compiler;
 pub mod delivery;
@@ -10,4 +11,5 @@ pub mod kernel;
 pub mod relay;
 pub mod requirements;
 pub mod rule;
+pub mod set;
 mod sys;

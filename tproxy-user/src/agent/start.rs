@@ -13,8 +13,8 @@ use crate::{
         Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
     instance::{
-        AgentLock, AgentRecord, Change, ChangeLock, Instance, Interface, NamespaceId, State,
-        check_attachable, private_directory, remove,
+        AgentLock, AgentRecord, Built, Change, ChangeLock, Instance, Interface, NamespaceId, State,
+        check_attachable, clear, private_directory, remove,
     },
     kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Relay},
@@ -166,15 +166,28 @@ async fn prepare(
     drop(changes);
     let kept = plan.kept.clone();
     let built = build(plan, lock).await;
-    if built.is_err() {
-        if let Err(error) = remove(instance, Some(&netlink)).await {
-            log::warn!("cannot undo everything: {error}; `tproxy unload` tries again");
-        }
-        if let Some(Err(error)) = kept.map(|state| instance.remember(&state)) {
-            log::warn!("the rules of the pinned instance are lost: {error}");
-        }
+    if built.is_err()
+        && let Err(error) = undo(instance, &netlink, kept).await
+    {
+        log::warn!("cannot undo everything: {error}; `tproxy unload` tries again");
     }
     built
+}
+
+/// Takes out of the kernel what was begun. The rules and sets of a pinned instance stay.
+async fn undo(
+    instance: &Instance,
+    netlink: &Netlink,
+    kept: Option<State>,
+) -> Result<(), crate::instance::Error> {
+    let Some(state) = kept else {
+        remove(instance, Some(netlink)).await?;
+        return Ok(());
+    };
+    let changes = ChangeLock::wait(instance)?;
+    let cleared = clear(instance, Some(netlink), Some(&changes)).await;
+    instance.remember(&state)?;
+    cleared.map(drop)
 }
 
 async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, Watches)> {
@@ -259,6 +272,9 @@ async fn first_state(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<(State, 
         interfaces: Vec::new(),
         rules: kept.map(|state| state.rules.clone()).unwrap_or_default(),
         next_rule: kept.map_or(0, |state| state.next_rule),
+        sets: kept.map(|state| state.sets.clone()).unwrap_or_default(),
+        next_set: kept.map_or(0, |state| state.next_set),
+        built: Built::default(),
     };
     let Some(kept) = kept.filter(|_| plan.options.interfaces.is_empty()) else {
         return Ok((state, plan.options.interfaces.clone()));

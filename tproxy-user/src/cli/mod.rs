@@ -4,14 +4,17 @@ mod attach;
 mod explain;
 mod logging;
 mod output;
+mod progress;
 mod reference;
 mod rule;
 mod run;
+mod set;
 mod status;
 mod unload;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{
     ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind,
 };
@@ -22,6 +25,7 @@ use crate::{
     delivery,
     instance::{self, AgentLock, Change, Instance, enter_namespace},
     rule::RuleSpec,
+    set::{LoadError, absolute_word},
 };
 
 /// Transparent redirector for TCP, steered by eBPF: no iptables, no nftables.
@@ -73,6 +77,8 @@ enum Command {
     Detach(attach::Arguments),
     /// List and change rules
     Rule(rule::Arguments),
+    /// List and change sets of CIDRs
+    Set(set::Arguments),
     /// Say which rule takes a flow, and why
     Explain(explain::Arguments),
     /// Show the instance: agent, interfaces, flows, counters
@@ -127,12 +133,13 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             )
         })?;
     }
-    let json = cli.global.json;
+    let (json, quiet) = (cli.global.json, cli.global.quiet);
     match cli.command {
         Command::Run(arguments) => run::execute(&instance, *arguments),
         Command::Attach(arguments) => attach::attach(&instance, &arguments),
         Command::Detach(arguments) => attach::detach(&instance, &arguments),
         Command::Rule(arguments) => rule::execute(&instance, arguments, json),
+        Command::Set(arguments) => set::execute(&instance, arguments, json, quiet),
         Command::Explain(arguments) => explain::execute(&instance, &arguments, json),
         Command::Status => status::execute(&instance, json),
         Command::Unload => unload::execute(&instance),
@@ -190,8 +197,13 @@ fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
         || matches!(
             error.downcast_ref(),
-            Some(instance::Error::Rule(_) | instance::Error::Name(_))
+            Some(
+                instance::Error::Rule(_)
+                    | instance::Error::Name(_)
+                    | instance::Error::Load(LoadError::Content(_))
+            )
         )
+        || matches!(error.downcast_ref(), Some(LoadError::Content(_)))
         || matches!(
             error.downcast_ref(),
             Some(delivery::Error::InvalidMark | delivery::Error::InvalidTable(0))
@@ -237,9 +249,16 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
         .block_on(future)
 }
 
-/// Takes a rule as it was typed, or refuses it.
-fn accept(rule: &mut RuleSpec) -> Result<(), instance::Error> {
-    rule.check()?;
+/// Takes a rule as it was typed, or refuses it. Files that it names are seen from the working
+/// directory, now and ever after.
+fn accept(rule: &mut RuleSpec) -> anyhow::Result<()> {
+    rule.check().map_err(instance::Error::from)?;
+    for word in rule.src.iter_mut().chain(&mut rule.dst) {
+        let absolute = absolute_word(word, std::path::Path::new(""));
+        if let Some(absolute) = absolute.context("cannot find the working directory")? {
+            *word = absolute;
+        }
+    }
     for said in rule.mask_host_bits() {
         log::warn!("{said}");
     }

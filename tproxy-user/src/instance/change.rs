@@ -6,13 +6,12 @@ use tproxy_common::limits::UNATTRIBUTED_SLOT;
 
 use super::{
     ChangeLock, Error, Instance, Interface, NamespaceId, Origin, State, StoredRule,
-    attachments::Attachments,
+    attachments::Attachments, set_changes::SetChanges,
 };
 use crate::{
-    compiler::{Source, compile},
     delivery::{Delivery, Framing, Link, Netlink, link_by_name, link_names},
-    kernel::{Counters, Generation, Maps, RelayCounters},
-    rule::{Rule, RuleSpec},
+    kernel::{Maps, RelayCounters},
+    rule::RuleSpec,
 };
 
 /// No rule of this name.
@@ -23,9 +22,12 @@ pub struct RuleNotFound(pub String);
 /// The right to change an instance, held until dropped. Edits show in [`Change::state`] and take
 /// effect with [`Change::commit`].
 pub struct Change {
-    instance: Instance,
-    maps: Maps,
-    state: State,
+    pub(super) instance: Instance,
+    pub(super) maps: Maps,
+    /// The state in force, if there is one.
+    pub(super) before: Option<State>,
+    pub(super) state: State,
+    pub(super) sets: SetChanges,
     _lock: ChangeLock,
 }
 
@@ -43,7 +45,9 @@ impl Change {
         let change = Self {
             instance: instance.clone(),
             maps,
+            before: Some(state.clone()),
             state,
+            sets: SetChanges::default(),
             _lock: lock,
         };
         change.remove_stray_links()?;
@@ -58,7 +62,9 @@ impl Change {
         Ok(Self {
             instance: instance.clone(),
             maps: instance.maps()?,
+            before: None,
             state,
+            sets: SetChanges::default(),
             _lock: lock,
         })
     }
@@ -75,41 +81,6 @@ impl Change {
         &self.maps
     }
 
-    /// Puts the edits in force with one write.
-    ///
-    /// # Errors
-    ///
-    /// When the rules do not fit or the kernel refuses; the old state stays in force.
-    pub fn commit(mut self) -> Result<State, Error> {
-        self.state.generation += 1;
-        self.put_in_force()?;
-        Ok(self.state)
-    }
-
-    fn put_in_force(&mut self) -> Result<(), Error> {
-        let state = &self.state;
-        let rules: Vec<Rule> = state
-            .rules
-            .iter()
-            .map(|stored| stored.spec.validate())
-            .collect::<Result<_, _>>()?;
-        let sources: Vec<Source<'_>> = rules
-            .iter()
-            .zip(&state.rules)
-            .map(|(rule, stored)| Source {
-                rule,
-                slot: stored.slot,
-                interfaces: indexes(&state.interfaces, &rule.interfaces),
-            })
-            .collect();
-        let tables = compile(&sources, state.generation)?;
-        let directory = self.instance.run_directory();
-        state.write(directory)?;
-        Generation::install(&self.maps, &tables)?;
-        state.remove_others(directory);
-        Ok(())
-    }
-
     /// Adds a rule at a place from 0, and says its name.
     ///
     /// # Errors
@@ -119,15 +90,19 @@ impl Change {
         let name = match spec.name.take() {
             Some(name) if self.place_of(&name).is_ok() => return Err(Error::RuleExists(name)),
             Some(name) => name,
-            None => self.made_up_name(),
+            None => {
+                let taken: HashSet<String> = self.names().map(str::to_owned).collect();
+                self.made_up_name(|name| !taken.contains(name))
+            }
         };
         spec.name = Some(name.clone());
         let rule = spec.validate()?;
         if let Some(missing) = self.first_unattached(&rule.interfaces) {
             return Err(missing);
         }
-        let slot = self.free_slot()?;
-        Counters::new(&self.maps).reset(slot)?;
+        self.load_sets_of(&rule, &HashSet::new())?;
+        let taken = self.state.rules.iter().map(|rule| rule.slot).collect();
+        let slot = self.new_slot(&taken)?;
         self.state
             .rules
             .insert(place.min(self.state.rules.len()), StoredRule { slot, spec });
@@ -145,6 +120,10 @@ impl Change {
             self.add_rule(spec.clone(), place)?;
         }
         Ok(())
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.state.rules.iter().map(StoredRule::name)
     }
 
     /// Where the rule of this name stands.
@@ -233,7 +212,6 @@ impl Change {
             self.state.interfaces.retain(|one| one.name != link.name);
             self.state.interfaces.push(interface);
         }
-        self.state.generation += 1;
         self.put_in_force()
     }
 
@@ -249,7 +227,6 @@ impl Change {
         self.state
             .interfaces
             .retain(|interface| !names.contains(&interface.name));
-        self.state.generation += 1;
         self.put_in_force()?;
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
@@ -416,7 +393,7 @@ impl Change {
             .position(|interface| interface.attached == Some(index))
     }
 
-    fn first_unattached(&self, names: &[String]) -> Option<Error> {
+    pub(super) fn first_unattached(&self, names: &[String]) -> Option<Error> {
         let attached = self.state.interface_names();
         let missing = names.iter().find(|name| !attached.contains(name))?;
         Some(Error::NotAttached {
@@ -426,33 +403,25 @@ impl Change {
         })
     }
 
-    fn made_up_name(&mut self) -> String {
+    /// The next name that is free.
+    pub(super) fn made_up_name(&mut self, is_free: impl Fn(&str) -> bool) -> String {
         loop {
             self.state.next_rule += 1;
             let name = format!("rule-{}", self.state.next_rule);
-            if self.place_of(&name).is_err() {
+            if is_free(&name) {
                 return name;
             }
         }
     }
 
     /// A slot that no rule has, nor a flow of a rule that is gone. There are twice as many as rules.
-    fn free_slot(&self) -> Result<u32, Error> {
-        let taken: HashSet<u32> = self.state.rules.iter().map(|rule| rule.slot).collect();
+    pub(super) fn free_slot(&self, taken: &HashSet<u32>) -> Result<u32, Error> {
         let relay = RelayCounters::open(&self.maps)?;
         let free = |slot: &u32| !taken.contains(slot) && relay.get(*slot).live == 0;
         Ok((0..UNATTRIBUTED_SLOT)
             .find(free)
             .unwrap_or(UNATTRIBUTED_SLOT))
     }
-}
-
-fn indexes(interfaces: &[Interface], names: &[String]) -> Vec<u32> {
-    interfaces
-        .iter()
-        .filter(|interface| names.contains(&interface.name))
-        .filter_map(|interface| interface.attached)
-        .collect()
 }
 
 /// Checks that an instance can be attached to an interface of this network namespace, which

@@ -105,6 +105,9 @@ pub enum Error {
     /// A map cannot be read in place.
     #[error("the map of the rules cannot be mapped into memory: {0}")]
     Memory(io::Error),
+    /// The tables in force are full.
+    #[error("the tables of the rules have no room for this change")]
+    NoRoom,
     /// A pin cannot be made.
     #[error("cannot pin {path}: {}", reasons(.cause))]
     Pin {

@@ -10,6 +10,7 @@ pub use port::PortRange;
 pub use reason::{Condition, NamedFlow};
 pub use spec::{RuleSpec, SpecError, valid_name};
 
+use crate::set::SetName;
 use tproxy_common::{
     flow::Protocol,
     tables::{Action, OnMissing},
@@ -36,4 +37,11 @@ pub struct Rule {
     pub action: Action,
     /// What is done when nobody is there to take them.
     pub on_missing: OnMissing,
+}
+
+impl Rule {
+    /// The sets that it names, some perhaps twice.
+    pub fn sets(&self) -> impl Iterator<Item = &SetName> {
+        self.source.sets().chain(self.destination.sets())
+    }
 }

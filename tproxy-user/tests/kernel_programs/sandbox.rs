@@ -29,6 +29,7 @@ use tproxy_user::{
     kernel::{Generation, Maps, Settings, load},
     relay,
     rule::{Rule, RuleSpec},
+    set::Sets,
 };
 
 use crate::answer::assert_answers;
@@ -255,7 +256,8 @@ pub(crate) fn compiled(rules: &[Rule]) -> Vec<tproxy_common::tables::Block> {
                 .collect(),
         })
         .collect();
-    compile(&sources, 1).expect("the rules compile")
+    let compiled = compile(&sources, &Sets::new(), 1).expect("the rules compile");
+    compiled.blocks
 }
 
 /// The index of an interface of this thread's network namespace.
