@@ -6,6 +6,9 @@ pub const RULES: usize = 1024;
 /// Most CIDRs of one instance, over all rules and both families.
 pub const CIDRS: usize = 1_000_000;
 
+/// Most users, ranges of users and control groups of one instance, over all rules.
+pub const OWNERS: usize = 16_384;
+
 /// Most workers of one agent.
 pub const WORKERS: u32 = 64;
 

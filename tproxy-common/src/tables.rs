@@ -18,7 +18,7 @@
 
 use crate::{
     flow::ORIGINS,
-    limits::{CIDRS, INTERFACES, RULES},
+    limits::{CIDRS, INTERFACES, OWNERS, RULES},
 };
 
 /// 64-bit words of a block.
@@ -172,11 +172,15 @@ pub enum Dimension {
     SourcePort,
     /// Destination port.
     DestinationPort,
+    /// User id of the process that opened the flow. Asked for local flows only, as is the next.
+    User,
+    /// Control group of that process.
+    Cgroup,
 }
 
 impl Dimension {
     /// All of them, in the order of the header.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Origin,
         Self::Interface,
         Self::SourceV4,
@@ -185,6 +189,8 @@ impl Dimension {
         Self::DestinationV6,
         Self::SourcePort,
         Self::DestinationPort,
+        Self::User,
+        Self::Cgroup,
     ];
 
     /// Levels that a lookup descends at most. Every level that is allowed costs the verifier another
@@ -195,6 +201,7 @@ impl Dimension {
             Self::Origin => ORIGIN_DEPTH,
             Self::Interface => INTERFACE_DEPTH,
             Self::SourcePort | Self::DestinationPort => PORT_DEPTH,
+            Self::User | Self::Cgroup => OWNER_DEPTH,
             Self::SourceV4 | Self::SourceV6 | Self::DestinationV4 | Self::DestinationV6 => {
                 2 * ADDRESS_HALF_DEPTH
             }
@@ -205,6 +212,7 @@ impl Dimension {
 const ORIGIN_DEPTH: usize = 1;
 const INTERFACE_DEPTH: usize = 3;
 const PORT_DEPTH: usize = 5;
+const OWNER_DEPTH: usize = 4;
 /// One tree over the upper half of an address and, for IPv6, one over the lower half.
 const ADDRESS_HALF_DEPTH: usize = 6;
 
@@ -212,6 +220,7 @@ const ADDRESS_HALF_DEPTH: usize = 6;
 const _: () = assert!(NODE_CHILDREN.pow(ORIGIN_DEPTH as u32) > ORIGINS as usize);
 const _: () = assert!(NODE_CHILDREN.pow(INTERFACE_DEPTH as u32) > 2 * INTERFACES);
 const _: () = assert!(NODE_CHILDREN.pow(PORT_DEPTH as u32) > u16::MAX as usize + 1);
+const _: () = assert!(NODE_CHILDREN.pow(OWNER_DEPTH as u32) > 2 * OWNERS);
 // The tree over the upper halves has one leaf more for each lower tree.
 const _: () = assert!(NODE_CHILDREN.pow(ADDRESS_HALF_DEPTH as u32) > 2 * (2 * CIDRS + 1));
 
@@ -236,7 +245,12 @@ impl<'a> Header<'a> {
 
     /// Writes a header.
     #[must_use]
-    pub fn encode(rules: u32, entries: u32, roots: [Child; 8], generation: u64) -> Block {
+    pub fn encode(
+        rules: u32,
+        entries: u32,
+        roots: [Child; Dimension::ALL.len()],
+        generation: u64,
+    ) -> Block {
         let mut block = Block::ZERO;
         block.words[0] = u64::from(rules) | u64::from(entries) << 32;
         for (place, root) in roots.iter().enumerate() {
@@ -286,6 +300,10 @@ pub enum Action {
     Pass,
     /// Discarded.
     Drop,
+    /// Refused: RST for TCP, ICMP for the rest.
+    Reject,
+    /// Given to a listener on this host that is not the agent's.
+    Redirect,
 }
 
 /// What happens to a flow that nobody is there to take.
@@ -309,6 +327,8 @@ impl RuleEntry {
             Action::Relay => 0,
             Action::Pass => 1,
             Action::Drop => 2,
+            Action::Reject => 3,
+            Action::Redirect => 4,
         };
         let on_missing = match on_missing {
             OnMissing::Pass => 1,
@@ -330,6 +350,8 @@ impl RuleEntry {
         match self.0 as u8 {
             0 => Action::Relay,
             2 => Action::Drop,
+            3 => Action::Reject,
+            4 => Action::Redirect,
             _ => Action::Pass,
         }
     }

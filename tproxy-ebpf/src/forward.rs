@@ -144,8 +144,9 @@ fn decide_new(arrival: &Arrival<'_>) -> Outcome {
     }
     counters::count_flow(found.entry);
     match found.entry.action() {
-        Action::Pass => Outcome::Passed,
-        Action::Drop => {
+        // The listeners of others are not in the tables of sockets yet.
+        Action::Pass | Action::Redirect => Outcome::Passed,
+        Action::Drop | Action::Reject => {
             let length = u64::from(arrival.ctx.len());
             let bytes = length.saturating_sub(arrival.network_offset as u64);
             counters::count_discarded(found.entry, bytes);

@@ -232,6 +232,7 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 
 /// Takes a rule as it was typed, or refuses it.
 fn accept(rule: &mut RuleSpec) -> Result<(), instance::Error> {
+    rule.resolve_users();
     rule.check()?;
     for said in rule.mask_host_bits() {
         log::warn!("{said}");

@@ -174,7 +174,7 @@ fn list(instance: &Instance, json: bool) -> anyhow::Result<()> {
         table.add_row([
             number.to_string(),
             spec.name.clone().unwrap_or_default(),
-            spec.action.clone().unwrap_or_else(|| "relay".into()),
+            spec.action_word().to_owned(),
             spec.proto.clone().unwrap_or_else(|| "tcp".into()),
             shortened(&spec.src),
             shortened(&spec.dst),

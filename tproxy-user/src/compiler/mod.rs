@@ -6,8 +6,8 @@ mod tree;
 
 use ipnet::IpNet;
 use tproxy_common::{
-    flow::{ORIGINS, Scope, origin},
-    limits::{CIDRS, RULES},
+    flow::{ORIGINS, origin},
+    limits::{CIDRS, OWNERS, RULES},
     tables::{BLOCK_ENTRIES, Block, Child, Dimension, Header, RuleEntry},
 };
 
@@ -25,6 +25,8 @@ pub struct Source<'a> {
     /// The indexes of the interfaces that it names. A rule that names some, none of which is
     /// there, matches nothing.
     pub interfaces: Vec<u32>,
+    /// The ids of the control groups that it names, likewise.
+    pub cgroups: Vec<u64>,
 }
 
 /// Why rules cannot be compiled. Nothing was changed.
@@ -36,6 +38,9 @@ pub enum CompileError {
     /// Over [`CIDRS`].
     #[error("{0} CIDRs are more than the limit of {CIDRS}: aggregate or remove some")]
     TooManyCidrs(usize),
+    /// Over [`OWNERS`].
+    #[error("{0} users and control groups are more than the limit of {OWNERS}: use ranges of ids")]
+    TooManyOwners(usize),
 }
 
 /// Compiles rules, in their order, to one generation of tables.
@@ -50,6 +55,10 @@ pub fn compile(rules: &[Source<'_>], generation: u64) -> Result<Vec<Block>, Comp
     let cidrs = rules.iter().map(|source| cidrs(source.rule)).sum();
     if cidrs > CIDRS {
         return Err(CompileError::TooManyCidrs(cidrs));
+    }
+    let owners = rules.iter().map(|source| owners(source.rule)).sum();
+    if owners > OWNERS {
+        return Err(CompileError::TooManyOwners(owners));
     }
     let mut arena = Arena::new();
     let roots = Dimension::ALL.map(|dimension| match dimension {
@@ -69,6 +78,8 @@ pub fn compile(rules: &[Source<'_>], generation: u64) -> Result<Vec<Block>, Comp
         Dimension::DestinationV6 => {
             address_dimension(&mut arena, rules, |rule| &rule.destination, v6_span)
         }
+        Dimension::User => narrow_dimension(&mut arena, rules, users),
+        Dimension::Cgroup => narrow_dimension(&mut arena, rules, cgroups),
     });
     let entries = write_entries(&mut arena, rules);
     let header = Header::encode(count(rules.len()), entries, roots, generation);
@@ -82,6 +93,11 @@ pub fn cidrs(rule: &Rule) -> usize {
         .iter()
         .map(|addresses| addresses.include.len() + addresses.exclude.len())
         .sum()
+}
+
+/// Users and control groups of a rule, which count against [`OWNERS`].
+fn owners(rule: &Rule) -> usize {
+    rule.users.len() + rule.cgroups.len()
 }
 
 /// A dimension whose keys are at most 64 bits wide. `ranges` gives the inclusive ranges of a rule,
@@ -159,7 +175,7 @@ fn v6_span(prefix: &IpNet) -> Option<(u128, u128)> {
 #[expect(clippy::unnecessary_wraps, reason = "the common shape of dimensions")]
 fn origins(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
     let keys = source.rule.protocols.iter().map(|protocol| {
-        let key = origin(Scope::Forward, *protocol);
+        let key = origin(source.rule.scope, *protocol);
         debug_assert!(key < ORIGINS);
         (key, key)
     });
@@ -172,6 +188,24 @@ fn interfaces(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
     }
     let keys = source.interfaces.iter().map(|index| u64::from(*index));
     Some(keys.map(|key| (key, key)).collect())
+}
+
+fn users(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
+    let users = &source.rule.users;
+    if users.is_empty() {
+        return None;
+    }
+    let keys = users
+        .iter()
+        .map(|range| (range.first.into(), range.last.into()));
+    Some(keys.collect())
+}
+
+fn cgroups(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
+    if source.rule.cgroups.is_empty() {
+        return None;
+    }
+    Some(source.cgroups.iter().map(|id| (*id, *id)).collect())
 }
 
 fn ports(ranges: &[PortRange]) -> Option<Vec<(u64, u64)>> {

@@ -12,7 +12,7 @@ use crate::{
         Attachment, Counters, Generation, Maps, RelayCounters, attach_interface, detach_interface,
         pinned_links,
     },
-    rule::{Rule, RuleSpec},
+    rule::{Cgroup, Rule, RuleSpec},
 };
 
 /// No rule of this name.
@@ -98,6 +98,7 @@ impl Change {
                 rule,
                 slot: stored.slot,
                 interfaces: indexes(&state.interfaces, &rule.interfaces),
+                cgroups: rule.cgroups.iter().filter_map(present).collect(),
             })
             .collect();
         let tables = compile(&sources, state.generation)?;
@@ -415,6 +416,14 @@ fn indexes(interfaces: &[Interface], names: &[String]) -> Vec<u32> {
         .filter(|interface| names.contains(&interface.name))
         .filter_map(|interface| Some(interface.attached?.0))
         .collect()
+}
+
+/// The id of a control group that is there. Its rule matches nothing until it is, as with an
+/// interface.
+fn present(group: &Cgroup) -> Option<u64> {
+    let id = group.id();
+    id.inspect_err(|error| log::warn!("control group {group}: {error}"))
+        .unwrap_or_default()
 }
 
 /// The other instance that is attached to this interface.

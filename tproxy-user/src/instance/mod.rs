@@ -34,7 +34,7 @@ use std::{
 use crate::{
     delivery,
     kernel::{self, Generation, Maps, bpffs},
-    rule::{SpecError, valid_name},
+    rule::{SpecErrors, valid_name},
 };
 
 const RUN: &str = "/run/tproxy";
@@ -111,8 +111,8 @@ pub enum Error {
     )]
     Namespace(String),
     /// A rule that makes no sense.
-    #[error("{}", .0.as_flag())]
-    Rule(#[from] SpecError),
+    #[error(transparent)]
+    Rule(#[from] SpecErrors),
     /// A rule name that is there already.
     #[error("there is a rule {0} already: delete it first, or choose another --name")]
     RuleExists(String),

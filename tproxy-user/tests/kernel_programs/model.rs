@@ -101,8 +101,8 @@ impl Model {
         let worker = worker_of(&flow.source, flow.source_port, self.agent.workers());
         let present = worker < self.listeners;
         match (found.entry.action(), found.entry.on_missing()) {
-            (Action::Pass, _) => Outcome::Passed,
-            (Action::Drop, _) => Outcome::Dropped,
+            (Action::Pass | Action::Redirect, _) => Outcome::Passed,
+            (Action::Drop | Action::Reject, _) => Outcome::Dropped,
             (Action::Relay, _) if !self.agent.is_accepting() => Outcome::PassedDraining,
             (Action::Relay, _) if present => Outcome::Taken,
             (Action::Relay, OnMissing::Pass) => Outcome::PassedMissing,

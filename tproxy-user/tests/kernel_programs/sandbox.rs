@@ -227,6 +227,7 @@ pub(crate) fn compiled(rules: &[Rule]) -> Vec<tproxy_common::tables::Block> {
                 .iter()
                 .filter_map(|name| index_of(name))
                 .collect(),
+            cgroups: Vec::new(),
         })
         .collect();
     compile(&sources, 1).expect("the rules compile")
