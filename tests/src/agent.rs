@@ -23,6 +23,9 @@ pub struct Agent<'a> {
     ready: String,
 }
 
+/// Flags for both ways to attach: tcx links, and filters in a clsact qdisc as on kernels without tcx.
+pub const ATTACH_MODES: [&str; 2] = ["", "--clsact"];
+
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
 /// An instance name that no other test uses.

@@ -10,7 +10,11 @@
 //! link, the server at 10.77.1.3 and `fd77:1::3`, and the client reaches the prefixes through the gateway's only
 //! interface, `cl0`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use crate::{Agent, Exchange, Family, Namespace, address::FAMILIES};
 
@@ -191,6 +195,17 @@ impl Lab {
     #[track_caller]
     pub fn agent(&self, arguments: &str) -> Agent<'_> {
         Agent::start(&self.gateway, arguments)
+    }
+
+    /// Connects from the client, within less time than a SYN that is lost would need to be sent again.
+    ///
+    /// # Errors
+    ///
+    /// When nobody answers in time, or the answer is a refusal.
+    pub fn connect_at_once(&self, target: SocketAddr) -> io::Result<TcpStream> {
+        const BOUND: Duration = Duration::from_millis(700);
+        self.client
+            .enter(|| TcpStream::connect_timeout(&target, BOUND))
     }
 
     /// Lets the client ask a [`Witness`](crate::peer::Witness) at `address` and `port` who is asking.

@@ -19,10 +19,11 @@
 pub mod address;
 pub mod agent;
 pub mod bpf;
-
 pub mod cli;
+pub mod crafted;
 pub mod exchange;
 pub mod flow;
+pub mod interruption;
 pub mod lab;
 pub mod namespace;
 pub mod pattern;

@@ -1,6 +1,12 @@
 //! Everything that an instance may leave behind, as text, to be compared before and after.
 
-use std::{collections::BTreeMap, fmt::Write, fs, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     Namespace,
@@ -54,6 +60,15 @@ impl Snapshot {
         Self { sections }
     }
 
+    /// The same without the instance's files, of which each generation has others.
+    #[must_use]
+    pub fn without_files(mut self) -> Self {
+        for root in STATE_ROOTS {
+            self.sections.remove(root);
+        }
+        self
+    }
+
     /// Checks that nothing differs from what it was at `before`.
     #[track_caller]
     pub fn assert_same_as(&self, before: &Self) {
@@ -101,6 +116,21 @@ pub fn files(root: &Path, instance: &str) -> String {
         }
     }
     listing
+}
+
+/// The files in a directory and in all directories below it, sorted.
+#[must_use]
+pub fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut pins = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            pins.extend(files_below(&entry.path()));
+        } else {
+            pins.push(entry.path());
+        }
+    }
+    pins.sort();
+    pins
 }
 
 fn list_tree(path: &Path, listing: &mut String) {

@@ -14,7 +14,9 @@
 //! | entries | 16 [`RuleEntry`]s |
 //!
 //! A new rule set is built in blocks that no reader can reach and takes effect with one write: of
-//! the inner map for a whole generation, of block 0 for a change within one.
+//! the inner map for a whole generation, of block 0 for a change within one. The header is always
+//! the last block: a change within a generation writes new blocks behind it, a new header behind
+//! those, and no block that was in force is ever written again.
 
 use crate::{
     flow::ORIGINS,
@@ -93,6 +95,28 @@ impl Block {
         }
         block
     }
+
+    /// The children of this node, each with the first key that leads to it; what a node asks of keys
+    /// is only at least that of the child before, so the first child has 0. Unused places are left
+    /// out.
+    pub fn children(&self) -> impl Iterator<Item = (u64, Child)> + '_ {
+        let later = (1..NODE_CHILDREN).filter_map(|place| {
+            let (first, child) = (self.words[place - 1], self.child(place));
+            let unused = first == u64::MAX && child == self.child(place - 1);
+            (!unused).then_some((first, child))
+        });
+        core::iter::once((0, self.child(0))).chain(later)
+    }
+
+    /// The bitmap of this class.
+    #[must_use]
+    pub fn bitmap(&self) -> &[u64; CLASS_WORDS] {
+        let (bitmap, _) = self
+            .words
+            .split_first_chunk()
+            .unwrap_or((&[0; CLASS_WORDS], &[]));
+        bitmap
+    }
 }
 
 /// 1 when `one` is at least `other`, and 0 when it is below: whether their subtraction borrows, which
@@ -137,6 +161,18 @@ impl Child {
         }
     }
 
+    /// The block, and how its words are to be read.
+    #[must_use]
+    pub const fn leads_to(self) -> Target {
+        if self.is_class() {
+            Target::Class(self.block())
+        } else if self.is_low() {
+            Target::LowNode(self.block())
+        } else {
+            Target::Node(self.block())
+        }
+    }
+
     #[inline(always)]
     const fn block(self) -> u32 {
         self.0 & !Self::TAG
@@ -151,6 +187,17 @@ impl Child {
     const fn is_low(self) -> bool {
         self.0 & Self::LOW_NODE != 0
     }
+}
+
+/// The block that a [`Child`] stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A class.
+    Class(u32),
+    /// A node to be searched with the same key.
+    Node(u32),
+    /// A node to be searched with the lower half of the address.
+    LowNode(u32),
 }
 
 /// The things that rules ask about, each with a tree of its own.
@@ -213,8 +260,8 @@ const ORIGIN_DEPTH: usize = 1;
 const INTERFACE_DEPTH: usize = 3;
 const PORT_DEPTH: usize = 5;
 const OWNER_DEPTH: usize = 4;
-/// One tree over the upper half of an address and, for IPv6, one over the lower half.
-const ADDRESS_HALF_DEPTH: usize = 6;
+/// Levels of one tree over the upper half of an address and, for IPv6, of one over the lower half.
+pub const ADDRESS_HALF_DEPTH: usize = 6;
 
 // A tree of full nodes has this many leaves. A range of keys begins and ends an interval.
 const _: () = assert!(NODE_CHILDREN.pow(ORIGIN_DEPTH as u32) > ORIGINS as usize);
@@ -274,15 +321,24 @@ impl<'a> Header<'a> {
         self.0.words[GENERATION_WORD]
     }
 
+    /// The header of the same rules after a change within the arena.
+    #[must_use]
+    pub fn successor(&self, roots: [Child; Dimension::ALL.len()], generation: u64) -> Block {
+        let entries = (self.0.words[0] >> 32) as u32;
+        Self::encode(self.rules(), entries, roots, generation)
+    }
+
+    /// Where the tree of a dimension begins.
+    #[must_use]
     #[inline(always)]
-    const fn root(self, dimension: Dimension) -> Child {
+    pub const fn root(&self, dimension: Dimension) -> Child {
         let place = dimension as usize;
         Child((self.0.words[ROOT_WORDS + place / 2] >> ((place % 2) * 32)) as u32)
     }
 
     /// Block and word of a rule's entry.
     #[inline(always)]
-    const fn entry(self, rule: u32) -> (u32, usize) {
+    const fn entry(&self, rule: u32) -> (u32, usize) {
         let entries = (self.0.words[0] >> 32) as u32;
         (
             entries + rule / BLOCK_ENTRIES as u32,
@@ -380,11 +436,16 @@ pub trait Tables {
     /// The block with this number; `None` when there is none, which only damaged tables cause.
     fn block(&self, index: u32) -> Option<&Block>;
 
-    /// The block that holds the header in force.
+    /// The number of the block that holds the header in force.
+    #[inline(always)]
+    fn head(&self) -> Option<u32> {
+        Some(self.block(0)?.words[0] as u32)
+    }
+
+    /// The header in force.
     #[inline(always)]
     fn header(&self) -> Option<Header<'_>> {
-        let head = self.block(0)?.words[0] as u32;
-        self.block(head).map(Header::new)
+        self.block(self.head()?).map(Header::new)
     }
 
     /// The class of a key in one dimension. `low` is the lower half of an IPv6 address.

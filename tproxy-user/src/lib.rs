@@ -10,4 +10,5 @@ pub mod kernel;
 pub mod relay;
 pub mod requirements;
 pub mod rule;
+pub mod set;
 mod sys;

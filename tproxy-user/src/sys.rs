@@ -1,6 +1,7 @@
-//! Memory of BPF array maps, mapped into this process (`BPF_F_MMAPABLE`, Linux 5.5).
+//! Memory that is shared by mapping: BPF array maps (`BPF_F_MMAPABLE`, Linux 5.5), and files.
 
 use std::{
+    fs::File,
     io,
     marker::PhantomData,
     os::fd::{AsFd, AsRawFd as _},
@@ -8,7 +9,7 @@ use std::{
 };
 
 use aya::Pod;
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Mmap, MmapOptions, MmapRaw};
 
 /// The elements of an array map, shared with the kernel and with other processes.
 pub(crate) struct SharedArray<T> {
@@ -36,29 +37,45 @@ impl<T: Pod> SharedArray<T> {
         })
     }
 
+    /// How many elements there are.
+    #[must_use]
+    pub(crate) const fn len(&self) -> usize {
+        self.elements
+    }
+
     /// Writes elements from the first on. Only for memory that nobody reads yet.
     ///
     /// # Panics
     ///
     /// When there are more than the array has.
     pub(crate) fn fill(&mut self, elements: &[T]) {
-        assert!(elements.len() <= self.elements);
+        self.fill_from(0, elements);
+    }
+
+    /// Writes elements from the one at `place` on. Only for memory that nobody reads yet.
+    ///
+    /// # Panics
+    ///
+    /// When there are more than the array has behind that.
+    pub(crate) fn fill_from(&mut self, place: usize, elements: &[T]) {
+        assert!(place + elements.len() <= self.elements);
         // SAFETY: the mapping is writable, page-aligned and at least this long; `&mut self` keeps
         // this process from reading it meanwhile and plain data has no invalid values.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 elements.as_ptr(),
-                self.memory.as_mut_ptr().cast::<T>(),
+                self.memory.as_mut_ptr().cast::<T>().add(place),
                 elements.len(),
             );
         }
     }
 
-    /// The elements, for arrays that are written once and then left alone.
+    /// An element that was written before the array, or the part that it lies in, was published, and
+    /// is left alone since.
     #[must_use]
-    pub(crate) fn as_slice(&self) -> &[T] {
-        // SAFETY: as in `fill`; writers write before the array is published and not after.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<T>(), self.elements) }
+    pub(crate) fn get(&self, place: usize) -> Option<&T> {
+        // SAFETY: within the mapping, which is aligned for `T` (see `map`); nobody writes it.
+        (place < self.elements).then(|| unsafe { &*self.memory.as_ptr().cast::<T>().add(place) })
     }
 
     /// The array as 64-bit words that several threads and processes change at once.
@@ -79,3 +96,10 @@ unsafe impl<T: Pod> Send for SharedArray<T> {}
 
 // SAFETY: as for `Send`.
 unsafe impl<T: Pod> Sync for SharedArray<T> {}
+
+/// Maps a file of the state directory for reading.
+pub(crate) fn map_file(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the file lies in a directory that only its owner may enter, and is never written again
+    // once it has its name: a new one takes its place.
+    unsafe { Mmap::map(file) }
+}

@@ -1,5 +1,6 @@
 //! The agent: brings an instance up, keeps it current while it relays, and takes it down.
 
+mod leftovers;
 mod options;
 mod shutdown;
 mod start;

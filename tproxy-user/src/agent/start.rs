@@ -1,26 +1,20 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
-use std::{
-    fs, io,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    sync::Arc,
-    thread,
-};
+use std::{fs, net::TcpListener, path::PathBuf, sync::Arc, thread};
 
 use anyhow::Context as _;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
 
-use super::{Options, steering::Steering};
+use super::{Options, leftovers, steering::Steering};
 use crate::{
     delivery::{
         Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
     instance::{
-        AgentLock, AgentRecord, Change, ChangeLock, Instance, Interface, NamespaceId, State, clear,
-        remove, upstream_mark,
+        AgentLock, AgentRecord, Change, ChangeLock, Instance, Interface, NamespaceId, State,
+        check_attachable, private_directory, remove, upstream_mark,
     },
-    kernel::{self, Maps, RelayCounters, bpffs},
+    kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Relay},
     requirements,
 };
@@ -83,15 +77,19 @@ pub(super) async fn start(instance: &Instance, options: &Options) -> anyhow::Res
 }
 
 /// What is known before anything changes.
-struct Plan<'a> {
-    instance: &'a Instance,
-    options: &'a Options,
-    namespace: NamespaceId,
-    netlink: Netlink,
-    assignment: Assignment,
+pub(super) struct Plan<'a> {
+    pub(super) instance: &'a Instance,
+    pub(super) options: &'a Options,
+    pub(super) namespace: NamespaceId,
+    pub(super) netlink: Netlink,
+    pub(super) assignment: Assignment,
+    /// Whether interfaces get tcx links rather than clsact filters.
+    pub(super) tcx: bool,
     listeners: Vec<TcpListener>,
+    /// Whether what an agent left goes on as it is.
+    takes_over: bool,
     /// The state of a pinned instance, whose rules and interfaces go on.
-    kept: Option<State>,
+    pub(super) kept: Option<State>,
 }
 
 async fn prepare(
@@ -104,7 +102,8 @@ async fn prepare(
     let namespace = NamespaceId::current().context("cannot identify the network namespace")?;
     let netlink = Netlink::open()?;
     for name in &options.interfaces {
-        link_by_name(&netlink, name).await?;
+        let link = link_by_name(&netlink, name).await?;
+        check_attachable(instance, &link, namespace)?;
     }
     let here = |state: &&State| state.namespace == namespace;
     let wanted = Wanted {
@@ -118,25 +117,43 @@ async fn prepare(
         .unwrap_or_else(one_for_each_cpu)
         .min(WORKERS);
     let listeners = relay::bind(options.port, workers as usize)?;
-
-    // From here on the instance changes.
-    remove_leftovers(instance, previous.as_ref(), namespace, &netlink, &changes).await?;
-    drop(changes);
-    let plan = Plan {
+    let mut plan = Plan {
         instance,
         options,
         namespace,
-        netlink,
+        netlink: netlink.clone(),
         assignment,
+        tcx: kernel::kernel_has_tcx() && !options.clsact,
         listeners,
-        kept: previous.filter(|state| state.pinned && options.rules.is_empty()),
+        takes_over: false,
+        kept: previous
+            .clone()
+            .filter(|state| state.pinned && options.rules.is_empty()),
     };
-    let netlink = plan.netlink.clone();
+    if let Some(previous) = &previous {
+        plan.takes_over = leftovers::fit(&plan, previous).await?;
+    }
+
+    // From here on the instance changes.
+    if plan.takes_over {
+        drop(changes);
+        let accepting_before = instance.maps()?.agent()?;
+        return build(plan, lock).await.inspect_err(|_| {
+            // The instance is what it was, without an agent.
+            let _ = instance.maps().map(|maps| maps.set_agent(accepting_before));
+        });
+    }
+    leftovers::remove(instance, previous.as_ref(), namespace, &netlink, &changes).await?;
+    drop(changes);
+    let kept = plan.kept.clone();
     let built = build(plan, lock).await;
-    if built.is_err()
-        && let Err(error) = remove(instance, Some(&netlink)).await
-    {
-        log::warn!("cannot undo everything: {error}; `tproxy unload` tries again");
+    if built.is_err() {
+        if let Err(error) = remove(instance, Some(&netlink)).await {
+            log::warn!("cannot undo everything: {error}; `tproxy unload` tries again");
+        }
+        if let Some(Err(error)) = kept.map(|state| instance.remember(&state)) {
+            log::warn!("the rules of the pinned instance are lost: {error}");
+        }
     }
     built
 }
@@ -151,7 +168,12 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, L
         .port();
     let workers = u32::try_from(plan.listeners.len()).unwrap_or(WORKERS);
     publish(lock, port, workers)?;
-    let maps = load(instance, assignment)?;
+    let loaded = if plan.takes_over {
+        None
+    } else {
+        Some(load(instance, assignment)?)
+    };
+    let maps = instance.maps()?;
     let local = LocalAddresses::open(&netlink, assignment.table).await?;
     maps.set_local_prefixes(local.prefixes())?;
     let steering = Arc::new(Steering::open(&maps)?);
@@ -159,18 +181,9 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, L
     maps.set_listeners(&plan.listeners)?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;
-
-    let (state, interfaces) = first_state(&plan).await?;
-    let mut change = Change::establish(instance, state)?;
-    for spec in &options.rules {
-        let place = change.state().rules.len();
-        change.add_rule(spec.clone(), place)?;
-    }
-    change.commit()?;
-    kernel::attach_lookup(&pins(instance)?)?;
-    if !interfaces.is_empty() {
-        let change = Change::begin(instance)?;
-        change.attach(&netlink, &interfaces).await?;
+    match loaded {
+        None => leftovers::take_over(&plan).await?,
+        Some(loaded) => establish(&plan, loaded).await?,
     }
     let (state, tables) = instance.in_force()?;
     let delivery = Delivery::new(netlink.clone(), assignment);
@@ -195,8 +208,23 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, L
     Ok((parts, local))
 }
 
+/// Puts the first generation in force and attaches what was loaded.
+async fn establish(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<()> {
+    let instance = plan.instance;
+    let (state, interfaces) = first_state(plan, loaded).await?;
+    let mut change = Change::establish(instance, state)?;
+    change.append_rules(&plan.options.rules)?;
+    change.commit()?;
+    kernel::attach_lookup(&pins(instance)?)?;
+    if !interfaces.is_empty() {
+        let change = Change::begin(instance)?;
+        change.attach(&plan.netlink, &interfaces).await?;
+    }
+    Ok(())
+}
+
 /// The state to begin with, and the interfaces to attach then.
-async fn first_state(plan: &Plan<'_>) -> anyhow::Result<(State, Vec<String>)> {
+async fn first_state(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<(State, Vec<String>)> {
     let kept = plan.kept.as_ref();
     let mut state = State {
         generation: 0,
@@ -204,7 +232,8 @@ async fn first_state(plan: &Plan<'_>) -> anyhow::Result<(State, Vec<String>)> {
         mark: plan.assignment.mark,
         table: plan.assignment.table,
         pinned: plan.options.pin,
-        tcx: kernel::kernel_has_tcx() && !plan.options.clsact,
+        loaded,
+        tcx: plan.tcx,
         interfaces: Vec::new(),
         rules: kept.map(|state| state.rules.clone()).unwrap_or_default(),
         next_rule: kept.map_or(0, |state| state.next_rule),
@@ -233,7 +262,7 @@ fn publish(lock: &mut AgentLock, port: u16, workers: u32) -> anyhow::Result<()> 
 }
 
 /// Loads and pins beside, then moves the pins to their place in one step.
-fn load(instance: &Instance, assignment: Assignment) -> anyhow::Result<Maps> {
+fn load(instance: &Instance, assignment: Assignment) -> anyhow::Result<Loaded> {
     bpffs::mounted()?;
     let finished = pins(instance)?;
     let unfinished = instance
@@ -247,64 +276,10 @@ fn load(instance: &Instance, assignment: Assignment) -> anyhow::Result<Maps> {
         mark: assignment.mark,
         upstream_mark: upstream_mark(assignment.mark),
     };
-    kernel::load(settings, &unfinished)?;
-    RelayCounters::create(&unfinished)?;
+    let loaded = kernel::load(settings, &unfinished)?;
     fs::rename(&unfinished, &finished)
         .with_context(|| format!("cannot put the pins in place: {}", finished.display()))?;
-    Ok(Maps::new(&finished))
-}
-
-fn private_directory(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| path.display().to_string())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Removes what a dead agent left, here or in the network namespace that it lived in.
-async fn remove_leftovers(
-    instance: &Instance,
-    previous: Option<&State>,
-    here: NamespaceId,
-    netlink: &Netlink,
-    changes: &ChangeLock,
-) -> anyhow::Result<()> {
-    let elsewhere = previous.filter(|state| state.namespace != here);
-    let cleared = match elsewhere {
-        None => clear(instance, Some(netlink), Some(changes)).await,
-        Some(state) => clear_elsewhere(instance, state.namespace, changes)?,
-    };
-    cleared.context("cannot remove what a killed agent left")?;
-    Ok(())
-}
-
-/// A network namespace belongs to a thread, so one goes there, and is gone before anything runs that
-/// it could disturb.
-fn clear_elsewhere(
-    instance: &Instance,
-    namespace: NamespaceId,
-    changes: &ChangeLock,
-) -> anyhow::Result<Result<bool, crate::instance::Error>> {
-    let clear_there = || {
-        // Not found: it is gone, and took its rules and routes along.
-        let reached = namespace.enter(None)?;
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(async {
-                let netlink = if reached {
-                    Some(Netlink::open()?)
-                } else {
-                    None
-                };
-                anyhow::Ok(clear(instance, netlink.as_ref(), Some(changes)).await)
-            })
-    };
-    let died = |_| anyhow::anyhow!("the clearing thread died");
-    thread::scope(|scope| scope.spawn(clear_there).join()).map_err(died)?
+    Ok(loaded)
 }
 
 fn pins(instance: &Instance) -> anyhow::Result<PathBuf> {

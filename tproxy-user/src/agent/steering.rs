@@ -53,14 +53,10 @@ impl Steering {
             name: rule.name().into(),
             slot: rule.slot,
         });
-        let indexes = state
-            .interfaces
-            .iter()
-            .filter_map(|interface| Some(interface.attached?.0));
         self.rules.store(Arc::new(Rules {
             tables: Some(tables),
             tags: tags.collect(),
-            interfaces: indexes.collect(),
+            interfaces: state.attached().collect(),
         }));
     }
 }

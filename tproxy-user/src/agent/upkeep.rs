@@ -4,11 +4,12 @@ use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchMask};
 use log::{info, warn};
+use tokio::runtime::Handle;
 
 use super::start::Parts;
 use crate::{
-    delivery::{Link, LinkEvent, LinkWatch, LocalAddresses},
-    instance::{Change, ChangeLock, LOCK_FILE, State},
+    delivery::{Link, LinkEvent, LinkWatch, LocalAddresses, Netlink},
+    instance::{Change, ChangeLock, Error, LOCK_FILE, State},
 };
 
 /// Follows changes until something breaks that the agent cannot do without.
@@ -38,6 +39,7 @@ async fn follow(
                     .context("cannot watch the state directory")?;
                 if event.name.is_some_and(|name| name == LOCK_FILE) {
                     take_up(running).await;
+                    remove_strays(running).await;
                 }
             }
             prefixes = local.changed() => {
@@ -54,7 +56,7 @@ async fn catch_up(running: &Parts, links: &[Link]) {
         return;
     };
     for interface in &state.interfaces {
-        let Some((index, _)) = interface.attached else {
+        let Some(index) = interface.attached else {
             continue;
         };
         match links.iter().find(|link| link.index == index) {
@@ -97,6 +99,17 @@ async fn take_up(running: &Parts) {
     taken_up.unwrap_or_else(|error| warn!("a change was not taken up: {error:#}"));
 }
 
+/// Takes off what a killed command left on interfaces.
+async fn remove_strays(running: &Parts) {
+    if !running.instance.has_strays() {
+        return;
+    }
+    let edit = async |change: Change, netlink: &Netlink| change.remove_strays(netlink).await;
+    if change(running, edit).await.is_some() {
+        info!("took off programs that a killed command left on interfaces");
+    }
+}
+
 async fn follow_link(running: &Parts, event: LinkEvent) {
     match event {
         LinkEvent::Added(link) => appeared(running, &link).await,
@@ -112,7 +125,10 @@ async fn follow_link(running: &Parts, event: LinkEvent) {
 /// An interface is gone. Most are none of ours.
 async fn gone(running: &Parts, index: u32) {
     if is_attached(running, index) {
-        change(running, move |change| change.interface_gone(index)).await;
+        let edit = async move |change: Change, netlink: &Netlink| {
+            change.interface_gone(netlink, index).await
+        };
+        change(running, edit).await;
     }
 }
 
@@ -121,8 +137,8 @@ async fn renamed(running: &Parts, link: &Link) {
         return;
     }
     let renamed = link.clone();
-    let followed = change(running, move |change| change.interface_renamed(&renamed)).await;
-    if followed.is_some() {
+    let edit = async move |change: Change, _: &Netlink| change.interface_renamed(&renamed);
+    if change(running, edit).await.is_some() {
         info!("following an interface that is called {} now", link.name);
     }
 }
@@ -132,41 +148,37 @@ async fn appeared(running: &Parts, link: &Link) {
     let Ok(state) = running.instance.state() else {
         return;
     };
-    let waits = state.interfaces.iter().any(|interface| {
-        interface.name == link.name
-            && interface
-                .attached
-                .is_none_or(|(index, _)| index != link.index)
-    });
+    let waits = state
+        .interfaces
+        .iter()
+        .any(|interface| interface.name == link.name && interface.attached != Some(link.index));
     let link = link.clone();
     let name = link.name.clone();
-    if waits
-        && change(running, move |change| change.interface_back(&link))
-            .await
-            .is_some()
-    {
+    let edit =
+        async move |change: Change, netlink: &Netlink| change.interface_back(netlink, &link).await;
+    if waits && change(running, edit).await.is_some() {
         info!("attached to {name} again");
     }
 }
 
 fn is_attached(running: &Parts, index: u32) -> bool {
-    running.instance.state().is_ok_and(|state| {
-        let mut attached = state
-            .interfaces
-            .iter()
-            .filter_map(|interface| interface.attached);
-        attached.any(|(of, _)| of == index)
-    })
+    let state = running.instance.state();
+    state.is_ok_and(|state| state.attached().any(|of| of == index))
 }
 
 /// Makes one change and takes it up; what fails is logged, because the agent goes on without. The
 /// wait for the lock blocks, so a thread does it.
 async fn change(
     running: &Parts,
-    edit: impl FnOnce(Change) -> Result<State, crate::instance::Error> + Send + 'static,
+    edit: impl AsyncFnOnce(Change, &Netlink) -> Result<State, Error> + Send + 'static,
 ) -> Option<State> {
     let instance = running.instance.clone();
-    let changed = tokio::task::spawn_blocking(move || Change::begin(&instance).and_then(edit));
+    let netlink = running.netlink.clone();
+    let runtime = Handle::current();
+    let changed = tokio::task::spawn_blocking(move || {
+        let change = Change::begin(&instance)?;
+        runtime.block_on(edit(change, &netlink))
+    });
     match changed.await {
         Ok(Ok(state)) => {
             take_up(running).await;

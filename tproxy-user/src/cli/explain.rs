@@ -197,7 +197,7 @@ fn interface(
     let mut attached = state
         .interfaces
         .iter()
-        .filter_map(|interface| Some((interface.name.clone(), interface.attached?.0)));
+        .filter_map(|interface| Some((interface.name.clone(), interface.attached?)));
     match name {
         None => Ok(attached.next().unwrap_or_else(|| ("-".into(), 0))),
         Some(name) => attached.find(|(of, _)| of == name).ok_or_else(|| {

@@ -242,7 +242,7 @@ fn accept(rule: &mut RuleSpec) -> Result<(), instance::Error> {
 
 /// Splits lists of names: `eth0,eth1`.
 fn interface_name(word: &str) -> Result<String, String> {
-    if crate::rule::valid_interface_name(word) {
+    if crate::delivery::valid_interface_name(word) {
         Ok(word.to_owned())
     } else {
         Err("not an interface name".to_owned())

@@ -6,6 +6,7 @@ use tokio::sync::Mutex;
 
 use super::{
     Assignment, Error, Netlink,
+    links::valid_interface_name,
     precedence::warn_of_rules_before_ours,
     transaction::{Transaction, delete, objects_in_force},
 };
@@ -106,16 +107,8 @@ pub async fn remove_leftovers(netlink: &Netlink, assignment: Assignment) -> Resu
     outcome
 }
 
-/// What the kernel takes for the name of an interface (`dev_valid_name`, `net/core/dev.c`).
 fn interface_name(name: &str) -> Result<String, Error> {
-    let valid = !name.is_empty()
-        && name.len() < libc::IFNAMSIZ
-        && name != "."
-        && name != ".."
-        && !name.contains(|character: char| {
-            character == '/' || character == ':' || character.is_ascii_whitespace()
-        });
-    if valid {
+    if valid_interface_name(name) {
         Ok(name.to_owned())
     } else {
         Err(Error::InvalidInterface(name.to_owned()))

@@ -1,4 +1,5 @@
-//! The clsact qdisc, which kernels without tcx need for programs: taken away when nobody uses it.
+//! The clsact qdisc, which kernels without tcx need for programs: whether it is there, and its end
+//! when nobody uses it.
 
 use nix::errno::Errno;
 use rtnetlink::packet_route::{
@@ -31,12 +32,32 @@ const PARENT: TcHandle = TcHandle {
     minor: 0xfff1,
 };
 
-/// Removes the clsact qdisc of an interface, unless it has filters.
+/// Whether an interface has a clsact qdisc.
+///
+/// # Errors
+///
+/// [`Error::Read`].
+pub async fn has_clsact(netlink: &Netlink, index: u32) -> Result<bool, Error> {
+    let question = TcMessage::with_index(index.cast_signed());
+    let qdiscs = netlink.dump(RouteNetlinkMessage::GetQueueDiscipline(question));
+    let qdiscs = qdiscs.await.map_err(|refusal| Error::Read {
+        what: "queueing disciplines",
+        refusal,
+    })?;
+    // The kernel may answer for all interfaces.
+    Ok(qdiscs.iter().any(|message| {
+        matches!(message, RouteNetlinkMessage::NewQueueDiscipline(qdisc)
+            if qdisc.header.index == index.cast_signed() && qdisc.header.parent == PARENT)
+    }))
+}
+
+/// Removes the clsact qdisc of an interface, unless it has filters. It is no error when there is
+/// none, or no such interface.
 ///
 /// # Errors
 ///
 /// [`Error::Read`] and [`Error::Change`].
-pub async fn remove_unused_clsact(netlink: &Netlink, name: &str, index: u32) -> Result<(), Error> {
+pub async fn remove_unused_clsact(netlink: &Netlink, index: u32) -> Result<(), Error> {
     for hook in HOOKS {
         let mut question = TcMessage::with_index(index.cast_signed());
         question.header.parent = hook;
@@ -63,7 +84,7 @@ pub async fn remove_unused_clsact(netlink: &Netlink, name: &str, index: u32) -> 
     match removal.await {
         Err(refusal) if !is_gone(refusal) => Err(Error::Change {
             action: "remove",
-            object: format!("clsact qdisc of {name}"),
+            object: format!("clsact qdisc of the interface with index {index}"),
             refusal,
         }),
         _ => Ok(()),

@@ -271,3 +271,13 @@ pub(super) async fn set_up(netlink: &Netlink, index: u32, up: bool) -> Result<()
     }
     netlink.change(RouteNetlinkMessage::SetLink(link)).await
 }
+/// Whether the kernel would take this as an interface name (`dev_valid_name`, net/core/dev.c).
+#[must_use]
+pub fn valid_interface_name(name: &str) -> bool {
+    (1..libc::IFNAMSIZ).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name
+            .bytes()
+            .any(|byte| byte == b'/' || byte == b':' || byte.is_ascii_whitespace() || byte == 0)
+}

@@ -30,9 +30,11 @@ mod transaction;
 mod watch;
 
 pub use apply::{Delivery, remove_leftovers};
-pub use clsact::remove_unused_clsact;
+pub use clsact::{has_clsact, remove_unused_clsact};
 pub use error::{Error, Refusal};
-pub use links::{Framing, Link, LinkEvent, LinkWatch, link_by_name, list_links};
+pub use links::{
+    Framing, Link, LinkEvent, LinkWatch, link_by_name, list_links, valid_interface_name,
+};
 pub use local::{LocalAddresses, local_addresses};
 pub use netlink::Netlink;
 pub use object::{Assignment, PRIORITY};

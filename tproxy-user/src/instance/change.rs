@@ -4,14 +4,14 @@ use std::{collections::HashSet, mem};
 
 use tproxy_common::limits::UNATTRIBUTED_SLOT;
 
-use super::{ChangeLock, Error, Instance, Interface, NamespaceId, State, StoredRule};
+use super::{
+    ChangeLock, Error, Instance, Interface, NamespaceId, State, StoredRule,
+    attachments::Attachments,
+};
 use crate::{
     compiler::{Source, compile},
-    delivery::{Delivery, Framing, Link, Netlink, link_by_name, remove_unused_clsact},
-    kernel::{
-        Attachment, Counters, Generation, Maps, RelayCounters, attach_interface, detach_interface,
-        pinned_links,
-    },
+    delivery::{Delivery, Framing, Link, Netlink, link_by_name},
+    kernel::{Counters, Generation, Maps, RelayCounters},
     rule::{Cgroup, Rule, RuleSpec},
 };
 
@@ -46,7 +46,7 @@ impl Change {
             state,
             _lock: lock,
         };
-        change.remove_strays()?;
+        change.remove_stray_links()?;
         Ok(change)
     }
 
@@ -101,7 +101,7 @@ impl Change {
                 cgroups: rule.cgroups.iter().filter_map(present).collect(),
             })
             .collect();
-        let tables = compile(&sources, state.generation)?;
+        let tables = compile(&sources, &crate::set::Sets::new(), state.generation)?.blocks;
         let directory = self.instance.run_directory();
         state.write(directory)?;
         Generation::install(&self.maps, &tables)?;
@@ -131,6 +131,19 @@ impl Change {
             .rules
             .insert(place.min(self.state.rules.len()), StoredRule { slot, spec });
         Ok(name)
+    }
+
+    /// Adds rules behind all others.
+    ///
+    /// # Errors
+    ///
+    /// As [`Change::add_rule`]; the rules before the one that is refused are added.
+    pub fn append_rules(&mut self, rules: &[RuleSpec]) -> Result<(), Error> {
+        for spec in rules {
+            let place = self.state.rules.len();
+            self.add_rule(spec.clone(), place)?;
+        }
+        Ok(())
     }
 
     /// Where the rule of this name stands.
@@ -166,6 +179,11 @@ impl Change {
         mem::take(&mut self.state.rules).len()
     }
 
+    /// Says whether the instance stays when its agent ends.
+    pub(crate) fn set_pinned(&mut self, pinned: bool) {
+        self.state.pinned = pinned;
+    }
+
     /// Attaches interfaces, all or none. The caller is in the instance's network namespace.
     ///
     /// # Errors
@@ -173,37 +191,45 @@ impl Change {
     /// When one does not exist, is taken or cannot be attached; what was done is undone.
     pub async fn attach(mut self, netlink: &Netlink, names: &[String]) -> Result<State, Error> {
         let _turn = ChangeLock::wait_to_attach()?;
-        let before = self.state.interface_names();
+        self.remove_stray_filters(netlink).await?;
         let links = self.attachable(netlink, names).await?;
+        let before = self.state.clone();
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
-        let mut attached = Vec::new();
-        let result = async {
-            let wanted: Vec<String> = before.iter().chain(names).cloned().collect();
-            delivery.apply(&wanted).await?;
-            for link in &links {
-                let interface = self.attach_link(link)?;
-                attached.push(interface);
-            }
-            self.state.interfaces.extend(attached.iter().cloned());
-            self.state.generation += 1;
-            self.put_in_force()
+        let attached = self.attach_all(netlink, &delivery, &links).await;
+        let Err(error) = attached else {
+            return Ok(self.state);
+        };
+        self.state = before;
+        let names = self.state.interface_names();
+        let links_undone = self.remove_stray_links();
+        let filters_undone = self.remove_stray_filters(netlink).await;
+        let delivery_undone = if names.is_empty() {
+            delivery.remove().await
+        } else {
+            delivery.apply(&names).await
+        };
+        let undone = links_undone.and(filters_undone);
+        undone
+            .and(delivery_undone.map_err(Error::from))
+            .unwrap_or_else(|error| log::warn!("while undoing: {error}"));
+        Err(error)
+    }
+
+    async fn attach_all(
+        &mut self,
+        netlink: &Netlink,
+        delivery: &Delivery,
+        links: &[Link],
+    ) -> Result<(), Error> {
+        let mut wanted = self.state.interface_names();
+        wanted.extend(links.iter().map(|link| link.name.clone()));
+        delivery.apply(&wanted).await?;
+        for link in links {
+            let interface = self.attach_link(netlink, link).await?;
+            self.state.interfaces.push(interface);
         }
-        .await;
-        if let Err(error) = result {
-            for interface in &attached {
-                let undone = self.detach_link(interface);
-                let undone = undone.and(release_qdisc(netlink, interface).await);
-                undone.unwrap_or_else(|error| log::warn!("while undoing: {error}"));
-            }
-            let undone = if before.is_empty() {
-                delivery.remove().await
-            } else {
-                delivery.apply(&before).await
-            };
-            undone.unwrap_or_else(|error| log::warn!("while undoing: {error}"));
-            return Err(error);
-        }
-        Ok(self.state)
+        self.state.generation += 1;
+        self.put_in_force()
     }
 
     /// Detaches interfaces, all or none. The caller is in the instance's network namespace.
@@ -215,16 +241,13 @@ impl Change {
         if let Some(missing) = self.first_unattached(names) {
             return Err(missing);
         }
-        let (gone, kept) = mem::take(&mut self.state.interfaces)
-            .into_iter()
-            .partition(|interface| names.contains(&interface.name));
-        self.state.interfaces = kept;
+        self.state
+            .interfaces
+            .retain(|interface| !names.contains(&interface.name));
         self.state.generation += 1;
         self.put_in_force()?;
-        for interface in &gone {
-            self.detach_link(interface)?;
-            release_qdisc(netlink, interface).await?;
-        }
+        self.remove_stray_links()?;
+        self.remove_stray_filters(netlink).await?;
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
         delivery.apply(&self.state.interface_names()).await?;
         Ok(self.state)
@@ -235,13 +258,13 @@ impl Change {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn interface_gone(mut self, index: u32) -> Result<State, Error> {
+    pub async fn interface_gone(mut self, netlink: &Netlink, index: u32) -> Result<State, Error> {
         let Some(place) = self.place_of_interface(index) else {
             return Ok(self.state);
         };
-        let interface = self.state.interfaces[place].clone();
-        self.detach_link(&interface)?;
         self.state.interfaces[place].attached = None;
+        self.remove_stray_links()?;
+        self.remove_stray_filters(netlink).await?;
         self.commit()
     }
 
@@ -250,7 +273,7 @@ impl Change {
     /// # Errors
     ///
     /// When it cannot be attached.
-    pub fn interface_back(mut self, link: &Link) -> Result<State, Error> {
+    pub async fn interface_back(mut self, netlink: &Netlink, link: &Link) -> Result<State, Error> {
         let asked_for = |interface: &Interface| interface.name == link.name;
         let place = self.state.interfaces.iter().position(asked_for);
         let (Some(place), None) = (place, self.place_of_interface(link.index)) else {
@@ -258,9 +281,10 @@ impl Change {
         };
         let _turn = ChangeLock::wait_to_attach()?;
         self.check_attachable(link)?;
-        let old = self.state.interfaces[place].clone();
-        self.detach_link(&old)?;
-        self.state.interfaces[place] = self.attach_link(link)?;
+        self.state.interfaces[place].attached = None;
+        self.remove_stray_links()?;
+        self.remove_stray_filters(netlink).await?;
+        self.state.interfaces[place] = self.attach_link(netlink, link).await?;
         self.commit()
     }
 
@@ -286,6 +310,18 @@ impl Change {
         self.commit()
     }
 
+    /// Takes off what a killed command left on interfaces. The caller is in the instance's network
+    /// namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn remove_strays(self, netlink: &Netlink) -> Result<State, Error> {
+        self.remove_stray_links()?;
+        self.remove_stray_filters(netlink).await?;
+        Ok(self.state)
+    }
+
     async fn attachable(&self, netlink: &Netlink, names: &[String]) -> Result<Vec<Link>, Error> {
         let mut links: Vec<Link> = Vec::new();
         for name in names {
@@ -305,64 +341,59 @@ impl Change {
     }
 
     fn check_attachable(&self, link: &Link) -> Result<(), Error> {
-        let interface = link.name.clone();
-        if let Framing::Other(kind) = link.framing {
-            return Err(Error::LinkType { interface, kind });
-        }
-        match holder_of(&self.instance, link.index, self.state.namespace) {
-            Some(instance) => Err(Error::InterfaceTaken {
-                interface,
-                instance,
-            }),
-            None => Ok(()),
-        }
+        check_attachable(&self.instance, link, self.state.namespace)
     }
 
-    fn attach_link(&self, link: &Link) -> Result<Interface, Error> {
-        let pins = self.pins()?;
+    async fn attach_link(&self, netlink: &Netlink, link: &Link) -> Result<Interface, Error> {
         self.maps.add_interface(link.index)?;
-        let attachment = attach_interface(&pins, link, self.state.tcx).inspect_err(|_| {
+        let attachments = self.attachments()?;
+        let attached = attachments.attach(netlink, link, self.state.tcx).await;
+        attached.inspect_err(|_| {
             let _ = self.maps.remove_interface(link.index);
         })?;
         Ok(Interface {
             name: link.name.clone(),
-            attached: Some((link.index, attachment)),
+            attached: Some(link.index),
         })
     }
 
-    fn detach_link(&self, interface: &Interface) -> Result<(), Error> {
-        let Some((index, attachment)) = interface.attached else {
-            return Ok(());
-        };
-        detach_interface(&self.pins()?, &interface.name, index, attachment)?;
-        self.maps.remove_interface(index)?;
-        Ok(())
-    }
-
-    /// Detaches what a killed command attached and never put in the state, or took out of the state
-    /// and never detached.
-    fn remove_strays(&self) -> Result<(), Error> {
-        for index in pinned_links(&self.pins()?)? {
+    /// Takes off the tcx links of interfaces that the state does not name: a killed command put
+    /// them on and never put them in the state, or took them out of it and never took them off.
+    fn remove_stray_links(&self) -> Result<(), Error> {
+        let attachments = self.attachments()?;
+        for index in attachments.links()? {
             if self.place_of_interface(index).is_none() {
-                log::warn!("detaching a stray program from the interface with index {index}");
-                detach_interface(&self.pins()?, "", index, Attachment::Tcx)?;
+                attachments.detach_link(index)?;
                 self.maps.remove_interface(index)?;
             }
         }
         Ok(())
     }
 
-    fn pins(&self) -> Result<std::path::PathBuf, Error> {
-        self.instance
-            .pins()
-            .ok_or_else(|| Error::NotThere(self.instance.name().to_owned()))
+    /// Takes off such filters. Unlike links they can only be reached in the instance's network
+    /// namespace.
+    async fn remove_stray_filters(&self, netlink: &Netlink) -> Result<(), Error> {
+        let attachments = self.attachments()?;
+        for index in attachments.filters() {
+            if self.place_of_interface(index).is_none() {
+                attachments.detach_filter(netlink, index).await?;
+                self.maps.remove_interface(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attachments(&self) -> Result<Attachments, Error> {
+        let pins = self.instance.pins();
+        let pins = pins.ok_or_else(|| Error::NotThere(self.instance.name().to_owned()))?;
+        Ok(Attachments::new(&self.instance, &pins))
     }
 
     fn place_of_interface(&self, index: u32) -> Option<usize> {
         self.state
             .interfaces
             .iter()
-            .position(|interface| interface.attached.is_some_and(|(of, _)| of == index))
+            .position(|interface| interface.attached == Some(index))
     }
 
     fn first_unattached(&self, names: &[String]) -> Option<Error> {
@@ -396,25 +427,11 @@ impl Change {
     }
 }
 
-/// Takes away the qdisc that was made for an interface.
-pub(super) async fn release_qdisc(netlink: &Netlink, interface: &Interface) -> Result<(), Error> {
-    if let Some((
-        index,
-        Attachment::Clsact {
-            made_qdisc: true, ..
-        },
-    )) = interface.attached
-    {
-        remove_unused_clsact(netlink, &interface.name, index).await?;
-    }
-    Ok(())
-}
-
 fn indexes(interfaces: &[Interface], names: &[String]) -> Vec<u32> {
     interfaces
         .iter()
         .filter(|interface| names.contains(&interface.name))
-        .filter_map(|interface| Some(interface.attached?.0))
+        .filter_map(|interface| interface.attached)
         .collect()
 }
 
@@ -426,6 +443,29 @@ fn present(group: &Cgroup) -> Option<u64> {
         .unwrap_or_default()
 }
 
+/// Checks that an instance can be attached to an interface of this network namespace.
+///
+/// # Errors
+///
+/// [`Error::LinkType`] and [`Error::InterfaceTaken`].
+pub fn check_attachable(
+    instance: &Instance,
+    link: &Link,
+    namespace: NamespaceId,
+) -> Result<(), Error> {
+    let interface = link.name.clone();
+    if let Framing::Other(kind) = link.framing {
+        return Err(Error::LinkType { interface, kind });
+    }
+    match holder_of(instance, link.index, namespace) {
+        Some(instance) => Err(Error::InterfaceTaken {
+            interface,
+            instance,
+        }),
+        None => Ok(()),
+    }
+}
+
 /// The other instance that is attached to this interface.
 fn holder_of(own: &Instance, index: u32, namespace: NamespaceId) -> Option<String> {
     Instance::all()
@@ -433,11 +473,7 @@ fn holder_of(own: &Instance, index: u32, namespace: NamespaceId) -> Option<Strin
         .filter(|other| other.name() != own.name())
         .find(|other| {
             other.state().is_ok_and(|state| {
-                state.namespace == namespace
-                    && state
-                        .interfaces
-                        .iter()
-                        .any(|interface| interface.attached.is_some_and(|(of, _)| of == index))
+                state.namespace == namespace && state.attached().any(|of| of == index)
             })
         })
         .map(|other| other.name().to_owned())

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `/sys/fs/bpf/tproxy/NAME/` | pins of programs, maps and links, 0600 in 0700 | `run`, `attach` |
 //! | `/run/tproxy/NAME/state-N.json` | rules and interfaces of generation N as they were typed | every change |
+//! | `/run/tproxy/NAME/clsact-INDEX` | that a clsact qdisc may hold a filter of ours | `run`, `attach` |
 //! | `/run/tproxy/NAME/lock` | the lock of changes | every change |
 //! | `/run/tproxy/NAME/agent.lock` | who the agent is; locked while it lives | `run` |
 //!
@@ -11,6 +12,7 @@
 //! the map of generations, commits both.
 
 mod agent_lock;
+mod attachments;
 mod change;
 mod change_lock;
 mod namespace;
@@ -18,7 +20,7 @@ mod removal;
 mod state;
 
 pub use agent_lock::{AgentLock, AgentRecord};
-pub use change::{Change, RuleNotFound};
+pub use change::{Change, RuleNotFound, check_attachable};
 pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use removal::{clear, remove};
@@ -30,6 +32,8 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
+
+use attachments::Attachments;
 
 use crate::{
     delivery,
@@ -253,6 +257,42 @@ impl Instance {
         }
     }
 
+    /// Whether everything that the state in force rests on is in the kernel, as a program of this
+    /// build would have put it there. Changes nothing.
+    #[must_use]
+    pub fn is_intact(&self, state: &State) -> bool {
+        let (Ok(in_force), Some(pins)) = (self.state(), self.pins()) else {
+            return false;
+        };
+        let links = Attachments::new(self, &pins).links().unwrap_or_default();
+        in_force == *state
+            && state.loaded.is_whole_and_current(&pins)
+            && state.attached().all(|index| links.contains(&index))
+    }
+
+    /// Keeps a state of which nothing is in the kernel any more, for an agent that starts later.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn remember(&self, state: &State) -> Result<(), Error> {
+        private_directory(&self.run)?;
+        state.write(&self.run)
+    }
+
+    /// Whether a killed command left a program on an interface. Changes nothing, and may be wrong
+    /// while another command attaches or detaches.
+    #[must_use]
+    pub fn has_strays(&self) -> bool {
+        let (Ok(state), Some(pins)) = (self.state(), self.pins()) else {
+            return false;
+        };
+        let attachments = Attachments::new(self, &pins);
+        let links = attachments.links().unwrap_or_default();
+        let mut carrying = links.into_iter().chain(attachments.filters());
+        carrying.any(|index| state.attached().all(|attached| attached != index))
+    }
+
     /// The state in force or, of a damaged instance, the newest that was written.
     #[must_use]
     pub fn remembered_state(&self) -> Option<State> {
@@ -261,7 +301,7 @@ impl Instance {
 }
 
 /// Makes a directory that only its owner may enter; one that is there already is made so.
-fn private_directory(path: &Path) -> Result<(), Error> {
+pub(crate) fn private_directory(path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt as _;
     DirBuilder::new()
         .recursive(true)

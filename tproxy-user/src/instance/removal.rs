@@ -2,10 +2,12 @@
 
 use std::{fs, io, path::Path};
 
-use super::{ChangeLock, Error, Instance, State, change::release_qdisc};
+use tproxy_common::agent::AgentState;
+
+use super::{ChangeLock, Error, Instance, State, attachments::Attachments};
 use crate::{
     delivery::{Netlink, remove_leftovers},
-    kernel::{Attachment, detach_interface},
+    kernel::Maps,
 };
 
 /// Removes an instance altogether. The caller is in its network namespace, or `netlink` is `None`
@@ -46,18 +48,20 @@ pub async fn clear(
     let pins = instance.pins().filter(|pins| pins.exists());
     let unfinished = instance.unfinished_pins().filter(|pins| pins.exists());
     let found = pins.is_some() || unfinished.is_some() || state.is_some();
-    if let (Some(state), Some(netlink)) = (&state, netlink) {
-        for interface in &state.interfaces {
-            // Pinned links go with their pins, below.
-            if let Some((index, attachment @ Attachment::Clsact { .. })) = interface.attached {
-                let pins = pins.as_deref().unwrap_or(directory);
-                let detached = detach_interface(pins, &interface.name, index, attachment);
-                outcome = outcome.and(detached.map_err(Error::from));
-                outcome = outcome.and(release_qdisc(netlink, interface).await);
-            }
+    if let Some(netlink) = netlink {
+        // Links go with their pins, below.
+        let attachments = Attachments::new(instance, pins.as_deref().unwrap_or(directory));
+        for index in attachments.filters() {
+            outcome = outcome.and(attachments.detach_filter(netlink, index).await);
         }
-        let delivered = remove_leftovers(netlink, state.assignment()).await;
-        outcome = outcome.and(delivered.map_err(Error::from));
+        if let Some(state) = &state {
+            let delivered = remove_leftovers(netlink, state.assignment()).await;
+            outcome = outcome.and(delivered.map_err(Error::from));
+        }
+    }
+    if let Some(pins) = &pins {
+        // Should a program outlive its pins for whatever reason, it leaves new flows alone.
+        let _ = Maps::new(pins).set_agent(AgentState::default());
     }
     for pins in pins.iter().chain(&unfinished) {
         outcome = outcome.and(remove_tree(pins));

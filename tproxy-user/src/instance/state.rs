@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Error, NamespaceId};
-use crate::{delivery::Assignment, kernel::Attachment, rule::RuleSpec};
+use crate::{delivery::Assignment, kernel::Loaded, rule::RuleSpec};
 
 /// What an instance is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,8 @@ pub struct State {
     pub table: u32,
     /// Whether the last agent was told to leave everything in place.
     pub pinned: bool,
+    /// Programs and maps that it rests on.
+    pub loaded: Loaded,
     /// Whether interfaces are attached by tcx links rather than in a clsact qdisc.
     pub tcx: bool,
     /// Attached interfaces, in the order they were named.
@@ -38,8 +40,8 @@ pub struct State {
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// Its index and how it is attached; `None` while it does not exist.
-    pub attached: Option<(u32, Attachment)>,
+    /// Its index once it is attached; `None` while it does not exist.
+    pub attached: Option<u32>,
 }
 
 impl Interface {
@@ -79,6 +81,13 @@ impl State {
             mark: self.mark,
             table: self.table,
         }
+    }
+
+    /// Indexes of the interfaces that are attached.
+    pub fn attached(&self) -> impl Iterator<Item = u32> {
+        self.interfaces
+            .iter()
+            .filter_map(|interface| interface.attached)
     }
 
     /// Names of the interfaces.

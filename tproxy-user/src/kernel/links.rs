@@ -10,13 +10,11 @@ use aya::{
     programs::{
         LinkOrder, ProgramError, SchedClassifier, SkLookup, TcAttachType,
         links::FdLink,
-        tc::{
-            NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
-        },
+        tc::{NlOptions, TcAttachOptions, TcError, qdisc_add_clsact, qdisc_detach_program},
     },
     util::KernelVersion,
 };
-use serde::{Deserialize, Serialize};
+use nix::{errno::Errno, net::if_::if_indextoname};
 
 use super::Error;
 use crate::delivery::{Framing, Link};
@@ -25,45 +23,21 @@ pub(super) const ETHER_PROGRAM: &str = "tproxy_ether";
 pub(super) const IP_PROGRAM: &str = "tproxy_ip";
 pub(super) const LOOKUP_PROGRAM: &str = "tproxy_lookup";
 const LINK_PREFIX: &str = "link-";
-const LOOKUP_LINK: &str = "link-lookup";
-
-/// How a program holds on to an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Attachment {
-    /// By a pinned tcx link.
-    Tcx,
-    /// By a filter in the clsact qdisc.
-    Clsact {
-        /// Preference of the filter.
-        priority: u16,
-        /// Its handle.
-        handle: u32,
-        /// Whether the qdisc was not there before.
-        made_qdisc: bool,
-    },
-}
+pub(super) const LOOKUP_LINK: &str = "link-lookup";
 
 /// Attaches the pinned program for this framing to an interface of the caller's network namespace,
-/// by a tcx link or in a clsact qdisc.
+/// by a tcx link that is pinned.
 ///
 /// # Errors
 ///
 /// When the kernel refuses; nothing stays attached then.
-pub fn attach_interface(directory: &Path, link: &Link, tcx: bool) -> Result<Attachment, Error> {
+pub fn attach_link(directory: &Path, link: &Link) -> Result<(), Error> {
     let Link { name, index, .. } = link;
     let failed = |cause| Error::Attach {
         object: name.clone(),
         cause,
     };
-    let program = match link.framing {
-        Framing::Ip => IP_PROGRAM,
-        Framing::Ethernet | Framing::Other(_) => ETHER_PROGRAM,
-    };
-    let mut program = SchedClassifier::from_pin(directory.join(program)).map_err(failed)?;
-    if !tcx {
-        return attach_clsact(&mut program, name);
-    }
+    let mut program = program_for(directory, link)?;
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
     let id = program
         .attach_with_options(name, TcAttachType::Ingress, options)
@@ -76,83 +50,105 @@ pub fn attach_interface(directory: &Path, link: &Link, tcx: bool) -> Result<Atta
     let path = directory.join(link_pin(*index));
     link.pin(&path)
         .map_err(|cause| Error::Pin { path, cause })?;
-    Ok(Attachment::Tcx)
+    Ok(())
 }
 
-fn attach_clsact(program: &mut SchedClassifier, name: &str) -> Result<Attachment, Error> {
+/// Attaches the pinned program for this framing to an interface of the caller's network namespace,
+/// as a filter in its clsact qdisc, which is added when it is not there.
+///
+/// # Errors
+///
+/// When the kernel refuses. The qdisc may have been added.
+pub fn attach_filter(directory: &Path, link: &Link) -> Result<(), Error> {
+    let name = &link.name;
     let failed = |cause| Error::Attach {
-        object: name.to_owned(),
+        object: name.clone(),
         cause,
     };
-    let made_qdisc = match qdisc_add_clsact(name) {
-        Ok(()) => true,
-        Err(TcError::AlreadyAttached) => false,
+    match qdisc_add_clsact(name) {
+        Ok(()) | Err(TcError::AlreadyAttached) => {}
         // The kernel's word for it arrives as a netlink error.
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => false,
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         Err(cause) => {
             return Err(Error::Qdisc {
-                interface: name.to_owned(),
+                interface: name.clone(),
                 cause,
             });
         }
-    };
+    }
+    let mut program = program_for(directory, link)?;
     let options = TcAttachOptions::Netlink(NlOptions::default());
     let id = program
         .attach_with_options(name, TcAttachType::Ingress, options)
         .map_err(failed)?;
-    let link = program.take_link(id).map_err(failed)?;
-    let attachment = Attachment::Clsact {
-        priority: link.priority().map_err(failed)?,
-        handle: link.handle().map_err(failed)?.into(),
-        made_qdisc,
-    };
     // The filter is to stay, and dropping the link would take it off.
-    std::mem::forget(link);
-    Ok(attachment)
+    std::mem::forget(program.take_link(id).map_err(failed)?);
+    Ok(())
 }
 
-/// Takes the program off an interface. One that is gone already is no error.
+fn program_for(directory: &Path, link: &Link) -> Result<SchedClassifier, Error> {
+    let program = match link.framing {
+        Framing::Ip => IP_PROGRAM,
+        Framing::Ethernet | Framing::Other(_) => ETHER_PROGRAM,
+    };
+    SchedClassifier::from_pin(directory.join(program)).map_err(|cause| Error::Attach {
+        object: link.name.clone(),
+        cause,
+    })
+}
+
+/// Takes the tcx link off an interface. One that is gone already is no error.
+///
+/// # Errors
+///
+/// When the pin cannot be removed.
+pub fn detach_link(directory: &Path, index: u32) -> Result<(), Error> {
+    let path = directory.join(link_pin(index));
+    match fs::remove_file(&path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::Path { path, cause })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Takes every filter with one of the programs off an interface of the caller's network namespace.
+/// It is no error when there is none, or no such interface.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn detach_interface(
-    directory: &Path,
-    name: &str,
-    index: u32,
-    attachment: Attachment,
-) -> Result<(), Error> {
-    match attachment {
-        Attachment::Tcx => {
-            let path = directory.join(link_pin(index));
-            match fs::remove_file(&path) {
-                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-                    Err(Error::Path { path, cause })
-                }
-                _ => Ok(()),
+pub fn detach_filters(index: u32) -> Result<(), Error> {
+    // An interface that is gone took its filters along.
+    let Ok(Ok(name)) = if_indextoname(index).map(std::ffi::CString::into_string) else {
+        return Ok(());
+    };
+    for program in [ETHER_PROGRAM, IP_PROGRAM] {
+        match qdisc_detach_program(&name, TcAttachType::Ingress, program) {
+            Ok(()) => {}
+            Err(error) if is_absent(&error) => {}
+            Err(cause) => {
+                return Err(Error::Filter {
+                    interface: name,
+                    cause,
+                });
             }
-        }
-        Attachment::Clsact {
-            priority, handle, ..
-        } => {
-            let handle = TcHandle::from(handle);
-            let link =
-                SchedClassifierLink::attached(name, TcAttachType::Ingress, priority, handle, None);
-            match link {
-                // Dropping it detaches; an interface that is gone took its filters along.
-                Ok(link) => drop(link),
-                Err(_) if !Path::new("/sys/class/net").join(name).exists() => {}
-                Err(cause) => {
-                    let cause = ProgramError::IOError(cause);
-                    return Err(Error::Attach {
-                        object: name.to_owned(),
-                        cause,
-                    });
-                }
-            }
-            Ok(())
         }
     }
+    Ok(())
+}
+
+/// No such filter, qdisc or interface.
+fn is_absent(error: &TcError) -> bool {
+    let code = match error {
+        TcError::IoError(error) if error.kind() == std::io::ErrorKind::NotFound => return true,
+        TcError::IoError(error) => error.raw_os_error(),
+        TcError::NetlinkError(error) => error.raw_os_error(),
+        _ => None,
+    };
+    [Errno::ENOENT, Errno::ENODEV, Errno::EINVAL]
+        .into_iter()
+        .any(|errno| code == Some(errno as i32))
 }
 
 /// Attaches the sk_lookup program to the caller's network namespace.
@@ -165,17 +161,13 @@ pub fn attach_lookup(directory: &Path) -> Result<(), Error> {
     let namespace = fs::File::open("/proc/thread-self/ns/net")
         .map_err(|error| failed(ProgramError::IOError(error)))?;
     let pin = directory.join(LOOKUP_PROGRAM);
-    let mut program = lookup_from_pin(&pin).map_err(failed)?;
+    let mut program = SkLookup::from_pin(&pin).map_err(failed)?;
     let id = program.attach(&namespace).map_err(failed)?;
     let link: FdLink = program.take_link(id).map_err(failed)?.into();
     let path = directory.join(LOOKUP_LINK);
     link.pin(&path)
         .map_err(|cause| Error::Pin { path, cause })?;
     Ok(())
-}
-
-fn lookup_from_pin(path: &Path) -> Result<SkLookup, ProgramError> {
-    SkLookup::from_pin(path)
 }
 
 /// Whether this kernel has tcx, which came with Linux 6.6.

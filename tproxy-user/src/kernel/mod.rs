@@ -9,13 +9,14 @@ mod maps;
 mod object;
 
 pub use counters::{Counters, RelayCounters, RuleTotals};
-pub use generation::Generation;
+pub use generation::{Generation, NoRoom};
 pub use handover::Handover;
 pub use links::{
-    Attachment, attach_interface, attach_lookup, detach_interface, kernel_has_tcx, pinned_links,
+    attach_filter, attach_link, attach_lookup, detach_filters, detach_link, kernel_has_tcx,
+    pinned_links,
 };
 pub use maps::Maps;
-pub use object::{Settings, load};
+pub use object::{Loaded, Settings, load};
 
 use std::{io, path::PathBuf};
 
@@ -66,6 +67,14 @@ pub enum Error {
     /// The clsact qdisc cannot be added.
     #[error("cannot add a clsact qdisc to {interface}: {}", reasons(.cause))]
     Qdisc {
+        /// The interface.
+        interface: String,
+        /// The refusal.
+        cause: TcError,
+    },
+    /// A filter cannot be removed.
+    #[error("cannot take the filter off {interface}: {}", reasons(.cause))]
+    Filter {
         /// The interface.
         interface: String,
         /// The refusal.

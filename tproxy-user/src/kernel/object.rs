@@ -1,13 +1,21 @@
 //! The embedded object: loads it and pins what came of it.
 
-use std::{path::Path, thread};
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    path::Path,
+    thread,
+};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     programs::{Program, ProgramError},
 };
 
-use super::Error;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, RelayCounters, links::LOOKUP_LINK};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tproxy-ebpf.o"));
 
@@ -20,13 +28,49 @@ pub struct Settings {
     pub upstream_mark: u32,
 }
 
+/// What was loaded, for whoever finds it pinned later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loaded {
+    /// Tells the object of one build from that of another.
+    object: u64,
+    /// Names of the pins that belong together.
+    pins: Vec<String>,
+}
+
+impl Loaded {
+    fn new(directory: &Path) -> io::Result<Self> {
+        let mut pins = vec![LOOKUP_LINK.to_owned()];
+        for entry in fs::read_dir(directory)? {
+            pins.extend(entry?.file_name().into_string());
+        }
+        pins.sort_unstable();
+        Ok(Self {
+            object: fingerprint(),
+            pins,
+        })
+    }
+
+    /// Whether `directory` has all of it, loaded by a program of this very build and in force.
+    #[must_use]
+    pub fn is_whole_and_current(&self, directory: &Path) -> bool {
+        let pinned = |name: &String| directory.join(name).exists();
+        self.object == fingerprint() && self.pins.iter().all(pinned)
+    }
+}
+
+fn fingerprint() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    OBJECT.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Loads programs and maps and pins them in `directory`, which exists and is empty. Nothing is
 /// attached.
 ///
 /// # Errors
 ///
 /// When the kernel refuses a part; what was pinned before stays for the caller to remove.
-pub fn load(settings: Settings, directory: &Path) -> Result<(), Error> {
+pub fn load(settings: Settings, directory: &Path) -> Result<Loaded, Error> {
     let mut object = EbpfLoader::new()
         .override_global("MARK", &settings.mark, true)
         .override_global("UPSTREAM_MARK", &settings.upstream_mark, true)
@@ -39,7 +83,11 @@ pub fn load(settings: Settings, directory: &Path) -> Result<(), Error> {
             pin(&directory.join(name), |path| map.pin(path))?;
         }
     }
-    Ok(())
+    RelayCounters::create(directory)?;
+    Loaded::new(directory).map_err(|cause| Error::Path {
+        path: directory.into(),
+        cause,
+    })
 }
 
 /// The verifier takes most of the time of a start, so each program has a thread of its own.

@@ -13,7 +13,7 @@ mod validate;
 pub use address::AddressMatch;
 pub use error::{SpecError, SpecErrors};
 pub use lifetime::Deadline;
-pub use name::{valid_interface_name, valid_name};
+pub use name::valid_name;
 pub use owner::{Cgroup, UidRange};
 pub use port::PortRange;
 pub use reason::{Condition, NamedFlow, Owner};

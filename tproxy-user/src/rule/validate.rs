@@ -13,9 +13,9 @@ use tproxy_common::{
 };
 
 use super::{
-    AddressMatch, Rule, RuleSpec, SpecError, SpecErrors, lifetime, scope_name,
-    valid_interface_name, valid_name,
+    AddressMatch, Rule, RuleSpec, SpecError, SpecErrors, lifetime, scope_name, valid_name,
 };
+use crate::delivery::valid_interface_name;
 
 /// Longest comment, in bytes: it is stored with every generation, and shown on a line.
 const LONGEST_COMMENT: usize = 256;

@@ -17,7 +17,7 @@ use nix::{
 use tproxy_common::outcome::Outcome;
 use tproxy_user::{
     delivery::{Framing, Link},
-    kernel::attach_interface,
+    kernel::attach_link,
 };
 
 use crate::{
@@ -41,7 +41,7 @@ fn attach(sandbox: &Sandbox, name: &str, framing: Framing) {
         framing,
         up: true,
     };
-    attach_interface(sandbox.directory, &link, true).expect("the program is attached");
+    attach_link(sandbox.directory, &link).expect("the program is attached");
 }
 
 /// Waits until an outcome has occurred so many times.

@@ -333,7 +333,11 @@ fn any_match() -> impl Strategy<Value = AddressMatch> {
         prop::collection::vec(any_prefix(), 0..4),
         prop::collection::vec(any_prefix(), 0..2),
     )
-        .prop_map(|(include, exclude)| AddressMatch { include, exclude })
+        .prop_map(|(include, exclude)| AddressMatch {
+            include,
+            exclude,
+            ..AddressMatch::default()
+        })
 }
 
 fn any_port() -> impl Strategy<Value = u16> {

@@ -28,6 +28,7 @@ use tproxy_user::{
     kernel::{Generation, Maps, RelayCounters, Settings, load},
     relay,
     rule::{Rule, RuleSpec},
+    set::Sets,
 };
 
 use crate::answer::assert_answers;
@@ -230,7 +231,8 @@ pub(crate) fn compiled(rules: &[Rule]) -> Vec<tproxy_common::tables::Block> {
             cgroups: Vec::new(),
         })
         .collect();
-    compile(&sources, 1).expect("the rules compile")
+    let compiled = compile(&sources, &Sets::new(), 1).expect("the rules compile");
+    compiled.blocks
 }
 
 /// The index of an interface of this thread's network namespace.

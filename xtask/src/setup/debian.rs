@@ -65,6 +65,7 @@ pub(crate) const PROGRAMS: &[Package] = &[
     package("iputils-ping", "ping"),
     package("kmod", "modprobe"),
     package("openssl", "openssl"),
+    package("strace", "strace"),
     package("python3-minimal", "python3"),
 ];
 

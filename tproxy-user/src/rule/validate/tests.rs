@@ -114,11 +114,11 @@ fn each_bad_word_is_named_with_its_flag() {
         ),
         (
             |spec| spec.src = vec!["10.0.0/8".into()],
-            "--src: \"10.0.0/8\" is not a CIDR or an IP address",
+            "--src: \"10.0.0/8\" is not a CIDR, an IP address, set:NAME or @FILE",
         ),
         (
             |spec| spec.dst = vec!["10.0.0.1".into(), "x".into()],
-            "--dst: \"x\" is not a CIDR or an IP address",
+            "--dst: \"x\" is not a CIDR, an IP address, set:NAME or @FILE",
         ),
         (
             |spec| spec.sport = vec!["0".into()],

@@ -1,0 +1,294 @@
+//! What an agent leaves that was killed, or told to leave it: what it does meanwhile, who takes it over, who removes it.
+
+use std::{fs, io, path::Path};
+
+use tproxy_tests::{
+    Agent, Family, Lab, Snapshot,
+    address::FAMILIES,
+    agent::{ATTACH_MODES as MODES, unique_instance},
+    bpf::{self, Hook},
+    peer::Witness,
+    snapshot::files_below,
+};
+
+/// After `kill -9`, `unload` takes away everything that the agent left.
+#[test]
+fn unload_cleans_up_after_a_killed_agent() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let _witness = Witness::start(&lab.server, 80);
+        let instance = unique_instance();
+        let before = Snapshot::of(&lab.gateway, &instance);
+        let mut agent = Agent::start_under(
+            &lab.gateway,
+            &instance,
+            "",
+            &format!("--iface cl0,sv0 --dport 80 {mode}"),
+        );
+        lab.ask(Family::V4.near(), 80).assert_relayed(&agent);
+        agent.kill();
+        agent.run("unload");
+        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_unproxied();
+        }
+    }
+}
+
+/// Whatever of the pins has vanished, `unload` still takes away the rest.
+#[test]
+fn unload_cleans_up_whichever_pin_is_missing() {
+    let lab = Lab::new();
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let mut index = 0;
+    loop {
+        let mut agent = Agent::start_under(
+            &lab.gateway,
+            &instance,
+            "",
+            "--iface cl0,sv0 --dport 80 --pin",
+        );
+        agent.kill();
+        let pins = files_below(&Path::new("/sys/fs/bpf/tproxy").join(&instance));
+        assert!(!pins.is_empty(), "a pinned instance has pins");
+        let Some(pin) = pins.get(index) else { break };
+        fs::remove_file(pin).expect("remove a pin");
+        let attempt = agent.attempt("unload");
+        assert_eq!(
+            attempt.code,
+            Some(0),
+            "without {}: {attempt:?}",
+            pin.display()
+        );
+        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+        index += 1;
+    }
+}
+
+/// A new agent takes over or clears away what a killed one of the same instance left, and leaves nothing itself.
+#[test]
+fn a_new_agent_follows_a_killed_one() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let _witness = Witness::start(&lab.server, 80);
+        let instance = unique_instance();
+        let before = Snapshot::of(&lab.gateway, &instance);
+        for _ in 0..3 {
+            let mut agent = Agent::start_under(
+                &lab.gateway,
+                &instance,
+                "",
+                &format!("--iface cl0 --dport 80 --name web {mode}"),
+            );
+            for family in FAMILIES {
+                lab.ask(family.near(), 80).assert_relayed(&agent);
+            }
+            agent.kill();
+            // Not unloaded: the next one finds what this one left.
+            std::mem::forget(agent);
+        }
+        let mut agent = Agent::start_under(
+            &lab.gateway,
+            &instance,
+            "",
+            &format!("--iface cl0 --dport 80 --name web {mode}"),
+        );
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_relayed(&agent);
+        }
+        assert_eq!(agent.rule_names(), ["web"]);
+        agent.stop();
+        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+    }
+}
+
+/// With the agent killed, what its rules take reaches nobody, as their `on_missing` says by default. What no rule takes
+/// passes as before.
+#[test]
+fn nothing_leaks_when_the_agent_is_killed() {
+    nothing_leaks("", |agent| agent.kill());
+}
+
+/// The same for an agent that leaves its programs in force.
+#[test]
+fn nothing_leaks_when_a_pinned_agent_is_killed() {
+    nothing_leaks("--pin", |agent| agent.kill());
+}
+
+/// The same for an agent that was stopped in order and left its programs in force.
+#[test]
+fn nothing_leaks_when_a_pinned_agent_is_stopped() {
+    nothing_leaks("--pin", |agent| {
+        agent.stop();
+    });
+}
+
+fn nothing_leaks(flags: &str, end: impl FnOnce(&mut Agent)) {
+    let lab = Lab::new();
+    let guarded = Witness::start(&lab.server, 80);
+    let _other = Witness::start(&lab.server, 81);
+    let mut agent = lab.agent(&format!("--iface cl0 --dport 80 {flags}"));
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    assert_eq!(guarded.clients().len(), 2);
+    end(&mut agent);
+    for family in FAMILIES {
+        let attempt = lab.connect_at_once((family.near(), 80).into());
+        attempt.expect_err("nobody is there to take the flow");
+        lab.ask(family.near(), 81).assert_unproxied();
+    }
+    assert_eq!(guarded.clients(), [], "the server saw nothing");
+    agent.run("unload");
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_unproxied();
+    }
+}
+
+/// A client whose flow nobody is there to take is refused with a reset, at once, in both families.
+#[test]
+fn clients_of_a_missing_agent_are_refused_at_once() {
+    let lab = Lab::new();
+    let mut agent = lab.agent("--iface cl0 --dport 80 --pin");
+    agent.kill();
+    let refused = FAMILIES.map(|family| {
+        let attempt = lab.connect_at_once((family.near(), 80).into());
+        attempt.map(drop).map_err(|error| error.kind())
+    });
+    assert_eq!(
+        refused,
+        [Err(io::ErrorKind::ConnectionRefused); 2],
+        "IPv4 and IPv6"
+    );
+}
+
+/// A pinned instance can be looked at and changed without its agent, and a new agent takes it over with its rules.
+#[test]
+fn a_pinned_instance_is_taken_over_with_its_rules() {
+    let lab = Lab::new();
+    let _witnesses = [80, 81].map(|port| Witness::start(&lab.server, port));
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let mut first = Agent::start_under(
+        &lab.gateway,
+        &instance,
+        "",
+        "--iface cl0 --dport 80 --name web --pin",
+    );
+    first.stop();
+    assert_eq!(first.rule_names(), ["web"]);
+    let status = first.status();
+    assert!(status["agent"].is_null(), "{status}");
+    assert_eq!(status["interfaces"], serde_json::json!(["cl0"]));
+    first.run("rule add --name more --dport 81");
+    std::mem::forget(first);
+    let mut second = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0");
+    assert_eq!(second.rule_names(), ["web", "more"]);
+    for family in FAMILIES {
+        for port in [80, 81] {
+            lab.ask(family.near(), port).assert_relayed(&second);
+        }
+    }
+    assert_eq!(second.stop().len(), 4);
+    Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+}
+
+/// With `on_missing` pass, flows go their own way while nobody is there to take them.
+#[test]
+fn flows_may_pass_while_the_agent_is_missing() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let _witness = Witness::start(&lab.server, 80);
+        let mut agent = lab.agent(&format!("--iface cl0 --dport 80 --on-missing pass {mode}"));
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_relayed(&agent);
+        }
+        agent.kill();
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_unproxied();
+        }
+        assert_eq!(agent.counter("passed_missing"), 2);
+    }
+}
+
+/// A start that cannot succeed leaves a pinned instance as it was: its rules, and what they do.
+#[test]
+fn a_failing_start_leaves_a_pinned_instance_as_it_was() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let _witness = Witness::start(&lab.server, 80);
+        let holder = lab.agent("--iface sv0 --dport 80");
+        let mut first = lab.agent(&format!("--iface cl0 --dport 80 --name web --pin {mode}"));
+        first.stop();
+        let before = Snapshot::of(&lab.gateway, first.instance());
+        for (arguments, culprit) in [
+            ("--iface nosuch0", "nosuch0"),
+            ("--iface cl0,sv0", "sv0"),
+            ("--iface lo,nosuch0 --dport 81", "nosuch0"),
+            ("--mark 0", "mark"),
+            ("--table 254", "254"),
+        ] {
+            let attempt = first.attempt(&format!("run {arguments} {mode}"));
+            assert!(
+                attempt.refusal(1, &[culprit]).is_ok() || attempt.refusal(2, &[culprit]).is_ok(),
+                "{attempt:#?}"
+            );
+            Snapshot::of(&lab.gateway, first.instance()).assert_same_as(&before);
+            assert_eq!(first.rule_names(), ["web"]);
+        }
+        drop(holder);
+        let again = Agent::start_under(&lab.gateway, first.instance(), "", mode);
+        lab.ask(Family::V4.near(), 80).assert_relayed(&again);
+    }
+}
+
+/// An agent that takes over an instance of its own build leaves programs and links as they are, so that there is no
+/// moment without them.
+#[test]
+fn what_fits_is_taken_over_as_it_is() {
+    let lab = Lab::new();
+    let _witnesses = [80, 81].map(|port| Witness::start(&lab.server, port));
+    let programs = || {
+        ["cl0", "sv0"]
+            .map(|interface| bpf::attached(&lab.gateway, Hook::TcxIngress(interface)).unwrap())
+    };
+    let mut first = lab.agent("--iface cl0,sv0 --dport 80 --name web");
+    first.kill();
+    let [at_client, at_server] = programs();
+    assert_eq!((at_client.len(), at_server.len()), (1, 1));
+
+    // With other rules, and one interface less.
+    let mut second = Agent::start_under(
+        &lab.gateway,
+        first.instance(),
+        "",
+        "--iface cl0 --dport 81 --name other --pin",
+    );
+    assert_eq!(programs(), [at_client.clone(), vec![]]);
+    assert_eq!(second.rule_names(), ["other"]);
+    for family in FAMILIES {
+        lab.ask(family.near(), 81).assert_relayed(&second);
+        lab.ask(family.near(), 80).assert_direct(&second);
+    }
+    second.stop();
+
+    // As it is.
+    let third = Agent::start_under(&lab.gateway, first.instance(), "", "--pin");
+    assert_eq!(programs(), [at_client.clone(), vec![]]);
+    assert_eq!(third.rule_names(), ["other"]);
+    for family in FAMILIES {
+        lab.ask(family.near(), 81).assert_relayed(&third);
+    }
+    drop(third);
+
+    // What does not fit is made anew.
+    let other_mark = Agent::start_under(
+        &lab.gateway,
+        first.instance(),
+        "",
+        "--iface cl0 --dport 80 --mark 0x00100000",
+    );
+    assert_ne!(programs(), [at_client, vec![]]);
+    lab.ask(Family::V4.near(), 80).assert_relayed(&other_mark);
+}
