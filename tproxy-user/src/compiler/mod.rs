@@ -3,11 +3,13 @@
 mod arena;
 mod edit;
 mod patch;
+mod shadow;
 mod side;
 mod sweep;
 mod tree;
 
 pub use edit::{Edited, SetEdit, edit};
+pub use shadow::{Shadowed, shadowed};
 
 use tproxy_common::{
     address::Family,
