@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod cli;
 pub mod compiler;
+pub mod config;
 pub mod delivery;
 pub mod instance;
 pub mod kernel;

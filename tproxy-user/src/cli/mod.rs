@@ -234,8 +234,8 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 fn accept(rule: &mut RuleSpec) -> Result<(), instance::Error> {
     rule.resolve_users();
     rule.check()?;
-    for said in rule.mask_host_bits() {
-        log::warn!("{said}");
+    for masked in rule.mask_host_bits() {
+        log::warn!("{}", masked.text);
     }
     Ok(())
 }

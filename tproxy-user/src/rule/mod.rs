@@ -17,7 +17,7 @@ pub use name::valid_name;
 pub use owner::{Cgroup, UidRange};
 pub use port::PortRange;
 pub use reason::{Condition, NamedFlow, Owner};
-pub use spec::RuleSpec;
+pub use spec::{Masked, RuleSpec};
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -92,6 +92,17 @@ pub struct RuleSpec {
     pub comment: Option<String>,
 }
 
+/// A CIDR whose host bits were taken out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Masked {
+    /// The key.
+    pub key: &'static str,
+    /// Which of its words, from 0.
+    pub word: usize,
+    /// What became of it.
+    pub text: String,
+}
+
 impl RuleSpec {
     /// Whether nothing at all was typed.
     #[must_use]
@@ -106,12 +117,18 @@ impl RuleSpec {
     }
 
     /// Takes the host bits out of CIDRs, and says of each what became of it.
-    pub fn mask_host_bits(&mut self) -> Vec<String> {
+    pub fn mask_host_bits(&mut self) -> Vec<Masked> {
         let mut said = Vec::new();
-        for word in self.src.iter_mut().chain(&mut self.dst) {
-            if let Some(masked) = masked(word) {
-                said.push(format!("\"{word}\" has host bits set: taken as {masked}"));
-                *word = masked;
+        for (key, words) in [("src", &mut self.src), ("dst", &mut self.dst)] {
+            for (place, word) in words.iter_mut().enumerate() {
+                if let Some(masked) = masked(word) {
+                    said.push(Masked {
+                        key,
+                        word: place,
+                        text: format!("\"{word}\" has host bits set: taken as {masked}"),
+                    });
+                    *word = masked;
+                }
             }
         }
         said
@@ -142,8 +159,15 @@ mod tests {
         let said = spec.mask_host_bits();
         assert_eq!(spec.dst, ["10.0.0.0/8", "10.1.2.3", "x"]);
         assert_eq!(spec.src, ["!2001:db8::/32", "10.0.0.0/8"]);
-        assert_eq!(said.len(), 2);
-        assert!(said[1].contains("10.1.2.3/8") && said[1].contains("10.0.0.0/8"));
+        let places: Vec<_> = said
+            .iter()
+            .map(|masked| (masked.key, masked.word))
+            .collect();
+        assert_eq!(places, [("src", 0), ("dst", 0)]);
+        assert_eq!(
+            said[1].text,
+            "\"10.1.2.3/8\" has host bits set: taken as 10.0.0.0/8"
+        );
     }
 
     #[test]
