@@ -11,7 +11,7 @@ use crate::{
         Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
     instance::{
-        AgentLock, AgentRecord, Change, ChangeLock, Instance, Interface, NamespaceId, State,
+        AgentLock, AgentRecord, Built, Change, ChangeLock, Instance, Interface, NamespaceId, State,
         check_attachable, private_directory, remove, upstream_mark,
     },
     kernel::{self, Loaded, Maps, bpffs},
@@ -237,6 +237,9 @@ async fn first_state(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<(State, 
         interfaces: Vec::new(),
         rules: kept.map(|state| state.rules.clone()).unwrap_or_default(),
         next_rule: kept.map_or(0, |state| state.next_rule),
+        sets: kept.map(|state| state.sets.clone()).unwrap_or_default(),
+        next_set: kept.map_or(0, |state| state.next_set),
+        built: Built::default(),
     };
     let Some(kept) = kept.filter(|_| plan.options.interfaces.is_empty()) else {
         return Ok((state, plan.options.interfaces.clone()));

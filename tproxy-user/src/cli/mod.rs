@@ -4,13 +4,16 @@ mod attach;
 mod explain;
 mod logging;
 mod output;
+mod progress;
 mod rule;
 mod run;
+mod set;
 mod status;
 mod unload;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{
     ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind,
 };
@@ -21,6 +24,7 @@ use crate::{
     delivery,
     instance::{self, AgentLock, Change, Instance, enter_namespace},
     rule::RuleSpec,
+    set::{LoadError, absolute_word},
 };
 
 /// Transparent redirector for TCP, steered by eBPF: no iptables, no nftables.
@@ -72,6 +76,8 @@ enum Command {
     Detach(attach::Arguments),
     /// List and change rules
     Rule(rule::Arguments),
+    /// List and change sets of CIDRs
+    Set(set::Arguments),
     /// Say which rule takes a flow, and why
     Explain(explain::Arguments),
     /// Show the instance: agent, interfaces, flows, counters
@@ -122,12 +128,13 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             )
         })?;
     }
-    let json = cli.global.json;
+    let (json, quiet) = (cli.global.json, cli.global.quiet);
     match cli.command {
         Command::Run(arguments) => run::execute(&instance, *arguments),
         Command::Attach(arguments) => attach::attach(&instance, &arguments),
         Command::Detach(arguments) => attach::detach(&instance, &arguments),
         Command::Rule(arguments) => rule::execute(&instance, arguments, json),
+        Command::Set(arguments) => set::execute(&instance, arguments, json, quiet),
         Command::Explain(arguments) => explain::execute(&instance, &arguments, json),
         Command::Status => status::execute(&instance, json),
         Command::Unload => unload::execute(&instance),
@@ -183,8 +190,13 @@ fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
         || matches!(
             error.downcast_ref(),
-            Some(instance::Error::Rule(_) | instance::Error::Name(_))
+            Some(
+                instance::Error::Rule(_)
+                    | instance::Error::Name(_)
+                    | instance::Error::Load(LoadError::Content(_))
+            )
         )
+        || matches!(error.downcast_ref(), Some(LoadError::Content(_)))
         || matches!(
             error.downcast_ref(),
             Some(delivery::Error::InvalidMark | delivery::Error::InvalidTable(0))
@@ -230,12 +242,22 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
         .block_on(future)
 }
 
-/// Takes a rule as it was typed, or refuses it.
-fn accept(rule: &mut RuleSpec) -> Result<(), instance::Error> {
+/// Takes a rule as it was typed, or refuses it. Files that it names are seen from the working
+/// directory, and users by their ids, now and ever after.
+fn accept(rule: &mut RuleSpec) -> anyhow::Result<()> {
     rule.resolve_users();
-    rule.check()?;
+    let valid = rule.check().map_err(instance::Error::from)?;
+    for word in rule.src.iter_mut().chain(&mut rule.dst) {
+        let absolute = absolute_word(word, std::path::Path::new(""));
+        if let Some(absolute) = absolute.context("cannot find the working directory")? {
+            *word = absolute;
+        }
+    }
     for masked in rule.mask_host_bits() {
         log::warn!("{}", masked.text);
+    }
+    if let Some(reason) = valid.without_effect() {
+        log::warn!("{reason}");
     }
     Ok(())
 }

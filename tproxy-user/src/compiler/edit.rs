@@ -51,7 +51,7 @@ pub fn edit<T: Tables + ?Sized>(
     generation: u64,
     room: usize,
 ) -> Option<Edited> {
-    let header = tables.header()?;
+    let (head, header) = (tables.head()?, tables.header()?);
     let mut roots = Dimension::ALL.map(|dimension| header.root(dimension));
     let mut patch = Patch::new(tables)?;
     let changed = changed_prefixes(edits);
@@ -73,8 +73,8 @@ pub fn edit<T: Tables + ?Sized>(
         }
     }
     patch.arena.append(&[header.successor(roots, generation)]);
-    Some(Edited {
-        behind: tables.head()?,
+    (patch.arena.len() <= room).then(|| Edited {
+        behind: head,
         blocks: patch.arena.into_blocks(),
     })
 }

@@ -21,7 +21,7 @@ use tproxy_common::{
 use crate::{
     rule::{PortRange, Rule},
     set::{
-        Damaged, SetName, Sets,
+        Damaged, Set, SetName, Sets,
         prefix::{Range, join},
     },
 };
@@ -94,7 +94,13 @@ pub fn compile(
     sets: &Sets,
     generation: u64,
 ) -> Result<Compiled, CompileError> {
-    check_limits(rules, sets)?;
+    let own: usize = rules.iter().map(|source| cidrs(source.rule)).sum();
+    let shared: usize = sets.values().map(Set::len).sum();
+    check_limits(rules.len(), sets.len(), own + shared)?;
+    let owners = rules.iter().map(|source| owners(source.rule)).sum();
+    if owners > OWNERS {
+        return Err(CompileError::TooManyOwners(owners));
+    }
     let mut arena = Arena::new();
     let mut roots = [Child::class(0); Dimension::ALL.len()];
     roots[Dimension::Origin as usize] = narrow_dimension(&mut arena, rules, origins)?;
@@ -122,21 +128,20 @@ pub fn compile(
     })
 }
 
-fn check_limits(rules: &[Source<'_>], sets: &Sets) -> Result<(), CompileError> {
-    if rules.len() > RULES {
-        return Err(CompileError::TooManyRules(rules.len()));
+/// Whether an instance of this size can be compiled.
+///
+/// # Errors
+///
+/// When a limit is exceeded.
+pub fn check_limits(rules: usize, sets: usize, cidrs: usize) -> Result<(), CompileError> {
+    if rules > RULES {
+        return Err(CompileError::TooManyRules(rules));
     }
-    if sets.len() > SETS {
-        return Err(CompileError::TooManySets(sets.len()));
+    if sets > SETS {
+        return Err(CompileError::TooManySets(sets));
     }
-    let own: usize = rules.iter().map(|source| cidrs(source.rule)).sum();
-    let shared: usize = sets.values().map(crate::set::Set::len).sum();
-    if own + shared > CIDRS {
-        return Err(CompileError::TooManyCidrs(own + shared));
-    }
-    let owners = rules.iter().map(|source| owners(source.rule)).sum();
-    if owners > OWNERS {
-        return Err(CompileError::TooManyOwners(owners));
+    if cidrs > CIDRS {
+        return Err(CompileError::TooManyCidrs(cidrs));
     }
     Ok(())
 }

@@ -6,13 +6,12 @@ use tproxy_common::limits::UNATTRIBUTED_SLOT;
 
 use super::{
     ChangeLock, Error, Instance, Interface, NamespaceId, State, StoredRule,
-    attachments::Attachments,
+    attachments::Attachments, set_changes::SetChanges,
 };
 use crate::{
-    compiler::{Source, compile},
     delivery::{Delivery, Framing, Link, Netlink, link_by_name},
-    kernel::{Counters, Generation, Maps, RelayCounters},
-    rule::{Cgroup, Rule, RuleSpec},
+    kernel::{Counters, Maps, RelayCounters},
+    rule::RuleSpec,
 };
 
 /// No rule of this name.
@@ -23,9 +22,12 @@ pub struct RuleNotFound(pub String);
 /// The right to change an instance, held until dropped. Edits show in [`Change::state`] and take
 /// effect with [`Change::commit`].
 pub struct Change {
-    instance: Instance,
-    maps: Maps,
-    state: State,
+    pub(super) instance: Instance,
+    pub(super) maps: Maps,
+    /// The state in force, if there is one.
+    pub(super) before: Option<State>,
+    pub(super) state: State,
+    pub(super) sets: SetChanges,
     _lock: ChangeLock,
 }
 
@@ -43,7 +45,9 @@ impl Change {
         let change = Self {
             instance: instance.clone(),
             maps,
+            before: Some(state.clone()),
             state,
+            sets: SetChanges::default(),
             _lock: lock,
         };
         change.remove_stray_links()?;
@@ -56,7 +60,9 @@ impl Change {
         Ok(Self {
             instance: instance.clone(),
             maps: instance.maps()?,
+            before: None,
             state,
+            sets: SetChanges::default(),
             _lock: ChangeLock::wait(instance)?,
         })
     }
@@ -71,42 +77,6 @@ impl Change {
     #[must_use]
     pub fn maps(&self) -> &Maps {
         &self.maps
-    }
-
-    /// Puts the edits in force with one write.
-    ///
-    /// # Errors
-    ///
-    /// When the rules do not fit or the kernel refuses; the old state stays in force.
-    pub fn commit(mut self) -> Result<State, Error> {
-        self.state.generation += 1;
-        self.put_in_force()?;
-        Ok(self.state)
-    }
-
-    fn put_in_force(&mut self) -> Result<(), Error> {
-        let state = &self.state;
-        let rules: Vec<Rule> = state
-            .rules
-            .iter()
-            .map(|stored| stored.spec.validate())
-            .collect::<Result<_, _>>()?;
-        let sources: Vec<Source<'_>> = rules
-            .iter()
-            .zip(&state.rules)
-            .map(|(rule, stored)| Source {
-                rule,
-                slot: stored.slot,
-                interfaces: indexes(&state.interfaces, &rule.interfaces),
-                cgroups: rule.cgroups.iter().filter_map(present).collect(),
-            })
-            .collect();
-        let tables = compile(&sources, &crate::set::Sets::new(), state.generation)?.blocks;
-        let directory = self.instance.run_directory();
-        state.write(directory)?;
-        Generation::install(&self.maps, &tables)?;
-        state.remove_others(directory);
-        Ok(())
     }
 
     /// Adds a rule at a place from 0, and says its name.
@@ -125,6 +95,7 @@ impl Change {
         if let Some(missing) = self.first_unattached(&rule.interfaces) {
             return Err(missing);
         }
+        self.load_sets_of(&rule)?;
         let slot = self.free_slot()?;
         Counters::new(&self.maps).reset(slot)?;
         self.state
@@ -228,7 +199,6 @@ impl Change {
             let interface = self.attach_link(netlink, link).await?;
             self.state.interfaces.push(interface);
         }
-        self.state.generation += 1;
         self.put_in_force()
     }
 
@@ -244,7 +214,6 @@ impl Change {
         self.state
             .interfaces
             .retain(|interface| !names.contains(&interface.name));
-        self.state.generation += 1;
         self.put_in_force()?;
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
@@ -425,22 +394,6 @@ impl Change {
             .find(free)
             .unwrap_or(UNATTRIBUTED_SLOT))
     }
-}
-
-fn indexes(interfaces: &[Interface], names: &[String]) -> Vec<u32> {
-    interfaces
-        .iter()
-        .filter(|interface| names.contains(&interface.name))
-        .filter_map(|interface| interface.attached)
-        .collect()
-}
-
-/// The id of a control group that is there. Its rule matches nothing until it is, as with an
-/// interface.
-fn present(group: &Cgroup) -> Option<u64> {
-    let id = group.id();
-    id.inspect_err(|error| log::warn!("control group {group}: {error}"))
-        .unwrap_or_default()
 }
 
 /// Checks that an instance can be attached to an interface of this network namespace.

@@ -5,6 +5,7 @@
 //! | `/sys/fs/bpf/tproxy/NAME/` | pins of programs, maps and links, 0600 in 0700 | `run`, `attach` |
 //! | `/run/tproxy/NAME/state-N.json` | rules and interfaces of generation N as they were typed | every change |
 //! | `/run/tproxy/NAME/clsact-INDEX` | that a clsact qdisc may hold a filter of ours | `run`, `attach` |
+//! | `/run/tproxy/NAME/set-ID` | the list of a set | every change that makes one or folds its edits |
 //! | `/run/tproxy/NAME/lock` | the lock of changes | every change |
 //! | `/run/tproxy/NAME/agent.lock` | who the agent is; locked while it lives | `run` |
 //!
@@ -15,16 +16,21 @@ mod agent_lock;
 mod attachments;
 mod change;
 mod change_lock;
+mod commit;
 mod namespace;
 mod removal;
+mod set_changes;
 mod state;
+mod stored_set;
 
 pub use agent_lock::{AgentLock, AgentRecord};
 pub use change::{Change, RuleNotFound, check_attachable};
 pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use removal::{clear, remove};
-pub use state::{Interface, State, StoredRule, upstream_mark};
+pub use set_changes::Added;
+pub use state::{Built, Interface, State, StoredRule, upstream_mark};
+pub use stored_set::StoredSet;
 
 use std::{
     fs::{self, DirBuilder},
@@ -35,10 +41,13 @@ use std::{
 
 use attachments::Attachments;
 
+use ipnet::IpNet;
+
 use crate::{
     delivery,
     kernel::{self, Generation, Maps, bpffs},
     rule::{SpecErrors, valid_name},
+    set::{LoadError, SetName, Sets},
 };
 
 const RUN: &str = "/run/tproxy";
@@ -123,6 +132,32 @@ pub enum Error {
     /// A rule name that is not there.
     #[error(transparent)]
     RuleNotFound(#[from] RuleNotFound),
+    /// A set that is not there.
+    #[error(
+        "there is no set {0}: `tproxy set list` shows them; `tproxy set add {0} CIDR` or `tproxy set load {0} FILE` makes it"
+    )]
+    NoSuchSet(SetName),
+    /// A set that cannot be removed.
+    #[error("set {set} is used by rule {rule}: delete that rule first")]
+    SetInUse {
+        /// The set.
+        set: SetName,
+        /// The first rule that names it.
+        rule: String,
+    },
+    /// A CIDR that is not there.
+    #[error("{net} is not in set {set}{}: nothing was changed", held(.holder.as_ref()))]
+    NotInSet {
+        /// The set.
+        set: SetName,
+        /// The CIDR.
+        net: IpNet,
+        /// A CIDR of the set that holds it.
+        holder: Option<IpNet>,
+    },
+    /// A list of CIDRs.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The rules do not fit.
     #[error(transparent)]
     Compile(#[from] crate::compiler::CompileError),
@@ -132,6 +167,12 @@ pub enum Error {
     /// Rules and routes.
     #[error(transparent)]
     Delivery(#[from] delivery::Error),
+}
+
+fn held(holder: Option<&IpNet>) -> String {
+    holder.map_or_else(String::new, |holder| {
+        format!(", though {holder} is, which holds it")
+    })
 }
 
 fn list(names: &[String]) -> String {
@@ -239,6 +280,33 @@ impl Instance {
     ///
     /// When there are none, or they cannot be read.
     pub fn in_force(&self) -> Result<(State, Generation), Error> {
+        let (state, tables, ()) = self.read_in_force(|_| Ok(()))?;
+        Ok((state, tables))
+    }
+
+    /// The state in force, the tables that were compiled from it, and those of its sets that are
+    /// wanted. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When there are none, or they cannot be read.
+    pub fn in_force_with_sets(
+        &self,
+        wanted: impl Fn(&StoredSet) -> bool,
+    ) -> Result<(State, Generation, Sets), Error> {
+        self.read_in_force(|state| {
+            let wanted = state.sets.iter().filter(|set| wanted(set));
+            wanted
+                .map(|set| Ok((set.name.clone(), set.open(&self.run)?)))
+                .collect()
+        })
+    }
+
+    /// The state in force with what `read` makes of it.
+    fn read_in_force<T>(
+        &self,
+        read: impl Fn(&State) -> Result<T, Error>,
+    ) -> Result<(State, Generation, T), Error> {
         let maps = self.maps()?;
         let tables = || {
             let tables = Generation::in_force(&maps)?;
@@ -246,9 +314,10 @@ impl Instance {
         };
         loop {
             let found = tables()?;
-            match State::read(&self.run, found.number()) {
-                Ok(state) => return Ok((state, found)),
-                // A change came in between: the file of the generation before is gone.
+            let state = State::read(&self.run, found.number());
+            match state.and_then(|state| read(&state).map(|read| (state, read))) {
+                Ok((state, read)) => return Ok((state, found, read)),
+                // A change came in between: files of the generation before are gone.
                 Err(Error::File { cause, .. })
                     if cause.kind() == io::ErrorKind::NotFound
                         && tables()?.number() != found.number() => {}

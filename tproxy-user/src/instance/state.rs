@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, NamespaceId};
+use super::{Error, NamespaceId, StoredSet};
 use crate::{delivery::Assignment, kernel::Loaded, rule::RuleSpec};
 
 /// What an instance is made of.
@@ -33,6 +33,26 @@ pub struct State {
     pub rules: Vec<StoredRule>,
     /// The number of the next rule that has no name.
     pub next_rule: u64,
+    /// Sets by name.
+    #[serde(default)]
+    pub sets: Vec<StoredSet>,
+    /// The number of the file that was last made for a set.
+    #[serde(default)]
+    pub next_set: u64,
+    /// What the rules were compiled to.
+    #[serde(default)]
+    pub built: Built,
+}
+
+/// What the compiler made of rules when all of them were last compiled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Built {
+    /// CIDRs of all sets and rules, of now.
+    pub cidrs: usize,
+    /// Different sets of rules that keys of the tables satisfy.
+    pub classes: usize,
+    /// How long it took.
+    pub milliseconds: u64,
 }
 
 /// An interface that was asked for.

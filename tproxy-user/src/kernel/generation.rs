@@ -74,11 +74,11 @@ impl Generation {
     /// # Errors
     ///
     /// When they do not fit; then nothing has changed.
-    pub fn extend(mut self, blocks: &[Block]) -> Result<(), NoRoom> {
-        let head = self.used() + blocks.len() - 1;
+    pub fn extend(mut self, blocks: &[Block]) -> Result<(), Error> {
         if blocks.len() > self.room() {
-            return Err(NoRoom);
+            return Err(Error::NoRoom);
         }
+        let head = self.used() + blocks.len() - 1;
         self.blocks.fill_from(self.used(), blocks);
         self.blocks.words()[HEAD_WORD].store(head as u64, Ordering::Release);
         Ok(())
@@ -107,11 +107,6 @@ impl Generation {
         self.head as usize + 1
     }
 }
-
-/// Tables are full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the tables in force have no room for this change")]
-pub struct NoRoom;
 
 /// The word of block 0 that names the header in force.
 const HEAD_WORD: usize = 0;

@@ -9,7 +9,7 @@ mod maps;
 mod object;
 
 pub use counters::{Counters, RelayCounters, RuleTotals};
-pub use generation::{Generation, NoRoom};
+pub use generation::Generation;
 pub use handover::Handover;
 pub use links::{
     attach_filter, attach_link, attach_lookup, detach_filters, detach_link, kernel_has_tcx,
@@ -111,6 +111,9 @@ pub enum Error {
     /// A map cannot be read in place.
     #[error("the map of the rules cannot be mapped into memory: {0}")]
     Memory(io::Error),
+    /// The tables in force are full.
+    #[error("the tables of the rules have no room for this change")]
+    NoRoom,
     /// A pin cannot be made.
     #[error("cannot pin {path}: {}", reasons(.cause))]
     Pin {

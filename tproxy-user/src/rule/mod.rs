@@ -21,6 +21,7 @@ pub use spec::{Masked, RuleSpec};
 
 use std::{net::SocketAddr, time::Duration};
 
+use crate::set::SetName;
 use tproxy_common::{
     flow::{Protocol, Scope},
     tables::{Action, OnMissing},
@@ -83,5 +84,12 @@ pub const fn scope_name(scope: Scope) -> &'static str {
         Scope::Forward => "forward",
         Scope::Inbound => "inbound",
         Scope::Local => "local",
+    }
+}
+
+impl Rule {
+    /// The sets that it names, some perhaps twice.
+    pub fn sets(&self) -> impl Iterator<Item = &SetName> {
+        self.source.sets().chain(self.destination.sets())
     }
 }

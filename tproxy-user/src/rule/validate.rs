@@ -26,12 +26,12 @@ impl RuleSpec {
     /// # Errors
     ///
     /// Every word and combination that makes no sense.
-    pub fn check(&self) -> Result<(), SpecErrors> {
+    pub fn check(&self) -> Result<Rule, SpecErrors> {
         let named = Self {
             name: Some(self.name.clone().unwrap_or_else(|| "rule".into())),
             ..self.clone()
         };
-        named.validate().map(|_| ())
+        named.validate()
     }
 
     /// Checks every word.

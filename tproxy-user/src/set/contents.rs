@@ -1,13 +1,13 @@
 //! What a named set holds: a list, and what was added to it and taken out of it since.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, io, net::IpAddr, path::Path};
 
 use ipnet::IpNet;
 use tproxy_common::address::Family;
 
 use super::{
     CidrList, Damaged,
-    prefix::{Prefix, Range, join, merge, without},
+    prefix::{self, Prefix, Range, join, merge, without},
 };
 
 /// CIDRs of a named set.
@@ -135,6 +135,19 @@ impl Set {
         CidrList::from_sorted(self.prefixes(Family::V4), self.prefixes(Family::V6))
     }
 
+    /// Writes the CIDRs to a file as one list, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
+        if self.overlay_len() == 0 {
+            self.base.write(path)
+        } else {
+            self.to_list().write(path)
+        }
+    }
+
     /// The addresses of one family, as disjoint ranges.
     ///
     /// # Errors
@@ -188,6 +201,14 @@ impl Set {
         let holders = prefix.holders().filter(|holder| self.has(family, *holder));
         holders.last()?.to_net(family)
     }
+}
+
+/// The CIDRs that are in one of two sets alone.
+pub(crate) fn differences<'a>(one: &'a Set, other: &'a Set) -> impl Iterator<Item = IpNet> + 'a {
+    [Family::V4, Family::V6].into_iter().flat_map(|family| {
+        prefix::differences(one.prefixes(family), other.prefixes(family))
+            .filter_map(move |prefix| prefix.to_net(family))
+    })
 }
 
 impl Overlay {

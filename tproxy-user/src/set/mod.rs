@@ -10,6 +10,7 @@ mod read;
 
 pub use cidr::Cidr;
 pub use contents::Set;
+pub(crate) use contents::differences;
 pub use file::{LoadError, load};
 pub use list::{CidrList, Damaged};
 pub use name::{SetName, absolute_word};

@@ -144,6 +144,28 @@ pub(crate) fn without<T: Ord>(
     })
 }
 
+/// The items that are in one of two ascending sequences alone.
+pub(crate) fn differences<T: Ord>(
+    one: impl Iterator<Item = T>,
+    other: impl Iterator<Item = T>,
+) -> impl Iterator<Item = T> {
+    let (mut one, mut other) = (one.peekable(), other.peekable());
+    std::iter::from_fn(move || {
+        loop {
+            return match (one.peek(), other.peek()) {
+                (Some(a), Some(b)) if a == b => {
+                    one.next();
+                    other.next();
+                    continue;
+                }
+                (Some(a), Some(b)) if b < a => other.next(),
+                (Some(_), _) => one.next(),
+                (None, _) => other.next(),
+            };
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,5 +223,8 @@ mod tests {
         assert_eq!(merged, [1, 2, 4, 4, 9, 10]);
         let rest: Vec<u8> = without(0..8, [0, 3, 4, 99].into_iter().peekable()).collect();
         assert_eq!(rest, [1, 2, 5, 6, 7]);
+        let differing: Vec<u8> =
+            differences([1, 2, 4].into_iter(), [2, 3, 4, 9].into_iter()).collect();
+        assert_eq!(differing, [1, 3, 9]);
     }
 }
