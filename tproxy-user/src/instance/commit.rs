@@ -1,7 +1,7 @@
 //! The end of a change: everything is written beside what is in force, and takes effect with one
 //! write.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, mem, time::Instant};
 
 use super::{Built, Change, Error, Interface, State, stored_set};
 use crate::{
@@ -57,6 +57,9 @@ impl Change {
         let directory = self.instance.run_directory();
         self.state.remove_others(directory);
         stored_set::remove_unnamed(&self.state, directory);
+        for name in mem::take(&mut self.expired) {
+            log::info!("rule {name} is gone: its time is over");
+        }
         Ok(())
     }
 

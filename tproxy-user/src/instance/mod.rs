@@ -20,6 +20,7 @@ mod commit;
 mod namespace;
 mod removal;
 mod set_changes;
+mod shadows;
 mod state;
 mod stored_set;
 
@@ -28,6 +29,7 @@ pub use change::{Change, RuleNotFound, check_attachable};
 pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use removal::{clear, remove};
+pub use shadows::shadows;
 pub use set_changes::Added;
 pub use state::{Built, Interface, State, StoredRule, upstream_mark};
 pub use stored_set::StoredSet;
@@ -44,6 +46,7 @@ use attachments::Attachments;
 use ipnet::IpNet;
 
 use crate::{
+    config::Problems,
     delivery,
     kernel::{self, Generation, Maps, bpffs},
     rule::{SpecErrors, valid_name},
@@ -158,6 +161,12 @@ pub enum Error {
     /// A list of CIDRs.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Rules of a file that name interfaces that are not attached.
+    #[error(transparent)]
+    Unattached(Problems),
+    /// The clock that counts from boot.
+    #[error("the clock cannot be read: {0}")]
+    Clock(#[from] nix::Error),
     /// The rules do not fit.
     #[error(transparent)]
     Compile(#[from] crate::compiler::CompileError),
