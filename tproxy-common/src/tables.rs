@@ -323,7 +323,7 @@ impl<'a> Header<'a> {
 
     /// The header of the same rules after a change within the arena.
     #[must_use]
-    pub fn successor(&self, roots: [Child; Dimension::ALL.len()], generation: u64) -> Block {
+    pub fn successor(self, roots: [Child; Dimension::ALL.len()], generation: u64) -> Block {
         let entries = (self.0.words[0] >> 32) as u32;
         Self::encode(self.rules(), entries, roots, generation)
     }
@@ -331,14 +331,14 @@ impl<'a> Header<'a> {
     /// Where the tree of a dimension begins.
     #[must_use]
     #[inline(always)]
-    pub const fn root(&self, dimension: Dimension) -> Child {
+    pub const fn root(self, dimension: Dimension) -> Child {
         let place = dimension as usize;
         Child((self.0.words[ROOT_WORDS + place / 2] >> ((place % 2) * 32)) as u32)
     }
 
     /// Block and word of a rule's entry.
     #[inline(always)]
-    const fn entry(&self, rule: u32) -> (u32, usize) {
+    const fn entry(self, rule: u32) -> (u32, usize) {
         let entries = (self.0.words[0] >> 32) as u32;
         (
             entries + rule / BLOCK_ENTRIES as u32,

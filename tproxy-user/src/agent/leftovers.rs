@@ -49,7 +49,7 @@ pub(super) async fn take_over(plan: &Plan<'_>) -> anyhow::Result<()> {
     change.set_pinned(options.pin);
     if plan.kept.is_none() {
         change.flush_rules();
-        change.flush_sets();
+        change.keep_sets(|_| false);
         change.append_rules(&options.rules)?;
     }
     let state = change.commit()?;

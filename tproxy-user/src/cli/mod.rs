@@ -257,7 +257,7 @@ fn accept(rule: &mut RuleSpec) -> anyhow::Result<()> {
         log::warn!("{}", masked.text);
     }
     if let Some(reason) = valid.without_effect() {
-        log::warn!("{reason}");
+        log::warn!("the rule {reason}");
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    instance::{Change, Error, Instance, State},
+    instance::{Change, Error, Instance, State, StoredRule},
     requirements,
     set::{Cidr, SetName, load},
 };
@@ -197,7 +197,7 @@ fn rules_with<'a>(state: &'a State, name: &SetName) -> Vec<&'a str> {
     let rules = state.rules.iter();
     rules
         .filter(|rule| names_it(&rule.spec.src) || names_it(&rule.spec.dst))
-        .map(|rule| rule.name())
+        .map(StoredRule::name)
         .collect()
 }
 

@@ -64,8 +64,8 @@ pub fn edit<T: Tables + ?Sized>(
             let named = |rule: u32| users[rule as usize / 64] >> (rule % 64) & 1 == 1;
             let side = Side::of_some(end, rules, sets, named).ok()?;
             for (family, prefix) in prefixes {
-                let root = &mut roots[end.dimension(*family) as usize];
-                *root = reclassify(&mut patch, *root, *family, *prefix, &side, &users)?;
+                let tree = &mut roots[end.dimension(*family) as usize];
+                *tree = reclassify(&mut patch, *tree, *family, *prefix, &side, &users)?;
                 if patch.arena.len() >= room {
                     return None;
                 }

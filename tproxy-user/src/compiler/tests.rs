@@ -469,8 +469,8 @@ fn the_last_of_1024_rules_is_reached_and_one_more_is_refused() {
 fn more_cidrs_than_the_limit_are_refused() {
     let name = SetName::new("all").unwrap();
     let host = |index: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(index)));
-    let last = u32::try_from(CIDRS).unwrap() - 2;
-    let list = CidrList::new((0..last).map(host));
+    let hosts = u32::try_from(CIDRS).unwrap() - 2;
+    let list = CidrList::new((0..hosts).map(host));
     let sets = Sets::from([(name.clone(), Set::new(list))]);
     let mut rules = vec![
         Rule {

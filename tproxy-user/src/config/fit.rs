@@ -37,13 +37,11 @@ impl Config {
             .map_err(|error| Problems::of_file(&self.name, error.to_string()))?;
         let lasting = |place: usize| self.rules[place].rule.life.is_none();
         let shadowed = compiler::shadowed(compiled.blocks.as_slice(), lasting);
-        let warnings = shadowed.iter().map(|shadowed| {
-            let name = |place: usize| self.rules[place].rule.name.as_str();
-            Problem {
-                file: self.name.clone(),
-                line: Some(self.rules[shadowed.rule].lines.header),
-                text: shadowed.text(name),
-            }
+        let titles: Vec<String> = self.rules.iter().map(FileRule::title).collect();
+        let warnings = shadowed.iter().map(|shadowed| Problem {
+            file: self.name.clone(),
+            line: Some(self.rules[shadowed.rule].lines.header),
+            text: shadowed.text(|place| titles[place].as_str()),
         });
         Ok(warnings.collect())
     }

@@ -23,7 +23,10 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-use crate::set::{Set, Sets};
+use crate::{
+    rule::RuleSpec,
+    set::{Set, Sets},
+};
 use document::{Document, Value};
 use set::FileLists;
 
@@ -35,7 +38,7 @@ pub struct Config {
     pub agent: AgentSection,
     /// The sets that it names, and the lists in files that rules name.
     pub sets: Sets,
-    /// The rules in their order, each with a name.
+    /// The rules in their order.
     pub rules: Vec<FileRule>,
     /// What is right and may still not be what was meant.
     pub warnings: Vec<Problem>,
@@ -108,6 +111,13 @@ impl Config {
             plural(self.sets.len(), "set"),
             plural(cidrs, "CIDR")
         )
+    }
+
+    /// Its rules and sets, to be put in force.
+    #[must_use]
+    pub fn into_parts(self) -> (Vec<RuleSpec>, Sets) {
+        let rules = self.rules.into_iter().map(|rule| rule.spec);
+        (rules.collect(), self.sets)
     }
 
     /// The rules that name interfaces other than these.

@@ -1,9 +1,6 @@
 //! The sections `[[rule]]`.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    path::Path,
-};
+use std::{collections::HashMap, path::Path};
 
 use tproxy_common::limits::RULES;
 
@@ -38,12 +35,22 @@ const KEYS: [&str; 16] = [
 /// A rule of a file: valid, and with the lines that it stands on.
 #[derive(Clone, Debug)]
 pub struct FileRule {
-    /// As it is typed: with a name, users by their ids, CIDRs without host bits and absolute paths.
+    /// As it is typed: users by their ids, CIDRs without host bits, files by absolute paths.
     pub spec: RuleSpec,
-    /// As it is valid.
+    /// As it is valid. One without a name has none that counts.
     pub rule: Rule,
     /// Where it stands.
     pub(super) lines: Lines,
+}
+
+impl FileRule {
+    /// What messages call it.
+    pub(super) fn title(&self) -> String {
+        match &self.spec.name {
+            Some(name) => name.clone(),
+            None => format!("in line {}", self.lines.header),
+        }
+    }
 }
 
 /// Lines of a rule, from 1.
@@ -72,19 +79,18 @@ struct Typed {
     offsets: HashMap<&'static str, Vec<usize>>,
 }
 
-/// Reads all rules. Those without a name get one after their place, so that it stays theirs from one
-/// reading to the next.
+/// Reads all rules.
 pub(super) fn read_all(
     document: &mut Document<'_>,
     rules: &[(Table<'_, '_>, usize)],
     directory: &Path,
     lists: &mut FileLists<'_>,
 ) -> Vec<FileRule> {
-    let mut typed: Vec<Typed> = rules
+    let typed: Vec<Typed> = rules
         .iter()
         .map(|(table, header)| Typed::read(document, table, *header))
         .collect();
-    name_all(document, &mut typed);
+    refuse_repeated_names(document, &typed);
     if let Some(first) = typed.get(RULES) {
         let problem = format!(
             "rule: {} rules are more than the limit of {RULES}",
@@ -98,32 +104,21 @@ pub(super) fn read_all(
         .collect()
 }
 
-/// Makes up missing names, and refuses those that are there twice.
-fn name_all(document: &mut Document<'_>, rules: &mut [Typed]) {
-    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    for typed in rules.iter() {
-        let Some(name) = typed.spec.name.clone() else {
+fn refuse_repeated_names(document: &mut Document<'_>, rules: &[Typed]) {
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    for typed in rules {
+        let Some(name) = typed.spec.name.as_deref() else {
             continue;
         };
         let offset = typed.offset("name", None);
-        match seen.get(&name) {
-            Some(before) => {
-                let line = document.line(*before);
-                document.refuse(
-                    offset,
-                    format!("name: line {line} has a rule {name} already"),
-                );
-            }
-            None => {
-                seen.insert(name, offset);
-            }
-        }
-    }
-    let mut taken: HashSet<String> = seen.into_keys().collect();
-    for (place, typed) in (1..).zip(rules) {
-        if typed.spec.name.is_none() {
-            let mut names = (place..).map(|number| format!("rule-{number}"));
-            typed.spec.name = names.find(|name| taken.insert(name.clone()));
+        if let Some(before) = seen.get(name) {
+            let line = document.line(*before);
+            document.refuse(
+                offset,
+                format!("name: line {line} has a rule {name} already"),
+            );
+        } else {
+            seen.insert(name, offset);
         }
     }
 }
@@ -189,21 +184,23 @@ impl Typed {
     ) -> Option<FileRule> {
         self.spec.resolve_users();
         self.find_lists(document, directory, lists);
-        let checked = self.spec.validate();
+        let checked = self.spec.check();
         for masked in self.spec.mask_host_bits() {
             let offset = self.offset(masked.key, Some(masked.word));
             document.warn(offset, format!("{}: {}", masked.key, masked.text));
         }
         match checked {
             Ok(rule) => {
-                if let Some(reason) = rule.without_effect() {
-                    document.warn(self.header, reason);
-                }
-                Some(FileRule {
+                let reason = rule.without_effect();
+                let read = FileRule {
                     rule,
                     lines: self.lines(document),
                     spec: self.spec,
-                })
+                };
+                if let Some(reason) = reason {
+                    document.warn(self.header, format!("rule {} {reason}", read.title()));
+                }
+                Some(read)
             }
             Err(errors) => {
                 for error in errors.iter() {

@@ -224,18 +224,6 @@ fn numbers_of_things_are_grouped() {
     assert_eq!(plural(1_000_000, "CIDR"), "1,000,000 CIDRs");
 }
 
-/// A rule without a name has the same one at every reading, so that its counters stay its own.
-#[test]
-fn rules_without_a_name_are_called_after_their_place() {
-    let config = taken("[[rule]]\n[[rule]]\nname = 'rule-3'\n[[rule]]\n[[rule]]");
-    let names: Vec<&str> = config
-        .rules
-        .iter()
-        .map(|rule| rule.rule.name.as_str())
-        .collect();
-    assert_eq!(names, ["rule-1", "rule-3", "rule-4", "rule-5"]);
-}
-
 #[test]
 fn everything_that_is_wrong_is_told_by_line() {
     let problems = refused(
@@ -595,8 +583,19 @@ fn rules_that_can_never_match_are_told_by_line() {
     );
     let expires = taken("[[rule]]\nexpires = '1h'\n[[rule]]\ndport = 80");
     assert_eq!(expires.fit(), Ok(Vec::new()), "it will be gone");
-    let interfaces = taken("[[rule]]\niface = 'a'\n[[rule]]\niface = 'b'\n[[rule]]\niface = ['a']");
-    assert_eq!(interfaces.fit().unwrap().len(), 1);
+    let unnamed = taken("[[rule]]\niface = 'a'\n[[rule]]\niface = 'b'\n[[rule]]\niface = ['a']");
+    let said: Vec<String> = unnamed
+        .fit()
+        .unwrap()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "conf/r.toml:5: rule in line 5 can never match: rule in line 1 before it takes all its flows"
+        ]
+    );
 }
 
 #[test]

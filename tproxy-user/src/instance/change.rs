@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     delivery::{Delivery, Framing, Link, Netlink, link_by_name},
-    kernel::{Counters, Maps, RelayCounters},
+    kernel::{Maps, RelayCounters},
     rule::{Deadline, RuleSpec},
 };
 
@@ -93,18 +93,20 @@ impl Change {
         let name = match spec.name.take() {
             Some(name) if self.place_of(&name).is_ok() => return Err(Error::RuleExists(name)),
             Some(name) => name,
-            None => self.made_up_name(),
+            None => {
+                let taken: HashSet<String> = self.names().map(str::to_owned).collect();
+                self.made_up_name(|name| !taken.contains(name))
+            }
         };
         spec.name = Some(name.clone());
         let rule = spec.validate()?;
         if let Some(missing) = self.first_unattached(&rule.interfaces) {
             return Err(missing);
         }
-        self.load_sets_of(&rule)?;
-        let slot = self.free_slot()?;
-        Counters::new(&self.maps).reset(slot)?;
+        self.load_sets_of(&rule, &HashSet::new())?;
+        let taken = self.state.rules.iter().map(|rule| rule.slot).collect();
         let stored = StoredRule {
-            slot,
+            slot: self.new_slot(&taken)?,
             deadline: rule.life.map(Deadline::after).transpose()?,
             spec,
         };
@@ -125,6 +127,10 @@ impl Change {
             self.add_rule(spec.clone(), place)?;
         }
         Ok(())
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.state.rules.iter().map(StoredRule::name)
     }
 
     /// Where the rule of this name stands.
@@ -395,7 +401,7 @@ impl Change {
             .position(|interface| interface.attached == Some(index))
     }
 
-    fn first_unattached(&self, names: &[String]) -> Option<Error> {
+    pub(super) fn first_unattached(&self, names: &[String]) -> Option<Error> {
         let attached = self.state.interface_names();
         let missing = names.iter().find(|name| !attached.contains(name))?;
         Some(Error::NotAttached {
@@ -405,19 +411,19 @@ impl Change {
         })
     }
 
-    fn made_up_name(&mut self) -> String {
+    /// The next name that is free.
+    pub(super) fn made_up_name(&mut self, is_free: impl Fn(&str) -> bool) -> String {
         loop {
             self.state.next_rule += 1;
             let name = format!("rule-{}", self.state.next_rule);
-            if self.place_of(&name).is_err() {
+            if is_free(&name) {
                 return name;
             }
         }
     }
 
     /// A slot that no rule has, nor a flow of a rule that is gone. There are twice as many as rules.
-    fn free_slot(&self) -> Result<u32, Error> {
-        let taken: HashSet<u32> = self.state.rules.iter().map(|rule| rule.slot).collect();
+    pub(super) fn free_slot(&self, taken: &HashSet<u32>) -> Result<u32, Error> {
         let relay = RelayCounters::open(&self.maps)?;
         let free = |slot: &u32| !taken.contains(slot) && relay.get(*slot).live == 0;
         Ok((0..UNATTRIBUTED_SLOT)

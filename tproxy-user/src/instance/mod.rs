@@ -19,6 +19,7 @@ mod change_lock;
 mod commit;
 mod namespace;
 mod removal;
+mod replacement;
 mod set_changes;
 mod shadows;
 mod state;
@@ -29,8 +30,8 @@ pub use change::{Change, RuleNotFound, check_attachable};
 pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use removal::{clear, remove};
-pub use shadows::shadows;
 pub use set_changes::Added;
+pub use shadows::shadows;
 pub use state::{Built, Interface, State, StoredRule, upstream_mark};
 pub use stored_set::StoredSet;
 

@@ -1,6 +1,6 @@
 //! Changes of sets. They show in [`Change::state`] when they are committed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use ipnet::IpNet;
 
@@ -133,15 +133,20 @@ impl Change {
         Ok(())
     }
 
-    /// Removes all sets. The rules that name them have to go as well.
-    pub(crate) fn flush_sets(&mut self) {
-        self.sets.open.clear();
-        self.state.sets.clear();
+    /// Removes all sets but those that are to be kept. The rules that name them have to go as well.
+    pub(crate) fn keep_sets(&mut self, keep: impl Fn(&SetName) -> bool) {
+        self.sets.open.retain(|name, _| keep(name));
+        self.state.sets.retain(|set| keep(&set.name));
     }
 
-    /// Makes sure that the sets that a rule names are there. Files that it names are read, each time.
-    pub(super) fn load_sets_of(&mut self, rule: &Rule) -> Result<(), Error> {
-        for name in rule.sets() {
+    /// Makes sure that the sets that a rule names are there. Files that it names are read, unless
+    /// they are among those that were `given`.
+    pub(super) fn load_sets_of(
+        &mut self,
+        rule: &Rule,
+        given: &HashSet<SetName>,
+    ) -> Result<(), Error> {
+        for name in rule.sets().filter(|name| !given.contains(name)) {
             match name.file() {
                 Some(path) => {
                     let reading = set::load(path, &mut |_| ())?;
@@ -162,12 +167,12 @@ impl Change {
         let named: BTreeSet<&SetName> = rules.iter().flat_map(Rule::sets).collect();
         let unnamed = |name: &&SetName| name.file().is_some() && !named.contains(name);
         let of_state = self.state.sets.iter().map(|set| &set.name);
-        let names: Vec<SetName> = of_state
+        let forgotten: Vec<SetName> = of_state
             .chain(self.sets.open.keys())
             .filter(unnamed)
             .cloned()
             .collect();
-        for name in names {
+        for name in forgotten {
             self.forget_set(&name);
         }
     }

@@ -108,6 +108,15 @@ impl StoredRule {
     pub fn left(&self) -> nix::Result<Option<Duration>> {
         self.deadline.map(Deadline::left).transpose()
     }
+
+    /// Whether it is this rule, but for its name.
+    pub(super) fn says(&self, unnamed: &RuleSpec) -> bool {
+        let own = RuleSpec {
+            name: None,
+            ..self.spec.clone()
+        };
+        own == *unnamed
+    }
 }
 
 impl State {

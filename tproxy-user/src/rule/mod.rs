@@ -70,10 +70,7 @@ impl Rule {
             (Scope::Forward, _) => return None,
             (scope, _) => format!("scope {}", scope_name(scope)),
         };
-        Some(format!(
-            "rule {} takes nothing: {missing} is not there yet",
-            self.name
-        ))
+        Some(format!("takes nothing: {missing} is not there yet"))
     }
 }
 

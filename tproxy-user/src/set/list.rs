@@ -213,7 +213,7 @@ impl<'a> Records<'a> {
     pub(super) fn iter(self) -> impl ExactSizeIterator<Item = Prefix> + 'a {
         self.bytes
             .chunks_exact(record_size(self.family))
-            .map(move |record| self.decode(record))
+            .map(decode)
     }
 
     /// The records from the first that is not below `prefix`.
@@ -222,7 +222,7 @@ impl<'a> Records<'a> {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = usize::midpoint(low, high);
-            if self.decode(&self.bytes[middle * size..][..size]) < prefix {
+            if decode(&self.bytes[middle * size..][..size]) < prefix {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -254,17 +254,20 @@ impl<'a> Records<'a> {
         }
         Ok(())
     }
+}
 
-    fn decode(self, record: &[u8]) -> Prefix {
-        let (address, length) = record.split_at(record.len() - 1);
-        let mut octets = [0; 16];
-        octets[..address.len()].copy_from_slice(address);
-        Prefix::new(u128::from_be_bytes(octets), length[0])
-    }
+/// The prefix of a record.
+fn decode(record: &[u8]) -> Prefix {
+    let (address, length) = record.split_at(record.len() - 1);
+    let mut octets = [0; 16];
+    octets[..address.len()].copy_from_slice(address);
+    Prefix::new(u128::from_be_bytes(octets), length[0])
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn list(words: &[&str]) -> CidrList {
@@ -301,7 +304,6 @@ mod tests {
             assert_eq!(words(&opened), words_in);
             opened.records(Family::V4).check().unwrap();
         }
-        use std::os::unix::fs::PermissionsExt as _;
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(!path.with_extension("new").exists());

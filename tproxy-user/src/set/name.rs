@@ -37,6 +37,7 @@ impl SetName {
     /// # Errors
     ///
     /// When the name is none.
+    #[must_use]
     pub fn of_word(word: &str) -> Option<Result<Self, String>> {
         if let Some(name) = word.strip_prefix("set:") {
             return Some(Self::new(name));

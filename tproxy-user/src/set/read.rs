@@ -302,8 +302,8 @@ mod tests {
                 .filter_map(|(address, length)| Cidr::parse(&format!("{address}/{length}")))
                 .map(|cidr| cidr.net)
                 .collect();
-            let text: String = nets.iter().map(|net| format!("{net}\n")).collect();
-            prop_assert_eq!(words(&read("list", text.as_bytes()).unwrap()), CidrList::new(nets).iter().map(|net| net.to_string()).collect::<Vec<_>>());
+            let lines: Vec<String> = nets.iter().map(ToString::to_string).collect();
+            prop_assert_eq!(words(&read("list", lines.join("\n").as_bytes()).unwrap()), CidrList::new(nets).iter().map(|net| net.to_string()).collect::<Vec<_>>());
         }
     }
 }

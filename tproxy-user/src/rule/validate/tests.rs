@@ -50,7 +50,7 @@ fn every_key_has_its_meaning() {
     assert_eq!(rule.life, Some(Duration::from_hours(2)));
     assert_eq!(
         rule.without_effect().unwrap(),
-        "rule web takes nothing: scope local is not there yet"
+        "takes nothing: scope local is not there yet"
     );
 }
 
@@ -217,7 +217,7 @@ fn targets_fit_their_action() {
     assert_eq!(redirect.listener, Some("[::1]:8080".parse().unwrap()));
     assert_eq!(
         redirect.without_effect().unwrap(),
-        "rule web takes nothing: action redirect is not there yet"
+        "takes nothing: action redirect is not there yet"
     );
 }
 
