@@ -5,8 +5,9 @@ use std::{fs, net::TcpListener, path::PathBuf, sync::Arc, thread};
 use anyhow::Context as _;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
 
-use super::{Options, leftovers, steering::Steering};
+use super::{Options, expiry::Expiry, leftovers, steering::Steering};
 use crate::{
+    config::Config,
     delivery::{
         Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
@@ -37,6 +38,7 @@ pub(super) struct Parts {
     pub(super) steering: Arc<Steering>,
     pub(super) relay: Arc<Relay>,
     pub(super) agent_state: AgentState,
+    pub(super) expiry: Expiry,
     state: State,
 }
 
@@ -61,13 +63,17 @@ fn plural(number: usize, word: &str) -> String {
 }
 
 /// Checks everything that can be checked, removes what a dead agent left, and starts.
-pub(super) async fn start(instance: &Instance, options: &Options) -> anyhow::Result<Running> {
+pub(super) async fn start(
+    instance: &Instance,
+    options: &Options,
+    config: Option<Config>,
+) -> anyhow::Result<Running> {
     requirements::check()?;
     let was_there = instance.run_directory().exists();
     let mut lock = AgentLock::acquire(instance)?;
     // Whoever meets this lock can say from now on who holds it.
     publish(&mut lock, 0, 0)?;
-    let started = prepare(instance, options, &mut lock).await;
+    let started = prepare(instance, options, config, &mut lock).await;
     if started.is_err() && !was_there {
         // Still under the lock: nothing was there before, so nothing stays.
         let _ = fs::remove_dir_all(instance.run_directory());
@@ -80,6 +86,8 @@ pub(super) async fn start(instance: &Instance, options: &Options) -> anyhow::Res
 pub(super) struct Plan<'a> {
     pub(super) instance: &'a Instance,
     pub(super) options: &'a Options,
+    /// Rules and sets to start with, in place of all others.
+    pub(super) config: Option<Config>,
     pub(super) namespace: NamespaceId,
     pub(super) netlink: Netlink,
     pub(super) assignment: Assignment,
@@ -95,6 +103,7 @@ pub(super) struct Plan<'a> {
 async fn prepare(
     instance: &Instance,
     options: &Options,
+    config: Option<Config>,
     lock: &mut AgentLock,
 ) -> anyhow::Result<(Parts, LocalAddresses)> {
     let changes = ChangeLock::wait(instance)?;
@@ -120,6 +129,7 @@ async fn prepare(
     let mut plan = Plan {
         instance,
         options,
+        config,
         namespace,
         netlink: netlink.clone(),
         assignment,
@@ -185,7 +195,12 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, L
         None => leftovers::take_over(&plan).await?,
         Some(loaded) => establish(&plan, loaded).await?,
     }
+    if let Some(config) = plan.config {
+        replace_rules(instance, config)?;
+    }
     let (state, tables) = instance.in_force()?;
+    let expiry = Expiry::open()?;
+    expiry.follow(&state)?;
     let delivery = Delivery::new(netlink.clone(), assignment);
     delivery.apply(&state.interface_names()).await?;
     steering.follow(&state, tables);
@@ -203,9 +218,19 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, L
         steering,
         relay: Arc::new(relay),
         agent_state,
+        expiry,
         state,
     };
     Ok((parts, local))
+}
+
+/// Puts the rules and sets of a file in force. Only now: they may name interfaces that have just been
+/// attached.
+fn replace_rules(instance: &Instance, config: Config) -> anyhow::Result<()> {
+    let mut change = Change::begin(instance)?;
+    change.replace_by_file(config)?;
+    change.commit()?;
+    Ok(())
 }
 
 /// Puts the first generation in force and attaches what was loaded.

@@ -63,7 +63,7 @@ pub fn shadowed<T: Tables + ?Sized>(tables: &T, lasting: impl Fn(usize) -> bool)
         return Vec::new();
     };
     let rules = header.rules() as usize;
-    let faces = Dimension::ALL.map(|dimension| Face::of(tables, &header, dimension, rules));
+    let faces = Dimension::ALL.map(|dimension| Face::of(tables, header, dimension, rules));
     let mut before = EMPTY;
     let mut found = Vec::new();
     for rule in 0..rules {
@@ -119,7 +119,7 @@ struct Face {
 impl Face {
     fn of<T: Tables + ?Sized>(
         tables: &T,
-        header: &Header<'_>,
+        header: Header<'_>,
         dimension: Dimension,
         rules: usize,
     ) -> Self {
@@ -243,7 +243,7 @@ impl Search {
 /// The different classes that keys of a dimension have.
 fn classes<T: Tables + ?Sized>(
     tables: &T,
-    header: &Header<'_>,
+    header: Header<'_>,
     dimension: Dimension,
 ) -> Vec<Bitmap> {
     let mut seen = HashSet::new();

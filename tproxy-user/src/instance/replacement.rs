@@ -4,12 +4,28 @@ use std::{collections::HashSet, mem};
 
 use super::{Change, Error, StoredRule};
 use crate::{
+    config::Config,
     kernel::Counters,
     rule::{Deadline, RuleSpec},
     set::{SetName, Sets},
 };
 
 impl Change {
+    /// Makes the instance have the rules and sets of a file and no others, see [`Change::replace`].
+    ///
+    /// # Errors
+    ///
+    /// When rules name interfaces that are not attached: all of them, by line. Else as
+    /// [`Change::replace`].
+    pub fn replace_by_file(&mut self, config: Config) -> Result<(), Error> {
+        let attached = self.state.interface_names();
+        if let Some(problems) = config.unattached(self.instance.name(), &attached) {
+            return Err(Error::Unattached(problems));
+        }
+        let (rules, sets) = config.into_parts();
+        self.replace(rules, sets)
+    }
+
     /// Makes the instance have these rules and sets and no others. A rule whose name was there
     /// already goes on counting where it counted; a rule without a name is the one that says the
     /// same, if there is one. A rule that is to live as long as before keeps its end. Files that rules
