@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// One thing that is wrong, or worth a warning.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The file, as it was named.
     pub file: String,
@@ -73,11 +73,12 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Puts the problems of `file` first, each file's by line, and says nothing twice.
+/// Puts the problems of `file` first, each file's by line, and says nothing twice. On a line they stay
+/// in the order in which they were found.
 pub(super) fn sort(file: &str, problems: &mut Vec<Problem>) {
     problems.sort_by(|one, other| {
-        let key = |problem: &Problem| (problem.file != file, problem.clone());
-        key(one).cmp(&key(other))
+        let place = |problem: &Problem| (problem.file != file, problem.file.clone(), problem.line);
+        place(one).cmp(&place(other))
     });
     problems.dedup();
 }
