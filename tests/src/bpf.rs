@@ -48,6 +48,12 @@ pub enum Hook<'a> {
     SkLookup,
 }
 
+/// Whether this kernel has tcx hooks, as Linux has from 6.6 on.
+#[must_use]
+pub fn kernel_has_tcx() -> bool {
+    sys::kernel_is_at_least(6, 6)
+}
+
 /// The ids of the programs attached to `hook`, in the order in which they run.
 ///
 /// # Errors
@@ -64,6 +70,9 @@ pub fn attached(namespace: &Namespace, hook: Hook) -> io::Result<Vec<u32>> {
         count: u32,
         padding: u32,
         rest: [u64; 4],
+    }
+    if !matches!(hook, Hook::SkLookup) && !kernel_has_tcx() {
+        return Ok(Vec::new());
     }
     namespace.enter(|| {
         let mut ids = [0_u32; 64];

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Agent, Exchange, Family, Namespace, address::FAMILIES};
+use crate::{Agent, Exchange, Family, Namespace, address::FAMILIES, sys::kernel_is_at_least, wait};
 
 /// The namespaces of one test.
 #[derive(Debug)]
@@ -59,6 +59,8 @@ impl Lab {
             ));
             lab.route_to_server(family, own);
         }
+        await_link_local(&lab.gateway, "sv0");
+        await_link_local(&lab.server, "eth0");
         lab
     }
 
@@ -172,6 +174,23 @@ impl Lab {
         ));
         self.address_client();
         self.address_gateway();
+        await_link_local(&self.gateway, "cl0");
+        await_link_local(&self.client, "eth0");
+    }
+
+    /// Renames the gateway's interface towards the client. Before Linux 6.2 it has to be down for that, which takes its
+    /// IPv6 address away.
+    #[track_caller]
+    pub fn rename_client_link(&self, from: &str, to: &str) {
+        let rename = format!("link set {from} name {to}");
+        if kernel_is_at_least(6, 2) {
+            self.gateway.ip(&rename);
+            return;
+        }
+        let (own, length) = (Family::V6.gateway(), prefix_length(Family::V6));
+        self.gateway.ip(&format!(
+            "link set {from} down\n{rename}\nlink set {to} up\naddr add {own}/{length} dev {to} nodad"
+        ));
     }
 
     /// Switches an offload (`gro`, `gso`, `tso`, `tx`, ... as ethtool names them) on all interfaces of the routed
@@ -220,6 +239,19 @@ impl Default for Lab {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Waits for the address that the kernel gives an interface some time after it is up, so that it does not come between
+/// two snapshots.
+#[track_caller]
+fn await_link_local(namespace: &Namespace, interface: &str) {
+    wait::until("a link-local address", || {
+        let addresses = namespace.proc_net("if_inet6");
+        addresses
+            .lines()
+            .any(|line| line.starts_with("fe80") && line.ends_with(&format!(" {interface}")))
+            .then_some(())
+    });
 }
 
 /// The server's address in the one-armed variant.

@@ -19,6 +19,16 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
+/// Whether this is Linux `major.minor` or later.
+pub(crate) fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let names = nix::sys::utsname::uname().expect("uname");
+    let release = names.release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(|character: char| !character.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
 /// Lets `command` enter the network namespace `namespace` between fork and exec, and die with its parent thread.
 pub(crate) fn enter_before_exec(command: &mut Command, namespace: File) {
     let enter = move || {

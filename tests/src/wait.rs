@@ -1,6 +1,10 @@
 //! Waiting for a condition that announces itself by no event, always with a deadline.
 
-use std::time::{Duration, Instant};
+use std::{
+    env,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 /// How long anything that should happen at once may take on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -16,9 +20,22 @@ pub fn until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Polls `condition` until it yields a value; `None` when `bound` has passed without one.
+/// An upper bound for something that takes time, as long as this machine makes it: `TPROXY_TEST_SLOWNESS` times as long
+/// where that is set, as it is in an emulated machine.
+#[must_use]
+pub fn scaled(bound: Duration) -> Duration {
+    static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
+        let set = env::var("TPROXY_TEST_SLOWNESS").ok();
+        set.map_or(1, |factor| {
+            factor.parse().expect("TPROXY_TEST_SLOWNESS is a number")
+        })
+    });
+    bound * *SLOWNESS
+}
+
+/// Polls `condition` until it yields a value; `None` when `bound`, [`scaled`], has passed without one.
 pub fn within<T>(bound: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + bound;
+    let deadline = Instant::now() + scaled(bound);
     loop {
         if let Some(value) = condition() {
             return Some(value);

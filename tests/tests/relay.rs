@@ -283,6 +283,7 @@ fn assert_told_within(lab: &Lab, target: SocketAddr, bound: Duration) -> Duratio
         .contains(&error.kind()),
         "{target}: {error}"
     );
+    let bound = wait::scaled(bound);
     assert!(took < bound, "{target}: told after {took:?}");
     took
 }

@@ -39,7 +39,7 @@ pub const CLASS_WORDS: usize = RULES / 64;
 pub const BLOCK_ENTRIES: usize = 16;
 
 /// The unit of the arena.
-#[repr(C)]
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
     /// The words; their meaning depends on what refers to the block.
@@ -55,6 +55,14 @@ impl Block {
     pub const ZERO: Self = Self {
         words: [0; BLOCK_WORDS],
     };
+
+    /// Reads words as a block.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_words(words: &[u64; BLOCK_WORDS]) -> &Self {
+        // SAFETY: transparent.
+        unsafe { &*core::ptr::from_ref(words).cast::<Self>() }
+    }
 
     /// Which child of this node holds `key`: the number of boundaries that are not above it.
     ///

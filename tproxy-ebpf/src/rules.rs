@@ -11,12 +11,15 @@ use aya_ebpf::{
 use tproxy_common::{
     classifier::{Match, classify},
     flow::Flow,
-    tables::{Block, Tables},
+    tables::{BLOCK_WORDS, Block, Tables},
 };
 
 const ARENA_FLAGS: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
 
-type Arena = Array<Block, 1, ARENA_FLAGS>;
+/// Words rather than [`Block`]s: up to Linux 6.1 a map whose values are described as a struct does
+/// not equal one whose values are not described, such as the agent creates (`timer_off` in
+/// `bpf_map_meta_equal`, kernel/bpf/map_in_map.c).
+type Arena = Array<[u64; BLOCK_WORDS], 1, ARENA_FLAGS>;
 
 #[btf_map]
 static GENERATION: ArrayOfMaps<Arena, 1> = ArrayOfMaps::new();
@@ -26,7 +29,7 @@ struct InForce<'a>(&'a Arena);
 impl Tables for InForce<'_> {
     #[inline(always)]
     fn block(&self, index: u32) -> Option<&Block> {
-        self.0.get(index)
+        self.0.get(index).map(Block::from_words)
     }
 }
 

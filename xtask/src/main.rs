@@ -17,6 +17,7 @@ mod setup;
 mod terminal;
 mod test;
 mod topology;
+mod vm;
 mod web_server;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -70,6 +71,14 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// The integration tests on another kernel of Debian's, in an emulated machine
+    Vm {
+        /// The series: 6.1, 6.12
+        #[arg(long, default_value = "6.1")]
+        kernel: String,
+        /// Suites of tests/tests [default: all that do not measure time]
+        suites: Vec<String>,
+    },
     /// The lab of `run`, once everything is built
     #[command(hide = true)]
     Lab {
@@ -117,6 +126,7 @@ fn perform(arguments: Arguments) -> Result<()> {
         Task::Test { arguments } => test::test(&arguments),
         Task::Lint => lint::lint(),
         Task::Bench { quick } => bench::build_and_measure(quick, arguments.verbose),
+        Task::Vm { kernel, suites } => vm::test(&kernel, &suites),
         Task::Lab { once } => lab::show(once),
         Task::Measure { quick } => bench::measure(quick),
         Task::LoadServer(options) => bench::load_server::serve(&options),

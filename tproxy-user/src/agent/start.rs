@@ -13,7 +13,7 @@ use crate::{
     },
     instance::{
         AgentLock, AgentRecord, Built, Change, ChangeLock, Instance, Interface, NamespaceId, State,
-        check_attachable, private_directory, remove, upstream_mark,
+        check_attachable, private_directory, remove,
     },
     kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Relay},
@@ -205,7 +205,7 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, L
     delivery.apply(&state.interface_names()).await?;
     steering.follow(&state, tables);
     let settings = relay::Settings {
-        mark: Some(upstream_mark(assignment.mark)),
+        mark: Some(assignment.upstream_mark()),
         connect_timeout: options.connect_timeout,
         ..relay::Settings::default()
     };
@@ -302,7 +302,7 @@ fn load(instance: &Instance, assignment: Assignment) -> anyhow::Result<Loaded> {
     private_directory(&unfinished)?;
     let settings = kernel::Settings {
         mark: assignment.mark,
-        upstream_mark: upstream_mark(assignment.mark),
+        upstream_mark: assignment.upstream_mark(),
     };
     let loaded = kernel::load(settings, &unfinished)?;
     fs::rename(&unfinished, &finished)

@@ -7,6 +7,7 @@ mod listing;
 mod logging;
 mod output;
 mod progress;
+mod reference;
 mod rule;
 mod run;
 mod set;
@@ -87,6 +88,10 @@ enum Command {
     Status,
     /// Take everything of this instance out of the kernel
     Unload,
+    /// Print the completions of a shell
+    Completions(reference::Completions),
+    /// Write manual pages, one for each command
+    Man(reference::Man),
 }
 
 /// A mistake on the command line: exit code 2.
@@ -128,7 +133,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         let path = namespace_path(namespace);
         enter_namespace(&path).map_err(|error| {
             anyhow::anyhow!(
-                "cannot enter the network namespace {}: {error}",
+                "cannot enter the network namespace {}: {error}; `ip netns list` shows those with a name",
                 path.display()
             )
         })?;
@@ -143,6 +148,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Explain(arguments) => explain::execute(&instance, &arguments, json),
         Command::Status => status::execute(&instance, json),
         Command::Unload => unload::execute(&instance),
+        Command::Completions(arguments) => reference::completions(&arguments, &mut Cli::command()),
+        Command::Man(arguments) => reference::man(&arguments, Cli::command()),
     }
 }
 

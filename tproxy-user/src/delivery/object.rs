@@ -30,6 +30,24 @@ pub struct Assignment {
     pub table: u32,
 }
 
+impl Assignment {
+    /// The mark of the agent's upstream connections. Where the steering mark has several bits it
+    /// lacks the lowest, where that has one it is a neighbouring bit: either way `MARK/MARK` does
+    /// not select it.
+    #[must_use]
+    pub const fn upstream_mark(&self) -> u32 {
+        upstream_mark(self.mark)
+    }
+}
+
+/// See [`Assignment::upstream_mark`].
+pub(super) const fn upstream_mark(mark: u32) -> u32 {
+    match mark & mark.wrapping_sub(1) {
+        0 => mark.rotate_left(1),
+        without_lowest => without_lowest,
+    }
+}
+
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Family {
@@ -218,4 +236,18 @@ pub(super) fn table_of_route(route: &RouteMessage) -> u32 {
             _ => None,
         });
     attribute.unwrap_or_else(|| route.header.table.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_upstream_mark_is_not_selected_by_the_steering_mark() {
+        for mark in [0x7470_0000, 1, 2, 0x8000_0000, 0xffff_ffff, 3] {
+            let upstream = upstream_mark(mark);
+            assert_ne!(upstream, 0);
+            assert_ne!(upstream & mark, mark, "{mark:#x}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use super::{
     Assignment, Error, Netlink,
     describe::{RuleSelectors, describe_route, describe_rule},
     links::link_names,
-    object::{Family, route_of_ours, rule_of_ours, table_of_rule},
+    object::{Family, route_of_ours, rule_of_ours, table_of_rule, upstream_mark},
 };
 
 /// What the operator asks for.
@@ -116,15 +116,19 @@ impl InForce {
         })
     }
 
-    /// The rule that would select packets with our mark, or whose packets our rule would select.
+    /// The rule that would select packets with our mark or those of upstream connections, or whose
+    /// packets our rule would select.
     fn holder_of_mark(&self, ours: u32) -> Option<String> {
+        let upstream = upstream_mark(ours);
         let holder = self.rules.iter().find(|rule| {
             let Some(theirs) = RuleSelectors::of(rule).fwmark else {
                 return false;
             };
             // A rule for packets without a mark (`fwmark 0/0xff`) does not use one.
             theirs.value & theirs.mask != 0
-                && ((ours ^ theirs.value) & theirs.mask == 0 || theirs.value & ours == ours)
+                && ((ours ^ theirs.value) & theirs.mask == 0
+                    || (upstream ^ theirs.value) & theirs.mask == 0
+                    || theirs.value & ours == ours)
         });
         holder.map(|rule| format!("the policy rule \"{}\"", describe_rule(rule)))
     }

@@ -32,7 +32,7 @@ pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use removal::{clear, remove};
 pub use set_changes::Added;
 pub use shadows::shadows;
-pub use state::{Built, Interface, State, StoredRule, upstream_mark};
+pub use state::{Built, Interface, State, StoredRule};
 pub use stored_set::StoredSet;
 
 use std::{

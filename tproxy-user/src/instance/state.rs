@@ -198,16 +198,6 @@ impl State {
     }
 }
 
-/// The mark of upstream connections that goes with a steering mark. With several bits it lacks the
-/// lowest, with one it is a neighbouring bit: either way `mark/mark` does not match it.
-#[must_use]
-pub const fn upstream_mark(mark: u32) -> u32 {
-    match mark & mark.wrapping_sub(1) {
-        0 => mark.rotate_left(1),
-        without_lowest => without_lowest,
-    }
-}
-
 fn file_name(generation: u64) -> String {
     format!("state-{generation}.json")
 }
@@ -238,18 +228,4 @@ fn read_file(path: PathBuf) -> Result<State, Error> {
         path,
         problem: error.to_string(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_upstream_mark_is_not_matched_by_the_steering_mark() {
-        for mark in [0x7470_0000, 1, 2, 0x8000_0000, 0xffff_ffff, 3] {
-            let upstream = upstream_mark(mark);
-            assert_ne!(upstream, 0);
-            assert_ne!(upstream & mark, mark, "{mark:#x}");
-        }
-    }
 }

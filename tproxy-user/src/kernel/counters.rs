@@ -116,7 +116,7 @@ impl RelayCounters {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn create(directory: &Path) -> Result<(), Error> {
+    pub(super) fn create(directory: &Path) -> Result<(), Error> {
         let slots = u32::try_from(COUNTER_SLOTS).unwrap_or(u32::MAX);
         let map: Array<MapData, RelayCounter> =
             Array::create(slots, BPF_F_MMAPABLE).map_err(failed(RELAY))?;

@@ -111,6 +111,17 @@ fn a_taken_mark_is_refused_with_the_rule_that_holds_it() {
     });
 }
 
+/// A rule of somebody else that would lead the agent's own connections astray.
+#[test]
+fn a_mark_is_taken_when_upstream_connections_would_be_selected() {
+    in_namespace(|netlink| async move {
+        ip("rule add fwmark 0x74600000 lookup 100");
+        let chosen = choose(&netlink, Wanted::default()).await.unwrap();
+        // 0x74680000 would have the same one.
+        assert_eq!(chosen.mark, 0x7458_0000);
+    });
+}
+
 #[test]
 fn a_taken_table_is_refused_with_what_it_holds() {
     in_namespace(|netlink| async move {

@@ -252,6 +252,7 @@ fn a_route_in_the_place_of_ours_is_reported_once_and_ours_is_back_when_it_goes()
                 .filter(|line| line.starts_with("ERROR"))
                 .collect::<Vec<_>>()
         };
+        within(SOON, "the error", || !errors().is_empty()).await;
         assert_eq!(
             errors(),
             [

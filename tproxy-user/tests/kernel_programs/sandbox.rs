@@ -24,8 +24,8 @@ use tproxy_common::{
 };
 use tproxy_user::{
     compiler::{Source, compile},
-    instance::upstream_mark,
-    kernel::{Generation, Maps, RelayCounters, Settings, load},
+    delivery::Assignment,
+    kernel::{Generation, Maps, Settings, load},
     relay,
     rule::{Rule, RuleSpec},
     set::Sets,
@@ -38,7 +38,11 @@ use crate::frame::Frame;
 pub(crate) const MARK: u32 = 0x7470_0000;
 
 /// The mark of the agent's own connections.
-pub(crate) const UPSTREAM_MARK: u32 = upstream_mark(MARK);
+pub(crate) const UPSTREAM_MARK: u32 = Assignment {
+    mark: MARK,
+    table: 0,
+}
+.upstream_mark();
 
 /// What the programs are loaded with.
 pub(crate) const SETTINGS: Settings = Settings {
@@ -104,7 +108,6 @@ pub(crate) fn in_sandbox<R: Send + 'static>(
 impl Sandbox {
     fn load() -> Self {
         load(SETTINGS, Path::new(BPFFS)).expect("the programs load");
-        RelayCounters::create(Path::new(BPFFS)).expect("the relay's counters");
         let counters = MapData::from_pin(pin("OUTCOME_COUNTERS")).and_then(Map::from_map_data);
         Self {
             directory: Path::new(BPFFS),

@@ -69,6 +69,13 @@ pub(crate) const PROGRAMS: &[Package] = &[
     package("python3-minimal", "python3"),
 ];
 
+/// What `cargo xtask vm` needs to boot another kernel.
+pub(crate) const EMULATOR: &[Package] = &[
+    package("qemu-system-x86", "qemu-system-x86_64"),
+    package("busybox-static", "/bin/busybox"),
+    package("cpio", "cpio"),
+];
+
 /// What `cargo xtask lint` needs to look at the kernel programs.
 pub(crate) const LINTERS: &[Package] = &[package("rust-web-clippy", "/usr/bin/cargo-clippy")];
 

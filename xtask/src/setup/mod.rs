@@ -68,6 +68,16 @@ pub(crate) fn for_lint() -> Result<()> {
     install(&packages, &tools)
 }
 
+/// What `cargo xtask vm` needs beside that.
+///
+/// # Errors
+///
+/// As [`for_tests`].
+pub(crate) fn for_vm() -> Result<()> {
+    for_tests()?;
+    install(&missing(debian::EMULATOR), &[])
+}
+
 /// Says what is missing, then installs it, or says how to.
 fn install(packages: &[&Package], tools: &[CargoTool]) -> Result<()> {
     if packages.is_empty() && tools.is_empty() {
