@@ -423,10 +423,10 @@ fn a_rule_expires() {
     let _witness = Witness::start(&lab.server, 80);
     let mut agent = lab.agent("--iface cl0");
     agent.run("rule add --name long --dport 81 --expires 1h");
-    agent.run("rule add --name short --dport 80 --expires 1s500ms");
+    agent.run("rule add --name short --dport 80 --expires 3s");
     lab.ask(Family::V4.near(), 80).assert_relayed(&agent);
     let left = |name: &str| rule(&agent, name)["expires_in"].as_u64().expect("a number");
-    assert!(left("short") <= 2);
+    assert!(left("short") <= 3);
     assert!((3500..=3600).contains(&left("long")));
     assert_eq!(rule(&agent, "long")["expires"], "1h");
     let listed = agent.output("rule list");
@@ -438,7 +438,7 @@ fn a_rule_expires() {
     });
     lab.ask(Family::V4.near(), 80).assert_direct(&agent);
     let shown = agent.output("rule show long");
-    assert!(shown.contains("expires_in  59m"), "{shown}");
+    assert!(shown.contains(" 59m "), "{shown}");
     agent.run("rule del long");
     assert!(!agent.output("rule list").contains("EXPIRES"));
     assert_eq!(agent.stop().len(), 1);
@@ -458,8 +458,8 @@ fn a_rule_expires_without_an_agent() {
     let before = rule(&agent, "long")["expires_in"].as_u64().unwrap();
     agent.wait_for_log("rule short is gone");
     agent.stop();
-    agent.run("rule add --name gone --dport 83 --expires 100ms");
-    agent.run("rule add --name done --dport 84 --expires 100ms");
+    agent.run("rule add --name gone --dport 83 --expires 3s");
+    agent.run("rule add --name done --dport 84 --expires 3s");
     wait::until("the rules have expired", || {
         let over = |name| rule(&agent, name)["expires_in"] == 0;
         (over("gone") && over("done")).then_some(())

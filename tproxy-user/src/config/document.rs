@@ -180,9 +180,27 @@ impl<'a> Document<'a> {
         Problem {
             file: self.name.to_owned(),
             line: Some(self.line(offset)),
-            text: text.into(),
+            text: on_one_line(&text.into()),
         }
     }
+}
+
+/// What quotes a file may quote anything: line ends, escape sequences of terminals, whole files.
+fn on_one_line(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let mut line = String::with_capacity(text.len().min(LONGEST));
+    for (place, character) in text.chars().enumerate() {
+        if place == LONGEST {
+            line.push_str("...");
+            break;
+        }
+        if character.is_control() {
+            line.extend(character.escape_debug());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 /// A word with commas is several.

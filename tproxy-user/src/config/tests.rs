@@ -389,6 +389,17 @@ fn values_of_the_wrong_kind_are_told() {
     }
 }
 
+/// What is quoted cannot break a line or speak to a terminal, nor fill a screen.
+#[test]
+fn whatever_is_quoted_stays_on_a_line() {
+    assert_refused(
+        "[[rule]]\naction = \"a\\nb\\u001b[0m\"",
+        "2: action: \"a\\nb\\u{1b}[0m\" is not relay, redirect, pass, drop or reject",
+    );
+    let long = refused(&format!("[[rule]]\ndport = '{}'", "x".repeat(10_000)));
+    assert!(long[0].len() < 310 && long[0].ends_with("..."), "{long:?}");
+}
+
 /// A combination is told where the key stands that does not fit.
 #[test]
 fn combinations_that_make_no_sense_are_told_by_line() {
