@@ -115,13 +115,13 @@ fn what_is_passed_is_counted() {
 /// `relay` counts flows, bytes each way, and flows that are live; in `rule show` and `status` as well.
 #[test]
 fn what_is_relayed_is_counted() {
-    const SENT: u64 = 100_000;
-    const RECEIVED: u64 = 30_000;
+    const SENT: usize = 100_000;
+    const RECEIVED: usize = 30_000;
     let lab = Lab::new();
     let _server = Server::start(&lab.server, 80, |mut stream| {
-        let mut sent = vec![0; SENT as usize];
+        let mut sent = vec![0; SENT];
         stream.read_exact(&mut sent)?;
-        stream.write_all(&vec![0; RECEIVED as usize])?;
+        stream.write_all(&vec![0; RECEIVED])?;
         stream.read_to_end(&mut sent)
     });
     let mut agent = lab.agent("--iface cl0 --dport 80 --name web");
@@ -138,11 +138,11 @@ fn what_is_relayed_is_counted() {
         wait::until("the flow is live", || {
             (numbers(&agent, "web", ["flows", "live"]) == [number, 1]).then_some(())
         });
-        stream.write_all(&vec![0; SENT as usize]).unwrap();
-        stream.read_exact(&mut vec![0; RECEIVED as usize]).unwrap();
+        stream.write_all(&vec![0; SENT]).unwrap();
+        stream.read_exact(&mut vec![0; RECEIVED]).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         stream.read_to_end(&mut Vec::new()).unwrap();
-        let (sent, received) = (number * SENT, number * RECEIVED);
+        let (sent, received) = (number * SENT as u64, number * RECEIVED as u64);
         wait::until("the flow is counted", || {
             let expected = [number, 0, sent, received, sent + received, 0];
             (numbers(&agent, "web", keys) == expected).then_some(())
@@ -152,13 +152,14 @@ fn what_is_relayed_is_counted() {
     agent.run("rule add --name other --dport 81 --at 1");
     agent.run("set add some 198.51.100.0/24");
     agent.run("rule del other");
-    let expected = [2, 0, 2 * SENT, 2 * RECEIVED, 2 * (SENT + RECEIVED), 0];
+    let (sent, received) = (2 * SENT as u64, 2 * RECEIVED as u64);
+    let expected = [2, 0, sent, received, sent + received, 0];
     assert_eq!(numbers(&agent, "web", keys), expected);
     let shown = agent.json("rule show web");
-    assert_eq!(shown["bytes_to_upstream"], 2 * SENT);
+    assert_eq!(shown["bytes_to_upstream"], sent);
     let status = agent.status();
     assert_eq!(status["totals"]["flows"], 2);
-    assert_eq!(status["totals"]["bytes_to_client"], 2 * RECEIVED);
+    assert_eq!(status["totals"]["bytes_to_client"], received);
     let text = agent.output("status");
     assert!(
         text.contains("2 new flows; 200000 bytes to servers, 60000 to clients"),
