@@ -2,6 +2,7 @@
 //! programs, delivery (policy rules and routes), the agent and its relay.
 
 pub mod agent;
+mod background;
 pub mod cli;
 pub mod compiler;
 pub mod config;

@@ -13,7 +13,7 @@ use crate::{
     },
     instance::{
         AgentLock, AgentRecord, Built, Change, ChangeLock, Instance, Interface, NamespaceId, State,
-        check_attachable, private_directory, remove,
+        check_attachable, clear, private_directory, remove,
     },
     kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Relay},
@@ -157,15 +157,28 @@ async fn prepare(
     drop(changes);
     let kept = plan.kept.clone();
     let built = build(plan, lock).await;
-    if built.is_err() {
-        if let Err(error) = remove(instance, Some(&netlink)).await {
-            log::warn!("cannot undo everything: {error}; `tproxy unload` tries again");
-        }
-        if let Some(Err(error)) = kept.map(|state| instance.remember(&state)) {
-            log::warn!("the rules of the pinned instance are lost: {error}");
-        }
+    if built.is_err()
+        && let Err(error) = undo(instance, &netlink, kept).await
+    {
+        log::warn!("cannot undo everything: {error}; `tproxy unload` tries again");
     }
     built
+}
+
+/// Takes out of the kernel what was begun. The rules and sets of a pinned instance stay.
+async fn undo(
+    instance: &Instance,
+    netlink: &Netlink,
+    kept: Option<State>,
+) -> Result<(), crate::instance::Error> {
+    let Some(state) = kept else {
+        remove(instance, Some(netlink)).await?;
+        return Ok(());
+    };
+    let changes = ChangeLock::wait(instance)?;
+    let cleared = clear(instance, Some(netlink), Some(&changes)).await;
+    instance.remember(&state)?;
+    cleared.map(drop)
 }
 
 async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, LocalAddresses)> {

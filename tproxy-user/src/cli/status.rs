@@ -18,7 +18,15 @@ struct Status {
     absent: Vec<String>,
     generation: u64,
     rules: usize,
+    sets: usize,
+    /// Of all rules and sets.
+    cidrs: usize,
+    /// Memory of the tables, room for changes within them included.
     table_bytes: usize,
+    /// Different sets of rules that keys of the tables satisfy, when all were last compiled.
+    classes: usize,
+    /// How long that took.
+    compile_milliseconds: u64,
     workers: u32,
     flows: u64,
     mark: u32,
@@ -78,7 +86,11 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         absent: absent.map(|interface| interface.name.clone()).collect(),
         generation: state.generation,
         rules: state.rules.len(),
+        sets: state.sets.len(),
+        cidrs: state.built.cidrs,
         table_bytes: tables.bytes(),
+        classes: state.built.classes,
+        compile_milliseconds: state.built.milliseconds,
         workers: agent.map_or(0, |agent| agent.workers),
         // What a killed agent counted as live is not.
         flows: if agent.is_some() {
@@ -127,6 +139,13 @@ fn print(status: &Status) -> anyhow::Result<()> {
             format!(
                 "{} (generation {}, {} bytes)",
                 status.rules, status.generation, status.table_bytes
+            ),
+        ),
+        (
+            "sets",
+            format!(
+                "{} ({} CIDRs with those of rules)",
+                status.sets, status.cidrs
             ),
         ),
         ("flows", status.flows.to_string()),

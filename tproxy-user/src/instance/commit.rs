@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, mem, time::Instant};
 
 use super::{Built, Change, Error, Interface, State, stored_set};
 use crate::{
+    background,
     compiler::{Compiled, Source, check_limits, cidrs, compile, edit},
     kernel::Generation,
     rule::{Cgroup, Rule},
@@ -107,7 +108,8 @@ impl Change {
         let names: Vec<SetName> = self.state.sets.iter().map(|set| set.name.clone()).collect();
         let generation = self.state.generation;
         let sets = self.open_sets(&names)?;
-        let Compiled { blocks, classes } = compile(sources, sets, generation)?;
+        let compiled = background::run(|| compile(sources, sets, generation));
+        let Compiled { blocks, classes } = compiled?;
         let took = begun.elapsed();
         log::debug!(
             "compiled {} rules and {} CIDRs to {classes} classes in {} blocks ({} bytes), in {} ms",
@@ -128,7 +130,7 @@ impl Change {
             blocks.len() / 8 + LEAST_ROOM
         };
         self.state.write(self.instance.run_directory())?;
-        Generation::install_with_room(&self.maps, &blocks, room)?;
+        background::run(|| Generation::install_with_room(&self.maps, &blocks, room))?;
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{ReadError, Reading, read};
+use crate::background;
 
 /// The largest file that is read: a million of the longest lines, four times over.
 const MOST_BYTES: usize = 256 << 20;
@@ -72,7 +73,7 @@ fn load_from(
             return Err(LoadError::TooLarge(name.to_owned()));
         }
         if more == 0 {
-            return Ok(read(name, &bytes)?);
+            return Ok(background::run(|| read(name, &bytes))?);
         }
         progress(bytes.len() as u64);
     }

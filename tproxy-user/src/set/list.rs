@@ -29,6 +29,9 @@ use crate::sys::map_file;
 const MAGIC: [u8; 8] = *b"tpcidrs\x01";
 const HEADER: usize = 24;
 
+/// Bytes that are written at once.
+const PIECE: usize = 256 << 10;
+
 /// The content of a list is not what its layout asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a list of CIDRs as this version writes it")]
@@ -123,7 +126,10 @@ impl CidrList {
             .truncate(true)
             .mode(0o600)
             .open(&unfinished)?;
-        file.write_all(self.bytes())?;
+        // A kernel without preemption goes on with a write to its end, whoever waits for the CPU.
+        for piece in self.bytes().chunks(PIECE) {
+            file.write_all(piece)?;
+        }
         fs::rename(&unfinished, path)
     }
 
