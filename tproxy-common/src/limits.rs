@@ -19,6 +19,9 @@ pub const BLOCKS: usize = 1 << 21;
 /// Most workers of one agent.
 pub const WORKERS: u32 = 64;
 
+/// The place of the socket that shows that the agent lives, behind those of its listeners.
+pub const LIFELINE: u32 = WORKERS;
+
 /// Most interfaces that one instance can be attached to.
 pub const INTERFACES: usize = 256;
 

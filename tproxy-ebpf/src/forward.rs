@@ -97,6 +97,8 @@ fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
     } = arrival;
     match established::holder(ctx, *family, headers) {
         Holder::Nobody if established::completes_cookie_handshake(arrival) => Outcome::SynCookie,
+        // Its agent has reset it, or was killed, and the client does not know yet.
+        Holder::Nobody if handover::was_taken(headers) => Outcome::Orphaned,
         Holder::Nobody => Outcome::Foreign,
         Holder::TimeWait if handover::was_let_go(headers) => {
             established::hide_from_early_demux(ctx);
@@ -168,7 +170,8 @@ fn is_forwarded(flow: &Flow) -> bool {
 #[inline(always)]
 fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
     let state = agent::state();
-    if !state.is_accepting() {
+    // An agent that was killed while it drained is missing like any other.
+    if !state.is_accepting() && (state.workers() == 0 || sockets::agent_lives()) {
         return Outcome::PassedDraining;
     }
     let worker = worker_of(&flow.source, flow.source_port, state.workers());

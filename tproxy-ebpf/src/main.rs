@@ -106,9 +106,11 @@ const fn verdict(outcome: Outcome) -> Verdict {
         | Outcome::Foreign
         | Outcome::NotOurs
         | Outcome::Assigned => Verdict::Continue,
-        Outcome::Taken | Outcome::Established | Outcome::SynCookie | Outcome::IcmpError => {
-            Verdict::Mark
-        }
+        Outcome::Taken
+        | Outcome::Established
+        | Outcome::SynCookie
+        | Outcome::Orphaned
+        | Outcome::IcmpError => Verdict::Mark,
         Outcome::RefusedMissing => Verdict::Answer,
         Outcome::Dropped
         | Outcome::DroppedMissing

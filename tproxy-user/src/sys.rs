@@ -1,15 +1,49 @@
-//! Memory that is shared by mapping: BPF array maps (`BPF_F_MMAPABLE`, Linux 5.5), and files.
+//! What the BPF library does not offer: memory of array maps, mapped into this process
+//! (`BPF_F_MMAPABLE`, Linux 5.5), and descriptors of pins whatever they are. Memory of files.
 
 use std::{
+    ffi::CString,
     fs::File,
     io,
     marker::PhantomData,
-    os::fd::{AsFd, AsRawFd as _},
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
     sync::atomic::AtomicU64,
 };
 
 use aya::Pod;
+use aya_obj::generated::{bpf_attr, bpf_cmd};
 use memmap2::{Mmap, MmapOptions, MmapRaw};
+
+/// Opens a pinned program, map or link (`BPF_OBJ_GET`, bpf(2)).
+///
+/// # Errors
+///
+/// When there is no such pin or the kernel refuses.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: plain integers and addresses, for which zero is a value.
+    let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
+    attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the attributes are valid up to their size, and the path outlives the call.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_OBJ_GET as libc::c_long,
+            &raw mut attributes,
+            size_of::<bpf_attr>(),
+        )
+    };
+    let descriptor = RawFd::try_from(answer).map_err(io::Error::other)?;
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made this descriptor for this call.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
 
 /// The elements of an array map, shared with the kernel and with other processes.
 pub(crate) struct SharedArray<T> {

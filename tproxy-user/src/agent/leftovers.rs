@@ -70,15 +70,14 @@ fn without(names: &[String], others: &[String]) -> Vec<String> {
 /// Removes what a dead agent left, here or in the network namespace that it lived in.
 pub(super) async fn remove(
     instance: &Instance,
-    previous: Option<&State>,
     here: NamespaceId,
     netlink: &Netlink,
     changes: &ChangeLock,
 ) -> anyhow::Result<()> {
-    let elsewhere = previous.filter(|state| state.namespace != here);
+    let elsewhere = instance.origin().filter(|origin| origin.namespace != here);
     let cleared = match elsewhere {
         None => clear(instance, Some(netlink), Some(changes)).await,
-        Some(state) => clear_elsewhere(instance, state.namespace, changes)?,
+        Some(origin) => clear_elsewhere(instance, origin.namespace, changes)?,
     };
     cleared.context("cannot remove what a killed agent left")?;
     Ok(())

@@ -65,7 +65,7 @@ async fn serve(
     // The lock is held to the very end.
     let Running {
         parts,
-        local,
+        watches,
         lock: _lock,
     } = start::start(instance, options, config).await?;
     if let Err(error) = writeln!(io::stdout(), "{}", parts.ready_line()) {
@@ -76,7 +76,7 @@ async fn serve(
     }
     let mut workers = wait(&parts.relay);
     // Goes on while flows finish: they need their rules and routes to the end.
-    let mut upkeep = Box::pin(upkeep::run(&parts, local, hangup, reload));
+    let mut upkeep = Box::pin(upkeep::run(&parts, watches, hangup, reload));
     let mut broken = tokio::select! {
         () = signals.next() => None,
         error = &mut upkeep => Some(error),
@@ -86,9 +86,18 @@ async fn serve(
     };
     if let Some(error) = &broken {
         warn!("stopping: {error:#}");
+        warn!(
+            "programs and rules stay, so that no flow goes past them: `tproxy unload` removes them"
+        );
     }
     if !workers.is_terminated() {
-        let mut stopping = Box::pin(stop(&parts, options, &mut signals, &mut workers));
+        let mut stopping = Box::pin(stop(
+            &parts,
+            options,
+            broken.is_some(),
+            &mut signals,
+            &mut workers,
+        ));
         if broken.is_none() {
             tokio::select! {
                 () = &mut stopping => {}
@@ -100,7 +109,8 @@ async fn serve(
         }
     }
     drop(upkeep);
-    if !options.pin {
+    // An agent that broke is missing, as one that was killed is.
+    if !options.pin && broken.is_none() {
         remove(instance, Some(&parts.netlink))
             .await
             .context("cannot undo everything; `tproxy unload` tries again")?;
@@ -109,8 +119,14 @@ async fn serve(
 }
 
 /// Lets running flows finish, up to the drain time or a second signal.
-async fn stop(running: &Parts, options: &Options, signals: &mut Signals, workers: &mut Workers) {
-    if !options.pin {
+async fn stop(
+    running: &Parts,
+    options: &Options,
+    broken: bool,
+    signals: &mut Signals,
+    workers: &mut Workers,
+) {
+    if !options.pin && !broken {
         // New flows go their own way from now on, as they will when the programs are gone.
         let state = running.agent_state.draining();
         if let Err(error) = running.maps.set_agent(state) {

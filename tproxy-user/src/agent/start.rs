@@ -1,11 +1,13 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
-use std::{fs, net::TcpListener, path::PathBuf, sync::Arc, thread};
+use std::{
+    fs, io, net::TcpListener, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread,
+};
 
 use anyhow::Context as _;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
 
-use super::{Options, expiry::Expiry, leftovers, steering::Steering};
+use super::{Options, expiry::Expiry, leftovers, steering::Steering, upkeep::Watches};
 use crate::{
     config::Config,
     delivery::{
@@ -23,8 +25,8 @@ use crate::{
 /// An instance that takes flows.
 pub(super) struct Running {
     pub(super) parts: Parts,
-    /// The addresses of this host, to be followed.
-    pub(super) local: LocalAddresses,
+    /// What is to be followed.
+    pub(super) watches: Watches,
     /// Says that the agent lives, for as long as it is held.
     pub(super) lock: AgentLock,
 }
@@ -40,6 +42,8 @@ pub(super) struct Parts {
     pub(super) agent_state: AgentState,
     pub(super) expiry: Expiry,
     state: State,
+    /// Shows the programs that the agent lives.
+    _lifeline: UnixDatagram,
 }
 
 impl Parts {
@@ -79,7 +83,11 @@ pub(super) async fn start(
         let _ = fs::remove_dir_all(instance.run_directory());
         let _ = instance.run_directory().parent().map(fs::remove_dir);
     }
-    started.map(|(parts, local)| Running { parts, local, lock })
+    started.map(|(parts, watches)| Running {
+        parts,
+        watches,
+        lock,
+    })
 }
 
 /// What is known before anything changes.
@@ -94,6 +102,8 @@ pub(super) struct Plan<'a> {
     /// Whether interfaces get tcx links rather than clsact filters.
     pub(super) tcx: bool,
     listeners: Vec<TcpListener>,
+    lifeline: UnixDatagram,
+    settings: relay::Settings,
     /// Whether what an agent left goes on as it is.
     takes_over: bool,
     /// The state of a pinned instance, whose rules and interfaces go on.
@@ -105,14 +115,14 @@ async fn prepare(
     options: &Options,
     config: Option<Config>,
     lock: &mut AgentLock,
-) -> anyhow::Result<(Parts, LocalAddresses)> {
+) -> anyhow::Result<(Parts, Watches)> {
     let changes = ChangeLock::wait(instance)?;
     let previous = instance.remembered_state();
     let namespace = NamespaceId::current().context("cannot identify the network namespace")?;
     let netlink = Netlink::open()?;
     for name in &options.interfaces {
         let link = link_by_name(&netlink, name).await?;
-        check_attachable(instance, &link, namespace)?;
+        check_attachable(instance, &netlink, &link, namespace).await?;
     }
     let here = |state: &&State| state.namespace == namespace;
     let wanted = Wanted {
@@ -126,6 +136,13 @@ async fn prepare(
         .unwrap_or_else(one_for_each_cpu)
         .min(WORKERS);
     let listeners = relay::bind(options.port, workers as usize)?;
+    let lifeline = UnixDatagram::unbound().context("cannot make a socket")?;
+    let settings = relay::Settings {
+        mark: Some(assignment.upstream_mark()),
+        connect_timeout: options.connect_timeout,
+        ..relay::Settings::default()
+    };
+    relay::check_limits(&settings, listeners.len())?;
     let mut plan = Plan {
         instance,
         options,
@@ -135,6 +152,8 @@ async fn prepare(
         assignment,
         tcx: kernel::kernel_has_tcx() && !options.clsact,
         listeners,
+        lifeline,
+        settings,
         takes_over: false,
         kept: previous
             .clone()
@@ -153,7 +172,7 @@ async fn prepare(
             let _ = instance.maps().map(|maps| maps.set_agent(accepting_before));
         });
     }
-    leftovers::remove(instance, previous.as_ref(), namespace, &netlink, &changes).await?;
+    leftovers::remove(instance, namespace, &netlink, &changes).await?;
     drop(changes);
     let kept = plan.kept.clone();
     let built = build(plan, lock).await;
@@ -181,8 +200,8 @@ async fn undo(
     cleared.map(drop)
 }
 
-async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, LocalAddresses)> {
-    let (instance, options) = (plan.instance, plan.options);
+async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, Watches)> {
+    let instance = plan.instance;
     let assignment = plan.assignment;
     let netlink = plan.netlink.clone();
     let port = plan.listeners[0]
@@ -200,8 +219,17 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, L
     let local = LocalAddresses::open(&netlink, assignment.table).await?;
     maps.set_local_prefixes(local.prefixes())?;
     let steering = Arc::new(Steering::open(&maps)?);
-    // From the first attachment on, flows wait in the listeners' backlog for the workers.
-    maps.set_listeners(&plan.listeners)?;
+    let delivery = Delivery::new(netlink.clone(), assignment);
+    let watches = Watches::open(instance, &netlink, &delivery, local).await?;
+    let listeners: Vec<TcpListener> = plan
+        .listeners
+        .iter()
+        .map(TcpListener::try_clone)
+        .collect::<io::Result<_>>()
+        .context("cannot duplicate a listener")?;
+    let policy = Arc::clone(&steering) as _;
+    let relay = Arc::new(Relay::start(listeners, plan.settings.clone(), policy)?);
+    maps.set_listeners(&plan.listeners, &plan.lifeline)?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;
     match loaded {
@@ -214,27 +242,21 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, L
     let (state, tables) = instance.in_force()?;
     let expiry = Expiry::open()?;
     expiry.follow(&state)?;
-    let delivery = Delivery::new(netlink.clone(), assignment);
     delivery.apply(&state.interface_names()).await?;
     steering.follow(&state, tables);
-    let settings = relay::Settings {
-        mark: Some(assignment.upstream_mark()),
-        connect_timeout: options.connect_timeout,
-        ..relay::Settings::default()
-    };
-    let relay = Relay::start(plan.listeners, settings, Arc::clone(&steering) as _)?;
     let parts = Parts {
         instance: instance.clone(),
         maps,
         netlink,
         delivery,
         steering,
-        relay: Arc::new(relay),
+        relay,
         agent_state,
         expiry,
         state,
+        _lifeline: plan.lifeline,
     };
-    Ok((parts, local))
+    Ok((parts, watches))
 }
 
 /// Puts the rules and sets of a file in force. Only now: they may name interfaces that have just been
@@ -293,12 +315,8 @@ async fn first_state(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<(State, 
 }
 
 fn publish(lock: &mut AgentLock, port: u16, workers: u32) -> anyhow::Result<()> {
-    let record = AgentRecord {
-        pid: std::process::id(),
-        port,
-        workers,
-    };
-    lock.publish(record)
+    AgentRecord::of_this_process(port, workers)
+        .and_then(|record| lock.publish(record))
         .context("cannot write the agent's lock file")
 }
 

@@ -8,18 +8,44 @@ use tokio::runtime::Handle;
 
 use super::{reload::Reload, shutdown::Hangup, start::Parts};
 use crate::{
-    delivery::{Link, LinkEvent, LinkWatch, LocalAddresses, Netlink},
-    instance::{Change, ChangeLock, Error, LOCK_FILE, State},
+    delivery::{Delivery, Link, LinkEvent, LinkWatch, LocalAddresses, Netlink, Watch},
+    instance::{Change, ChangeLock, Error, Instance, LOCK_FILE, State},
 };
+
+/// What tells of changes.
+pub(super) struct Watches {
+    links: LinkWatch,
+    local: LocalAddresses,
+    state_directory: EventStream<[u8; 1024]>,
+    /// Restores policy rules and routes for as long as it is held.
+    _restores: Watch,
+}
+
+impl Watches {
+    /// Begins to watch. Nothing after this is missed.
+    pub(super) async fn open(
+        instance: &Instance,
+        netlink: &Netlink,
+        delivery: &Delivery,
+        local: LocalAddresses,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            links: LinkWatch::open(netlink).await?,
+            local,
+            state_directory: watch_state(instance)?,
+            _restores: delivery.watch()?,
+        })
+    }
+}
 
 /// Follows changes until something breaks that the agent cannot do without.
 pub(super) async fn run(
     running: &Parts,
-    local: LocalAddresses,
+    watches: Watches,
     hangup: Hangup,
     reload: Option<Reload>,
 ) -> anyhow::Error {
-    match follow(running, local, hangup, reload).await {
+    match follow(running, watches, hangup, reload).await {
         Ok(never) => match never {},
         Err(error) => error,
     }
@@ -27,13 +53,16 @@ pub(super) async fn run(
 
 async fn follow(
     running: &Parts,
-    mut local: LocalAddresses,
+    watches: Watches,
     mut hangup: Hangup,
     reload: Option<Reload>,
 ) -> anyhow::Result<std::convert::Infallible> {
-    let _restores = running.delivery.watch()?;
-    let mut links = LinkWatch::open(&running.netlink).await?;
-    let mut state_directory = watch_state(running)?;
+    let Watches {
+        mut links,
+        mut local,
+        mut state_directory,
+        _restores,
+    } = watches;
     // Changes that came before the watches began.
     take_up(running).await;
     catch_up(running, &links.links().cloned().collect::<Vec<_>>()).await;
@@ -85,9 +114,11 @@ async fn catch_up(running: &Parts, links: &[Link]) {
     }
 }
 
-fn watch_state(running: &Parts) -> anyhow::Result<EventStream<[u8; 1024]>> {
-    let directory = running.instance.run_directory();
-    let inotify = Inotify::init().context("cannot use inotify")?;
+fn watch_state(instance: &Instance) -> anyhow::Result<EventStream<[u8; 1024]>> {
+    let directory = instance.run_directory();
+    let inotify = Inotify::init().context(
+        "cannot watch for changes of rules: inotify (see sysctl fs.inotify.max_user_instances)",
+    )?;
     inotify
         .watches()
         // The lock is closed by every change, even one that was killed.
@@ -98,13 +129,12 @@ fn watch_state(running: &Parts) -> anyhow::Result<EventStream<[u8; 1024]>> {
         .context("cannot use inotify")
 }
 
-/// Makes names, interfaces and routes those of the state in force. Nobody changes it meanwhile:
-/// whoever is doing so now will be followed when it is done.
+/// Makes names, interfaces and routes those of the state in force. Nobody changes it meanwhile. The
+/// file of the lock is closed a moment before the kernel lets go of the lock, so this waits.
 async fn take_up(running: &Parts) {
-    let Some(_lock) = ChangeLock::try_follow(&running.instance) else {
-        return;
-    };
+    let instance = running.instance.clone();
     let taken_up: anyhow::Result<()> = async {
+        let _lock = tokio::task::spawn_blocking(move || ChangeLock::follow(&instance)).await??;
         let (state, tables) = running.instance.in_force()?;
         running.steering.follow(&state, tables);
         running.expiry.follow(&state)?;

@@ -252,7 +252,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Begins a change, in the network namespace of the instance.
 fn begin_there(instance: &Instance) -> anyhow::Result<Change> {
     let change = Change::begin(instance)?;
-    let agent = AgentLock::holder(instance).map(|agent| agent.pid);
+    let agent = AgentLock::holder(instance).and_then(|agent| agent.process());
     if !change.state().namespace.enter(agent)? {
         return Err(instance::Error::Namespace(instance.name().to_owned()).into());
     }

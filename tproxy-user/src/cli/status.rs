@@ -14,7 +14,8 @@ struct Status {
     instance: String,
     agent: Option<AgentRecord>,
     interfaces: Vec<String>,
-    /// Those of `interfaces` that do not exist at the moment.
+    /// Those of `interfaces` that do not exist at the moment, or whose program something else took
+    /// off.
     absent: Vec<String>,
     generation: u64,
     rules: usize,
@@ -76,7 +77,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
     let absent = state
         .interfaces
         .iter()
-        .filter(|interface| interface.attached.is_none());
+        .filter(|interface| !instance.is_attached(&state, interface));
     let counters = Counters::new(&maps);
     let rules = counters.rules(state.rules.iter().map(|rule| rule.slot))?;
     Ok(Status {
@@ -122,7 +123,7 @@ fn print(status: &Status) -> anyhow::Result<()> {
         .iter()
         .map(|name| {
             let absent = status.absent.contains(name);
-            format!("{name}{}", if absent { " (not there)" } else { "" })
+            format!("{name}{}", if absent { " (not attached)" } else { "" })
         })
         .collect();
     let interfaces = if interfaces.is_empty() {

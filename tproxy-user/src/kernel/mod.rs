@@ -12,8 +12,8 @@ pub use counters::{Counters, RelayCounters, RuleTotals};
 pub use generation::Generation;
 pub use handover::Handover;
 pub use links::{
-    attach_filter, attach_link, attach_lookup, detach_filters, detach_link, kernel_has_tcx,
-    pinned_links,
+    attach_filter, attach_link, attach_lookup, detach_link, kernel_has_tcx, link_is_attached,
+    lookup_is_attached, pinned_links, program_id,
 };
 pub use maps::Maps;
 pub use object::{Loaded, Settings, load};
@@ -67,14 +67,6 @@ pub enum Error {
     /// The clsact qdisc cannot be added.
     #[error("cannot add a clsact qdisc to {interface}: {}", reasons(.cause))]
     Qdisc {
-        /// The interface.
-        interface: String,
-        /// The refusal.
-        cause: TcError,
-    },
-    /// A filter cannot be removed.
-    #[error("cannot take the filter off {interface}: {}", reasons(.cause))]
-    Filter {
         /// The interface.
         interface: String,
         /// The refusal.

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -105,6 +106,13 @@ pub(crate) fn in_sandbox<R: Send + 'static>(
     }
 }
 
+/// What an agent holds while it lives.
+pub(crate) struct Workers {
+    /// One for each worker.
+    pub(crate) listeners: Vec<TcpListener>,
+    _lifeline: UnixDatagram,
+}
+
 impl Sandbox {
     fn load() -> Self {
         load(SETTINGS, Path::new(BPFFS)).expect("the programs load");
@@ -125,13 +133,19 @@ impl Sandbox {
 
     /// Makes listeners for workers, and registers them with an agent that takes flows.
     #[must_use]
-    pub(crate) fn start_workers(&self, workers: u32) -> Vec<TcpListener> {
+    pub(crate) fn start_workers(&self, workers: u32) -> Workers {
         let listeners = relay::bind(0, workers as usize).expect("listeners");
-        self.maps.set_listeners(&listeners).expect("listeners");
+        let lifeline = UnixDatagram::unbound().expect("a socket");
+        self.maps
+            .set_listeners(&listeners, &lifeline)
+            .expect("listeners");
         let port = listeners[0].local_addr().expect("an address").port();
         let state = AgentState::accepting(workers, port);
         self.maps.set_agent(state).expect("an agent");
-        listeners
+        Workers {
+            listeners,
+            _lifeline: lifeline,
+        }
     }
 
     /// Runs the program on a frame that arrives on `lo`, and says what the outcome was, after
@@ -258,7 +272,11 @@ pub(crate) const fn expected(outcome: Outcome, mark: u32) -> Ran {
             verdict: TC_ACT_REDIRECT,
             mark,
         },
-        Outcome::Taken | Outcome::Established | Outcome::SynCookie | Outcome::IcmpError => Ran {
+        Outcome::Taken
+        | Outcome::Established
+        | Outcome::SynCookie
+        | Outcome::Orphaned
+        | Outcome::IcmpError => Ran {
             verdict: TC_ACT_UNSPEC,
             mark: mark | MARK,
         },

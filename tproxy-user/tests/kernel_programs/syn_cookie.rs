@@ -18,7 +18,7 @@ use tproxy_common::{address::Family, outcome::Outcome, packet::parse};
 
 use crate::{
     frame::{ACK, ETHERNET_HEADER, RST, SYN},
-    sandbox::{Metadata, Sandbox, bound, in_sandbox, make_local},
+    sandbox::{Metadata, Sandbox, Workers, bound, in_sandbox, make_local},
 };
 
 /// Client and server of each family.
@@ -34,9 +34,9 @@ const FLAGS: usize = 13;
 #[test]
 fn the_last_ack_belongs_to_a_worker_and_a_forged_one_does_not() {
     in_sandbox(|sandbox| {
-        let listeners = prepare(sandbox, 2);
+        let workers = prepare(sandbox, 2);
         for (client, server) in ENDS {
-            let handshake = Handshake::by_cookie(sandbox, &listeners, client, server);
+            let handshake = Handshake::by_cookie(sandbox, &workers.listeners, client, server);
             assert_eq!(handshake.while_open, Outcome::Established);
 
             // The sockets are gone: only the cookie says that the ACK is ours.
@@ -67,21 +67,21 @@ fn the_last_ack_belongs_to_a_worker_and_a_forged_one_does_not() {
 #[test]
 fn an_ack_means_nothing_without_a_listener() {
     in_sandbox(|sandbox| {
-        let listeners = prepare(sandbox, 1);
-        let handshake = Handshake::by_cookie(sandbox, &listeners, ENDS[0].0, ENDS[0].1);
+        let workers = prepare(sandbox, 1);
+        let handshake = Handshake::by_cookie(sandbox, &workers.listeners, ENDS[0].0, ENDS[0].1);
         let ack = || sandbox.outcome_with(&handshake.ack, Metadata::default());
         assert_eq!(ack(), Outcome::SynCookie);
         set_syncookies(0);
         assert_eq!(ack(), Outcome::Foreign);
         set_syncookies(2);
         assert_eq!(ack(), Outcome::SynCookie);
-        drop(listeners);
+        drop(workers);
         assert_eq!(ack(), Outcome::Foreign);
     });
 }
 
 /// Listeners that answer every SYN with a cookie.
-fn prepare(sandbox: &Sandbox, workers: u32) -> Vec<TcpListener> {
+fn prepare(sandbox: &Sandbox, workers: u32) -> Workers {
     for (client, server) in ENDS {
         make_local(client.parse().unwrap());
         make_local(server.parse().unwrap());
