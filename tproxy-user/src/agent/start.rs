@@ -14,8 +14,8 @@ use crate::{
         Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
     instance::{
-        AgentLock, AgentRecord, Built, Change, ChangeLock, Instance, Interface, NamespaceId, State,
-        check_attachable, clear, private_directory, remove,
+        AgentLock, AgentRecord, Built, Change, ChangeLock, Error, Instance, Interface, NamespaceId,
+        State, check_attachable, clear, private_directory, remove,
     },
     kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Relay},
@@ -163,6 +163,8 @@ async fn prepare(
         plan.takes_over = leftovers::fit(&plan, previous).await?;
     }
 
+    check_interfaces(&plan)?;
+
     // From here on the instance changes.
     if plan.takes_over {
         drop(changes);
@@ -184,12 +186,23 @@ async fn prepare(
     built
 }
 
+/// Refuses a file whose rules name interfaces that will not be attached.
+fn check_interfaces(plan: &Plan<'_>) -> Result<(), Error> {
+    let Some(config) = &plan.config else {
+        return Ok(());
+    };
+    let wanted = match &plan.kept {
+        Some(state) if plan.options.interfaces.is_empty() => state.interface_names(),
+        _ => plan.options.interfaces.clone(),
+    };
+    match config.unattached(plan.instance.name(), &wanted) {
+        Some(problems) => Err(Error::Unattached(problems)),
+        None => Ok(()),
+    }
+}
+
 /// Takes out of the kernel what was begun. The rules and sets of a pinned instance stay.
-async fn undo(
-    instance: &Instance,
-    netlink: &Netlink,
-    kept: Option<State>,
-) -> Result<(), crate::instance::Error> {
+async fn undo(instance: &Instance, netlink: &Netlink, kept: Option<State>) -> Result<(), Error> {
     let Some(state) = kept else {
         remove(instance, Some(netlink)).await?;
         return Ok(());
