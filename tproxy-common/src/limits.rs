@@ -7,6 +7,9 @@ pub const RULES: usize = 1024;
 /// the number of rules that name it.
 pub const CIDRS: usize = 1_000_000;
 
+/// Most users, ranges of users and control groups of one instance, over all rules.
+pub const OWNERS: usize = 16_384;
+
 /// Most sets of one instance, files that rules name among them.
 pub const SETS: usize = 1024;
 

@@ -173,7 +173,8 @@ fn decide_new(arrival: &Arrival<'_>) -> Outcome {
     }
     counters::count_flow(found.entry);
     match found.entry.action() {
-        Action::Pass => Outcome::Passed,
+        // The listeners of others are not in the tables of sockets yet.
+        Action::Pass | Action::Redirect => Outcome::Passed,
         Action::Drop => {
             counters::count_discarded(found.entry, arrival.length());
             Outcome::Dropped

@@ -47,7 +47,8 @@ pub(super) async fn take_over(plan: &Plan<'_>) -> anyhow::Result<()> {
     }
     let mut change = Change::begin(instance)?;
     change.set_pinned(options.pin);
-    if plan.kept.is_none() {
+    // Rules of a file take the place of those that are there in one step, a moment later.
+    if plan.kept.is_none() && plan.config.is_none() {
         change.flush_rules();
         change.keep_sets(|_| false);
         change.append_rules(&options.rules)?;

@@ -1,11 +1,14 @@
 //! The agent: brings an instance up, keeps it current while it relays, and takes it down.
 
+mod expiry;
 mod flow_filter;
 mod leftovers;
 mod options;
+mod reload;
 mod shutdown;
 mod start;
 mod steering;
+mod sys;
 mod upkeep;
 
 pub use flow_filter::{EPOCH, turn};
@@ -25,39 +28,57 @@ use futures_util::{
 use log::{info, warn};
 
 use crate::{
+    config::{Config, Source},
     instance::{Instance, remove},
     relay::Relay,
 };
+use reload::Reload;
 use shutdown::Signals;
 use start::{Parts, Running};
 
-/// Runs the agent until it is told to stop. Blocks.
+/// Runs the agent until it is told to stop. Blocks. With a file, its rules and sets are those to start
+/// with, and SIGHUP reads them again.
 ///
 /// # Errors
 ///
 /// When it cannot start, with everything undone; or when something that it depends on breaks.
-pub fn run(instance: &Instance, options: &Options) -> anyhow::Result<()> {
+pub fn run(
+    instance: &Instance,
+    options: &Options,
+    file: Option<(Source, Config)>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(instance, options))
+    runtime.block_on(serve(instance, options, file))
 }
 
-async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
-    let mut signals = Signals::install()?;
+async fn serve(
+    instance: &Instance,
+    options: &Options,
+    file: Option<(Source, Config)>,
+) -> anyhow::Result<()> {
+    let (mut signals, hangup) = Signals::install()?;
+    let (reload, config) = match file {
+        Some((source, config)) => (Some(Reload::new(source, &config)), Some(config)),
+        None => (None, None),
+    };
     // The lock is held to the very end.
     let Running {
         parts,
         watches,
         lock: _lock,
-    } = start::start(instance, options).await?;
+    } = start::start(instance, options, config).await?;
     if let Err(error) = writeln!(io::stdout(), "{}", parts.ready_line()) {
         warn!("nobody reads standard output: {error}");
     }
+    if reload.is_some() {
+        reload::warn_of_shadows(&parts);
+    }
     let mut workers = wait(&parts.relay);
     // Goes on while flows finish: they need their rules and routes to the end.
-    let mut upkeep = Box::pin(upkeep::run(&parts, watches));
+    let mut upkeep = Box::pin(upkeep::run(&parts, watches, hangup, reload));
     let mut broken = tokio::select! {
         () = signals.next() => None,
         error = &mut upkeep => Some(error),

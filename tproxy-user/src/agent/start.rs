@@ -7,14 +7,15 @@ use std::{
 use anyhow::Context as _;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
 
-use super::{Options, leftovers, steering::Steering, upkeep::Watches};
+use super::{Options, expiry::Expiry, leftovers, steering::Steering, upkeep::Watches};
 use crate::{
+    config::Config,
     delivery::{
         Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
     instance::{
-        AgentLock, AgentRecord, Built, Change, ChangeLock, Instance, Interface, NamespaceId, State,
-        check_attachable, clear, private_directory, remove,
+        AgentLock, AgentRecord, Built, Change, ChangeLock, Error, Instance, Interface, NamespaceId,
+        State, check_attachable, clear, private_directory, remove,
     },
     kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Relay},
@@ -39,6 +40,7 @@ pub(super) struct Parts {
     pub(super) steering: Arc<Steering>,
     pub(super) relay: Arc<Relay>,
     pub(super) agent_state: AgentState,
+    pub(super) expiry: Expiry,
     state: State,
     /// Shows the programs that the agent lives.
     _lifeline: UnixDatagram,
@@ -65,13 +67,17 @@ fn plural(number: usize, word: &str) -> String {
 }
 
 /// Checks everything that can be checked, removes what a dead agent left, and starts.
-pub(super) async fn start(instance: &Instance, options: &Options) -> anyhow::Result<Running> {
+pub(super) async fn start(
+    instance: &Instance,
+    options: &Options,
+    config: Option<Config>,
+) -> anyhow::Result<Running> {
     requirements::check()?;
     let was_there = instance.run_directory().exists();
     let mut lock = AgentLock::acquire(instance)?;
     // Whoever meets this lock can say from now on who holds it.
     publish(&mut lock, 0, 0)?;
-    let started = prepare(instance, options, &mut lock).await;
+    let started = prepare(instance, options, config, &mut lock).await;
     if started.is_err() && !was_there {
         // Still under the lock: nothing was there before, so nothing stays.
         let _ = fs::remove_dir_all(instance.run_directory());
@@ -88,6 +94,8 @@ pub(super) async fn start(instance: &Instance, options: &Options) -> anyhow::Res
 pub(super) struct Plan<'a> {
     pub(super) instance: &'a Instance,
     pub(super) options: &'a Options,
+    /// Rules and sets to start with, in place of all others.
+    pub(super) config: Option<Config>,
     pub(super) namespace: NamespaceId,
     pub(super) netlink: Netlink,
     pub(super) assignment: Assignment,
@@ -105,6 +113,7 @@ pub(super) struct Plan<'a> {
 async fn prepare(
     instance: &Instance,
     options: &Options,
+    config: Option<Config>,
     lock: &mut AgentLock,
 ) -> anyhow::Result<(Parts, Watches)> {
     let changes = ChangeLock::wait(instance)?;
@@ -137,6 +146,7 @@ async fn prepare(
     let mut plan = Plan {
         instance,
         options,
+        config,
         namespace,
         netlink: netlink.clone(),
         assignment,
@@ -152,6 +162,8 @@ async fn prepare(
     if let Some(previous) = &previous {
         plan.takes_over = leftovers::fit(&plan, previous).await?;
     }
+
+    check_interfaces(&plan)?;
 
     // From here on the instance changes.
     if plan.takes_over {
@@ -174,12 +186,23 @@ async fn prepare(
     built
 }
 
+/// Refuses a file whose rules name interfaces that will not be attached.
+fn check_interfaces(plan: &Plan<'_>) -> Result<(), Error> {
+    let Some(config) = &plan.config else {
+        return Ok(());
+    };
+    let wanted = match &plan.kept {
+        Some(state) if plan.options.interfaces.is_empty() => state.interface_names(),
+        _ => plan.options.interfaces.clone(),
+    };
+    match config.unattached(plan.instance.name(), &wanted) {
+        Some(problems) => Err(Error::Unattached(problems)),
+        None => Ok(()),
+    }
+}
+
 /// Takes out of the kernel what was begun. The rules and sets of a pinned instance stay.
-async fn undo(
-    instance: &Instance,
-    netlink: &Netlink,
-    kept: Option<State>,
-) -> Result<(), crate::instance::Error> {
+async fn undo(instance: &Instance, netlink: &Netlink, kept: Option<State>) -> Result<(), Error> {
     let Some(state) = kept else {
         remove(instance, Some(netlink)).await?;
         return Ok(());
@@ -226,7 +249,12 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, W
         None => leftovers::take_over(&plan).await?,
         Some(loaded) => establish(&plan, loaded).await?,
     }
+    if let Some(config) = plan.config {
+        replace_rules(instance, config)?;
+    }
     let (state, tables) = instance.in_force()?;
+    let expiry = Expiry::open()?;
+    expiry.follow(&state)?;
     delivery.apply(&state.interface_names()).await?;
     steering.follow(&state, tables);
     let parts = Parts {
@@ -237,10 +265,20 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, W
         steering,
         relay,
         agent_state,
+        expiry,
         state,
         _lifeline: plan.lifeline,
     };
     Ok((parts, watches))
+}
+
+/// Puts the rules and sets of a file in force. Only now: they may name interfaces that have just been
+/// attached.
+fn replace_rules(instance: &Instance, config: Config) -> anyhow::Result<()> {
+    let mut change = Change::begin(instance)?;
+    change.replace_by_file(config)?;
+    change.commit()?;
+    Ok(())
 }
 
 /// Puts the first generation in force and attaches what was loaded.

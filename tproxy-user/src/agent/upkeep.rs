@@ -6,10 +6,10 @@ use std::pin::pin;
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchMask};
-use log::{info, warn};
+use log::{debug, info, warn};
 use tokio::runtime::Handle;
 
-use super::{flow_filter::keep_young, start::Parts};
+use super::{flow_filter::keep_young, reload::Reload, shutdown::Hangup, start::Parts};
 use crate::{
     delivery::{Delivery, Link, LinkEvent, LinkWatch, LocalAddresses, Netlink, Watch},
     instance::{Change, ChangeLock, Error, Instance, LOCK_FILE, State},
@@ -43,14 +43,24 @@ impl Watches {
 }
 
 /// Follows changes until something breaks that the agent cannot do without.
-pub(super) async fn run(running: &Parts, watches: Watches) -> anyhow::Error {
-    match follow(running, watches).await {
+pub(super) async fn run(
+    running: &Parts,
+    watches: Watches,
+    hangup: Hangup,
+    reload: Option<Reload>,
+) -> anyhow::Error {
+    match follow(running, watches, hangup, reload).await {
         Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
-async fn follow(running: &Parts, watches: Watches) -> anyhow::Result<std::convert::Infallible> {
+async fn follow(
+    running: &Parts,
+    watches: Watches,
+    mut hangup: Hangup,
+    reload: Option<Reload>,
+) -> anyhow::Result<std::convert::Infallible> {
     let Watches {
         mut links,
         mut local,
@@ -74,6 +84,14 @@ async fn follow(running: &Parts, watches: Watches) -> anyhow::Result<std::conver
                 }
             }
             never = &mut flow_filter => match never {},
+            due = running.expiry.due() => {
+                due?;
+                remove_expired(running).await;
+            }
+            () = hangup.next() => match &reload {
+                Some(reload) => reload.run(running).await,
+                None => debug!("SIGHUP: there is no file to read again"),
+            },
             prefixes = local.changed() => {
                 let stored = running.maps.set_local_prefixes(prefixes?);
                 stored.unwrap_or_else(|error| warn!("the addresses of this host are out of date: {error}"));
@@ -125,11 +143,24 @@ async fn take_up(running: &Parts) {
         let _lock = tokio::task::spawn_blocking(move || ChangeLock::follow(&instance)).await??;
         let (state, tables) = running.instance.in_force()?;
         running.steering.follow(&state, tables);
+        running.expiry.follow(&state)?;
         running.delivery.apply(&state.interface_names()).await?;
         Ok(())
     }
     .await;
     taken_up.unwrap_or_else(|error| warn!("a change was not taken up: {error:#}"));
+}
+
+/// Deletes the rules whose time is over.
+async fn remove_expired(running: &Parts) {
+    let edit = async |change: Change, _: &Netlink| {
+        if change.has_expired_rules() {
+            change.commit()
+        } else {
+            Ok(change.state().clone())
+        }
+    };
+    change_or_warn(running, edit).await;
 }
 
 /// Takes off what a killed command left on interfaces.
@@ -138,7 +169,7 @@ async fn remove_strays(running: &Parts) {
         return;
     }
     let edit = async |change: Change, netlink: &Netlink| change.remove_strays(netlink).await;
-    if change(running, edit).await.is_some() {
+    if change_or_warn(running, edit).await.is_some() {
         info!("took off programs that a killed command left on interfaces");
     }
 }
@@ -161,7 +192,7 @@ async fn gone(running: &Parts, index: u32) {
         let edit = async move |change: Change, netlink: &Netlink| {
             change.interface_gone(netlink, index).await
         };
-        change(running, edit).await;
+        change_or_warn(running, edit).await;
     }
 }
 
@@ -171,7 +202,7 @@ async fn renamed(running: &Parts, link: &Link) {
     }
     let renamed = link.clone();
     let edit = async move |change: Change, _: &Netlink| change.interface_renamed(&renamed);
-    if change(running, edit).await.is_some() {
+    if change_or_warn(running, edit).await.is_some() {
         info!("following an interface that is called {} now", link.name);
     }
 }
@@ -189,7 +220,7 @@ async fn appeared(running: &Parts, link: &Link) {
     let name = link.name.clone();
     let edit =
         async move |change: Change, netlink: &Netlink| change.interface_back(netlink, &link).await;
-    if waits && change(running, edit).await.is_some() {
+    if waits && change_or_warn(running, edit).await.is_some() {
         info!("attached to {name} again");
     }
 }
@@ -199,12 +230,20 @@ fn is_attached(running: &Parts, index: u32) -> bool {
     state.is_ok_and(|state| state.attached().any(|of| of == index))
 }
 
-/// Makes one change and takes it up; what fails is logged, because the agent goes on without. The
-/// wait for the lock blocks, so a thread does it.
-async fn change(
+/// Makes one change and takes it up; what fails is logged, because the agent goes on without.
+async fn change_or_warn(
     running: &Parts,
     edit: impl AsyncFnOnce(Change, &Netlink) -> Result<State, Error> + Send + 'static,
 ) -> Option<State> {
+    let changed = change(running, edit).await;
+    changed.inspect_err(|error| warn!("{error}")).ok()
+}
+
+/// Makes one change and takes it up. The wait for the lock blocks, so a thread does it.
+pub(super) async fn change(
+    running: &Parts,
+    edit: impl AsyncFnOnce(Change, &Netlink) -> Result<State, Error> + Send + 'static,
+) -> anyhow::Result<State> {
     let instance = running.instance.clone();
     let netlink = running.netlink.clone();
     let runtime = Handle::current();
@@ -212,18 +251,7 @@ async fn change(
         let change = Change::begin(&instance)?;
         runtime.block_on(edit(change, &netlink))
     });
-    match changed.await {
-        Ok(Ok(state)) => {
-            take_up(running).await;
-            Some(state)
-        }
-        Ok(Err(error)) => {
-            warn!("{error}");
-            None
-        }
-        Err(died) => {
-            warn!("a change was not made: {died}");
-            None
-        }
-    }
+    let state = changed.await.context("a change was not made")??;
+    take_up(running).await;
+    Ok(state)
 }

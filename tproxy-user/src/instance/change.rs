@@ -1,6 +1,6 @@
 //! Changes of an instance: one at a time, each whole or not at all.
 
-use std::{collections::HashSet, mem};
+use std::{collections::HashSet, mem, time::Duration};
 
 use tproxy_common::limits::UNATTRIBUTED_SLOT;
 
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     delivery::{Delivery, Framing, Link, Netlink, link_by_name, link_names},
     kernel::{Maps, RelayCounters},
-    rule::RuleSpec,
+    rule::{Deadline, RuleSpec},
 };
 
 /// No rule of this name.
@@ -28,6 +28,8 @@ pub struct Change {
     pub(super) before: Option<State>,
     pub(super) state: State,
     pub(super) sets: SetChanges,
+    /// Rules of the state in force whose time is over.
+    pub(super) expired: Vec<String>,
     _lock: ChangeLock,
 }
 
@@ -42,15 +44,17 @@ impl Change {
         let lock = ChangeLock::wait(instance)?;
         // Only now: whoever had the lock may have changed or removed everything.
         let state = instance.state()?;
-        let change = Self {
+        let mut change = Self {
             instance: instance.clone(),
             maps,
             before: Some(state.clone()),
             state,
             sets: SetChanges::default(),
+            expired: Vec::new(),
             _lock: lock,
         };
         change.remove_stray_links()?;
+        change.remove_expired()?;
         Ok(change)
     }
 
@@ -65,6 +69,7 @@ impl Change {
             before: None,
             state,
             sets: SetChanges::default(),
+            expired: Vec::new(),
             _lock: lock,
         })
     }
@@ -102,10 +107,14 @@ impl Change {
         }
         self.load_sets_of(&rule, &HashSet::new())?;
         let taken = self.state.rules.iter().map(|rule| rule.slot).collect();
-        let slot = self.new_slot(&taken)?;
+        let stored = StoredRule {
+            slot: self.new_slot(&taken)?,
+            deadline: rule.life.map(Deadline::after).transpose()?,
+            spec,
+        };
         self.state
             .rules
-            .insert(place.min(self.state.rules.len()), StoredRule { slot, spec });
+            .insert(place.min(self.state.rules.len()), stored);
         Ok(name)
     }
 
@@ -146,7 +155,9 @@ impl Change {
     /// When one is not there; none is deleted then.
     pub fn delete_rules(&mut self, names: &[String]) -> Result<(), RuleNotFound> {
         for name in names {
-            self.place_of(name)?;
+            if !self.expired.contains(name) {
+                self.place_of(name)?;
+            }
         }
         self.state
             .rules
@@ -156,7 +167,25 @@ impl Change {
 
     /// Deletes all rules, and says how many.
     pub fn flush_rules(&mut self) -> usize {
-        mem::take(&mut self.state.rules).len()
+        mem::take(&mut self.state.rules).len() + self.expired.len()
+    }
+
+    /// Whether rules are gone since the last change because their time is over. Committing this
+    /// change takes them out of the kernel.
+    #[must_use]
+    pub fn has_expired_rules(&self) -> bool {
+        !self.expired.is_empty()
+    }
+
+    fn remove_expired(&mut self) -> Result<(), Error> {
+        for stored in mem::take(&mut self.state.rules) {
+            if stored.left()? == Some(Duration::ZERO) {
+                self.expired.push(stored.name().to_owned());
+            } else {
+                self.state.rules.push(stored);
+            }
+        }
+        Ok(())
     }
 
     /// Says whether the instance stays when its agent ends.

@@ -23,6 +23,7 @@ mod origin;
 mod removal;
 mod replacement;
 mod set_changes;
+mod shadows;
 mod state;
 mod stored_set;
 
@@ -33,6 +34,7 @@ pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use origin::Origin;
 pub use removal::{clear, remove};
 pub use set_changes::Added;
+pub use shadows::shadows;
 pub use state::{Built, Interface, State, StoredRule};
 pub use stored_set::StoredSet;
 
@@ -48,9 +50,10 @@ use attachments::Attachments;
 use ipnet::IpNet;
 
 use crate::{
+    config::Problems,
     delivery,
     kernel::{self, Generation, Maps, bpffs},
-    rule::{SpecError, valid_name},
+    rule::{SpecErrors, valid_name},
     set::{LoadError, SetName, Sets},
 };
 
@@ -128,8 +131,8 @@ pub enum Error {
     )]
     Namespace(String),
     /// A rule that makes no sense.
-    #[error("{}", .0.as_flag())]
-    Rule(#[from] SpecError),
+    #[error(transparent)]
+    Rule(#[from] SpecErrors),
     /// A rule name that is there already.
     #[error("there is a rule {0} already: delete it first, or choose another --name")]
     RuleExists(String),
@@ -162,6 +165,12 @@ pub enum Error {
     /// A list of CIDRs.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Rules of a file that name interfaces that are not attached.
+    #[error(transparent)]
+    Unattached(Problems),
+    /// The clock that counts from boot.
+    #[error("the clock cannot be read: {0}")]
+    Clock(#[from] nix::Error),
     /// The rules do not fit.
     #[error(transparent)]
     Compile(#[from] crate::compiler::CompileError),

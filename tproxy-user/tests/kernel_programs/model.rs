@@ -137,7 +137,7 @@ impl Model {
         let present = worker < self.listeners;
         let answerable = flow.source.is_forwardable();
         match (found.entry.action(), found.entry.on_missing()) {
-            (Action::Pass, _) => Outcome::Passed,
+            (Action::Pass | Action::Redirect, _) => Outcome::Passed,
             (Action::Drop, _) => Outcome::Dropped,
             // The answer to a datagram depends on how many there were before: no case has one.
             (Action::Reject, _) if answerable => Outcome::Rejected,

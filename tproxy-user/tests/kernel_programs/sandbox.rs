@@ -254,6 +254,7 @@ pub(crate) fn compiled(rules: &[Rule]) -> Vec<tproxy_common::tables::Block> {
                 .iter()
                 .filter_map(|name| index_of(name))
                 .collect(),
+            cgroups: Vec::new(),
         })
         .collect();
     let compiled = compile(&sources, &Sets::new(), 1).expect("the rules compile");
