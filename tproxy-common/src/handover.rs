@@ -69,14 +69,22 @@ impl Place {
         (self.fingerprint as u64) << 32 | LET_GO as u64
     }
 
+    /// Whether a word is this flow's and says that it was taken.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_taken(&self, word: u64) -> bool {
+        let low = word as u32;
+        (word >> 32) as u32 == self.fingerprint && low != LET_GO && low != 0
+    }
+
     /// The counter slot in a word, when that is this flow's and it was taken.
     #[must_use]
     pub const fn slot(&self, word: u64) -> Option<u32> {
-        let low = word as u32;
-        if (word >> 32) as u32 != self.fingerprint || low == LET_GO {
-            return None;
+        if self.is_taken(word) {
+            Some(word as u32 - 1)
+        } else {
+            None
         }
-        low.checked_sub(1)
     }
 }
 

@@ -3,11 +3,24 @@
 /// Most rules of one instance.
 pub const RULES: usize = 1024;
 
-/// Most CIDRs of one instance, over all rules and both families.
+/// Most CIDRs of one instance, over all rules, sets and both families. A set counts once, whatever
+/// the number of rules that name it.
 pub const CIDRS: usize = 1_000_000;
+
+/// Most users, ranges of users and control groups of one instance, over all rules.
+pub const OWNERS: usize = 16_384;
+
+/// Most sets of one instance, files that rules name among them.
+pub const SETS: usize = 1024;
+
+/// Most blocks of the tables of one instance: 768 MiB.
+pub const BLOCKS: usize = 1 << 22;
 
 /// Most workers of one agent.
 pub const WORKERS: u32 = 64;
+
+/// The place of the socket that shows that the agent lives, behind those of its listeners.
+pub const LIFELINE: u32 = WORKERS;
 
 /// Most interfaces that one instance can be attached to.
 pub const INTERFACES: usize = 256;

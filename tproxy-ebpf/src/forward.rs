@@ -107,11 +107,11 @@ fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
     let stamp = Stamp::of(headers);
     // A flow that began at this host shows with the answer to its SYN: that is always looked up.
     if !headers.flags.answers_opening() && stamp.is_some_and(|stamp| !stamp.is_recent()) {
-        return Outcome::Foreign;
+        return without_socket(headers);
     }
     let outcome = match established::holder(ctx, *family, headers) {
         Holder::Nobody if established::completes_cookie_handshake(arrival) => Outcome::SynCookie,
-        Holder::Nobody => return Outcome::Foreign,
+        Holder::Nobody => return without_socket(headers),
         Holder::TimeWait if handover::was_let_go(headers) => {
             established::hide_from_early_demux(ctx);
             Outcome::Foreign
@@ -122,6 +122,17 @@ fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
         stamp.renew();
     }
     outcome
+}
+
+/// No socket has this flow. One that was taken has lost it: its agent has reset it, or was killed,
+/// and the client does not know yet.
+#[inline(always)]
+fn without_socket(headers: &Headers) -> Outcome {
+    if handover::was_taken(headers) {
+        Outcome::Orphaned
+    } else {
+        Outcome::Foreign
+    }
 }
 
 /// Marks the packet, so that the policy rule routes it to this host.
@@ -154,7 +165,8 @@ fn decide_new(arrival: &Arrival<'_>) -> Outcome {
     }
     counters::count_flow(found.entry);
     match found.entry.action() {
-        Action::Pass => Outcome::Passed,
+        // The listeners of others are not in the tables of sockets yet.
+        Action::Pass | Action::Redirect => Outcome::Passed,
         Action::Drop => {
             counters::count_discarded(found.entry, arrival.length());
             Outcome::Dropped
@@ -179,7 +191,8 @@ pub fn is_forwarded(flow: &Flow) -> bool {
 #[inline(always)]
 fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
     let state = agent::state();
-    if !state.is_accepting() {
+    // An agent that was killed while it drained is missing like any other.
+    if !state.is_accepting() && (state.workers() == 0 || sockets::agent_lives()) {
         return Outcome::PassedDraining;
     }
     let worker = worker_of(&flow.source, flow.source_port, state.workers());

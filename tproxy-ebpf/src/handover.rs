@@ -23,6 +23,15 @@ pub fn let_go(headers: &Headers) {
     write(&place, place.let_go());
 }
 
+/// Whether the flow is known to have been taken.
+#[inline(always)]
+pub fn was_taken(headers: &Headers) -> bool {
+    let place = Place::of(&headers.ends());
+    HANDOVER
+        .get(place.index)
+        .is_some_and(|word| place.is_taken(*word))
+}
+
 /// Whether the flow is known to go its own way.
 #[inline(always)]
 pub fn was_let_go(headers: &Headers) -> bool {

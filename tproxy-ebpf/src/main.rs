@@ -130,9 +130,11 @@ const fn verdict(outcome: Outcome) -> Verdict {
         | Outcome::Foreign
         | Outcome::NotOurs
         | Outcome::Assigned => Verdict::Continue,
-        Outcome::Taken | Outcome::Established | Outcome::SynCookie | Outcome::IcmpError => {
-            Verdict::Mark
-        }
+        Outcome::Taken
+        | Outcome::Established
+        | Outcome::SynCookie
+        | Outcome::Orphaned
+        | Outcome::IcmpError => Verdict::Mark,
         Outcome::RefusedMissing | Outcome::Rejected => Verdict::Answer,
         Outcome::Dropped
         | Outcome::DroppedMissing

@@ -170,6 +170,7 @@ fn ingress() -> Link {
         name: INGRESS.to_owned(),
         framing: Framing::Ethernet,
         up: true,
+        controller: None,
     }
 }
 

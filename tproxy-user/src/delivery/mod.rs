@@ -32,10 +32,10 @@ mod transaction;
 mod watch;
 
 pub use apply::{Delivery, remove_leftovers};
-pub use clsact::{has_clsact, remove_unused_clsact};
+pub use clsact::{has_clsact, has_filter, remove_filters, remove_unused_clsact};
 pub use error::{Error, Refusal};
 pub use links::{
-    Framing, Link, LinkEvent, LinkWatch, link_by_name, list_links, valid_interface_name,
+    Framing, Link, LinkEvent, LinkWatch, link_by_name, link_names, list_links, valid_interface_name,
 };
 pub use local::{LocalAddresses, local_addresses};
 pub use netlink::Netlink;

@@ -16,8 +16,8 @@ pub use flow_filter::FlowFilter;
 pub use generation::Generation;
 pub use handover::Handover;
 pub use links::{
-    attach_filter, attach_link, attach_lookup, detach_filters, detach_link, kernel_has_tcx,
-    pinned_links,
+    attach_filter, attach_link, attach_lookup, detach_link, kernel_has_tcx, link_is_attached,
+    lookup_is_attached, pinned_links, program_id,
 };
 pub use maps::Maps;
 pub use object::{Loaded, Settings, load};
@@ -82,14 +82,6 @@ pub enum Error {
         /// The refusal.
         cause: TcError,
     },
-    /// A filter cannot be removed.
-    #[error("cannot take the filter off {interface}: {}", reasons(.cause))]
-    Filter {
-        /// The interface.
-        interface: String,
-        /// The refusal.
-        cause: TcError,
-    },
     /// A link is not what it should be.
     #[error("the link {object} is unusable: {}", reasons(.cause))]
     Link {
@@ -121,6 +113,9 @@ pub enum Error {
     /// A map cannot be read in place.
     #[error("the map of the rules cannot be mapped into memory: {0}")]
     Memory(io::Error),
+    /// The tables in force are full.
+    #[error("the tables of the rules have no room for this change")]
+    NoRoom,
     /// A pin cannot be made.
     #[error("cannot pin {path}: {}", reasons(.cause))]
     Pin {

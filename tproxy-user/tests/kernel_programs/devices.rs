@@ -40,6 +40,7 @@ pub(crate) fn attach(sandbox: &Sandbox, name: &str, framing: Framing) {
         name: name.to_owned(),
         framing,
         up: true,
+        controller: None,
     };
     attach_link(sandbox.directory, &link).expect("the program is attached");
 }

@@ -10,6 +10,7 @@ use std::{
     env,
     fmt::Debug,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    rc::Rc,
     str::FromStr,
 };
 
@@ -34,10 +35,10 @@ use tproxy_user::{
 
 use crate::{
     frame::{ACK, ETHERNET_HEADER, Extension, Frame, SYN, Transport, shortest},
-    model::{Interface, Model, directions},
+    model::{Handovers, Interface, Model, directions},
     sandbox::{
-        MARK, Metadata, Sandbox, UPSTREAM_MARK, compiled, connection, expected, in_sandbox,
-        index_of, ip, is_lookup, make_local, rule,
+        MARK, Metadata, Sandbox, UPSTREAM_MARK, Workers, compiled, connection, expected,
+        in_sandbox, index_of, ip, is_lookup, make_local, rule,
     },
 };
 
@@ -100,13 +101,11 @@ struct World<'a> {
         tproxy_common::address::Address,
         u16,
     )>,
+    handovers: Rc<RefCell<Handovers>>,
     /// How often each outcome should have occurred so far.
     counted: RefCell<[u64; OUTCOMES]>,
     /// They keep their sockets for as long as this lives.
-    _sockets: (
-        Vec<std::net::TcpListener>,
-        Vec<(std::net::TcpStream, std::net::TcpStream)>,
-    ),
+    _sockets: (Workers, Vec<(std::net::TcpStream, std::net::TcpStream)>),
 }
 
 impl<'a> World<'a> {
@@ -138,6 +137,7 @@ impl<'a> World<'a> {
                 .iter()
                 .flat_map(|(client, server)| directions(*client, *server))
                 .collect(),
+            handovers: Rc::default(),
             counted: RefCell::new(sandbox.outcomes()),
             _sockets: (listeners, connections),
         }
@@ -156,6 +156,7 @@ impl<'a> World<'a> {
             local: case.local.clone(),
             agent: case.agent,
             listeners: LISTENERS,
+            handovers: Rc::clone(&self.handovers),
             awaited: self.awaited.clone(),
         };
         case.packets
@@ -340,7 +341,11 @@ fn any_match() -> impl Strategy<Value = AddressMatch> {
         prop::collection::vec(any_prefix(), 0..4),
         prop::collection::vec(any_prefix(), 0..2),
     )
-        .prop_map(|(include, exclude)| AddressMatch { include, exclude })
+        .prop_map(|(include, exclude)| AddressMatch {
+            include,
+            exclude,
+            ..AddressMatch::default()
+        })
 }
 
 fn any_port() -> impl Strategy<Value = u16> {

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -28,6 +29,7 @@ use tproxy_user::{
     kernel::{Generation, Maps, Settings, load},
     relay,
     rule::{Rule, RuleSpec},
+    set::Sets,
 };
 
 use crate::answer::assert_answers;
@@ -107,6 +109,13 @@ pub(crate) fn in_sandbox<R: Send + 'static>(
     }
 }
 
+/// What an agent holds while it lives.
+pub(crate) struct Workers {
+    /// One for each worker.
+    pub(crate) listeners: Vec<TcpListener>,
+    _lifeline: UnixDatagram,
+}
+
 impl Sandbox {
     fn load() -> Self {
         load(SETTINGS, Path::new(BPFFS)).expect("the programs load");
@@ -127,13 +136,19 @@ impl Sandbox {
 
     /// Makes listeners for workers, and registers them with an agent that takes flows.
     #[must_use]
-    pub(crate) fn start_workers(&self, workers: u32) -> Vec<TcpListener> {
+    pub(crate) fn start_workers(&self, workers: u32) -> Workers {
         let listeners = relay::bind(0, workers as usize).expect("listeners");
-        self.maps.set_listeners(&listeners).expect("listeners");
+        let lifeline = UnixDatagram::unbound().expect("a socket");
+        self.maps
+            .set_listeners(&listeners, &lifeline)
+            .expect("listeners");
         let port = listeners[0].local_addr().expect("an address").port();
         let state = AgentState::accepting(workers, port);
         self.maps.set_agent(state).expect("an agent");
-        listeners
+        Workers {
+            listeners,
+            _lifeline: lifeline,
+        }
     }
 
     /// Runs the program on a frame that arrives on `lo`, and says what the outcome was, after
@@ -239,9 +254,11 @@ pub(crate) fn compiled(rules: &[Rule]) -> Vec<tproxy_common::tables::Block> {
                 .iter()
                 .filter_map(|name| index_of(name))
                 .collect(),
+            cgroups: Vec::new(),
         })
         .collect();
-    compile(&sources, 1).expect("the rules compile")
+    let compiled = compile(&sources, &Sets::new(), 1).expect("the rules compile");
+    compiled.blocks
 }
 
 /// The index of an interface of this thread's network namespace.
@@ -264,7 +281,11 @@ pub(crate) const fn expected(outcome: Outcome, mark: u32) -> Ran {
             verdict: TC_ACT_REDIRECT,
             mark,
         },
-        Outcome::Taken | Outcome::Established | Outcome::SynCookie | Outcome::IcmpError => Ran {
+        Outcome::Taken
+        | Outcome::Established
+        | Outcome::SynCookie
+        | Outcome::Orphaned
+        | Outcome::IcmpError => Ran {
             verdict: TC_ACT_UNSPEC,
             mark: mark | MARK,
         },

@@ -19,7 +19,7 @@ use tproxy_user::{agent::turn, kernel::FlowFilter};
 
 use crate::{
     frame::{ACK, ETHERNET_HEADER, RST, SYN},
-    sandbox::{Metadata, Sandbox, bound, in_sandbox, make_local, rule},
+    sandbox::{Metadata, Sandbox, Workers, bound, in_sandbox, make_local, rule},
 };
 
 /// Client and server of each family.
@@ -35,9 +35,9 @@ const FLAGS: usize = 13;
 #[test]
 fn the_last_ack_belongs_to_a_worker_and_a_forged_one_does_not() {
     in_sandbox(|sandbox| {
-        let listeners = prepare(sandbox, 2);
+        let workers = prepare(sandbox, 2);
         for (client, server) in ENDS {
-            let handshake = Handshake::by_cookie(sandbox, &listeners, client, server);
+            let handshake = Handshake::by_cookie(sandbox, &workers.listeners, client, server);
             assert_eq!(handshake.while_open, Outcome::Established);
 
             // The sockets are gone: only the cookie says that the ACK is ours.
@@ -68,15 +68,15 @@ fn the_last_ack_belongs_to_a_worker_and_a_forged_one_does_not() {
 #[test]
 fn an_ack_means_nothing_without_a_listener() {
     in_sandbox(|sandbox| {
-        let listeners = prepare(sandbox, 1);
-        let handshake = Handshake::by_cookie(sandbox, &listeners, ENDS[0].0, ENDS[0].1);
+        let workers = prepare(sandbox, 1);
+        let handshake = Handshake::by_cookie(sandbox, &workers.listeners, ENDS[0].0, ENDS[0].1);
         let ack = || sandbox.outcome_with(&handshake.ack, Metadata::default());
         assert_eq!(ack(), Outcome::SynCookie);
         set_syncookies(0);
         assert_eq!(ack(), Outcome::Foreign);
         set_syncookies(2);
         assert_eq!(ack(), Outcome::SynCookie);
-        drop(listeners);
+        drop(workers);
         assert_eq!(ack(), Outcome::Foreign);
     });
 }
@@ -85,11 +85,11 @@ fn an_ack_means_nothing_without_a_listener() {
 #[test]
 fn the_filter_of_flows_knows_a_handshake_by_its_syn() {
     in_sandbox(|sandbox| {
-        let listeners = prepare(sandbox, 1);
+        let workers = prepare(sandbox, 1);
         sandbox.install(&[rule(|_| ())]);
         let filter = FlowFilter::open(&sandbox.maps).expect("the filter of flows");
         for (client, server) in ENDS {
-            let handshake = Handshake::by_cookie(sandbox, &listeners, client, server);
+            let handshake = Handshake::by_cookie(sandbox, &workers.listeners, client, server);
             let age = || {
                 for _ in 0..GRACE {
                     turn(&filter).expect("the sockets are listed");
@@ -114,7 +114,7 @@ fn the_filter_of_flows_knows_a_handshake_by_its_syn() {
 }
 
 /// Listeners that answer every SYN with a cookie.
-fn prepare(sandbox: &Sandbox, workers: u32) -> Vec<TcpListener> {
+fn prepare(sandbox: &Sandbox, workers: u32) -> Workers {
     for (client, server) in ENDS {
         make_local(client.parse().unwrap());
         make_local(server.parse().unwrap());
