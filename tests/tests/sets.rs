@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
@@ -299,17 +298,14 @@ fn readers_see_one_state_whole() {
     });
     agent.run(&format!("set load some {}", lists[0]));
     agent.run("rule add --dst set:some");
-    let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let cli = (*agent).clone();
-        let over = &over;
-        scope.spawn(move || {
+        let changes = scope.spawn(move || {
             for list in lists.iter().cycle().take(40) {
                 cli.run(&format!("set load some {list}"));
             }
-            over.store(true, Ordering::Relaxed);
         });
-        while !over.load(Ordering::Relaxed) {
+        while !changes.is_finished() {
             let seen = cidrs(&agent, "some").len();
             assert!([10, 3000].contains(&seen), "{seen}");
         }

@@ -9,4 +9,5 @@ mod frame;
 mod model;
 mod outcomes;
 mod sandbox;
+mod set_edits;
 mod syn_cookie;
