@@ -20,7 +20,7 @@
 
 use crate::{
     flow::ORIGINS,
-    limits::{CIDRS, INTERFACES, RULES},
+    limits::{CIDRS, INTERFACES, OWNERS, RULES},
 };
 
 /// 64-bit words of a block.
@@ -227,11 +227,15 @@ pub enum Dimension {
     SourcePort,
     /// Destination port.
     DestinationPort,
+    /// User id of the process that opened the flow. Asked for local flows only, as is the next.
+    User,
+    /// Control group of that process.
+    Cgroup,
 }
 
 impl Dimension {
     /// All of them, in the order of the header.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Origin,
         Self::Interface,
         Self::SourceV4,
@@ -240,6 +244,8 @@ impl Dimension {
         Self::DestinationV6,
         Self::SourcePort,
         Self::DestinationPort,
+        Self::User,
+        Self::Cgroup,
     ];
 
     /// Levels that a lookup descends at most. Every level that is allowed costs the verifier another
@@ -250,6 +256,7 @@ impl Dimension {
             Self::Origin => ORIGIN_DEPTH,
             Self::Interface => INTERFACE_DEPTH,
             Self::SourcePort | Self::DestinationPort => PORT_DEPTH,
+            Self::User | Self::Cgroup => OWNER_DEPTH,
             Self::SourceV4 | Self::SourceV6 | Self::DestinationV4 | Self::DestinationV6 => {
                 2 * ADDRESS_HALF_DEPTH
             }
@@ -260,6 +267,7 @@ impl Dimension {
 const ORIGIN_DEPTH: usize = 1;
 const INTERFACE_DEPTH: usize = 3;
 const PORT_DEPTH: usize = 5;
+const OWNER_DEPTH: usize = 4;
 /// Levels of one tree over the upper half of an address and, for IPv6, of one over the lower half.
 pub const ADDRESS_HALF_DEPTH: usize = 6;
 
@@ -267,6 +275,7 @@ pub const ADDRESS_HALF_DEPTH: usize = 6;
 const _: () = assert!(NODE_CHILDREN.pow(ORIGIN_DEPTH as u32) > ORIGINS as usize);
 const _: () = assert!(NODE_CHILDREN.pow(INTERFACE_DEPTH as u32) > 2 * INTERFACES);
 const _: () = assert!(NODE_CHILDREN.pow(PORT_DEPTH as u32) > u16::MAX as usize + 1);
+const _: () = assert!(NODE_CHILDREN.pow(OWNER_DEPTH as u32) > 2 * OWNERS);
 // The tree over the upper halves has one leaf more for each lower tree.
 const _: () = assert!(NODE_CHILDREN.pow(ADDRESS_HALF_DEPTH as u32) > 2 * (2 * CIDRS + 1));
 
@@ -291,7 +300,12 @@ impl<'a> Header<'a> {
 
     /// Writes a header.
     #[must_use]
-    pub fn encode(rules: u32, entries: u32, roots: [Child; 8], generation: u64) -> Block {
+    pub fn encode(
+        rules: u32,
+        entries: u32,
+        roots: [Child; Dimension::ALL.len()],
+        generation: u64,
+    ) -> Block {
         let mut block = Block::ZERO;
         block.words[0] = u64::from(rules) | u64::from(entries) << 32;
         for (place, root) in roots.iter().enumerate() {
@@ -317,7 +331,7 @@ impl<'a> Header<'a> {
 
     /// The header of the same rules after a change within the arena.
     #[must_use]
-    pub fn successor(self, roots: [Child; 8], generation: u64) -> Block {
+    pub fn successor(self, roots: [Child; Dimension::ALL.len()], generation: u64) -> Block {
         let entries = (self.0.words[0] >> 32) as u32;
         Self::encode(self.rules(), entries, roots, generation)
     }
@@ -350,6 +364,10 @@ pub enum Action {
     Pass,
     /// Discarded.
     Drop,
+    /// Refused: RST for TCP, ICMP port unreachable for UDP.
+    Reject,
+    /// Given to a listener on this host that is not the agent's.
+    Redirect,
 }
 
 /// What happens to a flow that nobody is there to take.
@@ -373,6 +391,8 @@ impl RuleEntry {
             Action::Relay => 0,
             Action::Pass => 1,
             Action::Drop => 2,
+            Action::Reject => 3,
+            Action::Redirect => 4,
         };
         let on_missing = match on_missing {
             OnMissing::Pass => 1,
@@ -394,6 +414,8 @@ impl RuleEntry {
         match self.0 as u8 {
             0 => Action::Relay,
             2 => Action::Drop,
+            3 => Action::Reject,
+            4 => Action::Redirect,
             _ => Action::Pass,
         }
     }

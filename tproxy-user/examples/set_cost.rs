@@ -62,6 +62,7 @@ fn measure(rules: usize, sets: usize, wants: usize, nets: &[IpNet]) {
             rule,
             slot,
             interfaces: Vec::new(),
+            cgroups: Vec::new(),
         })
         .collect();
     let mut contents: Sets = (0..sets)

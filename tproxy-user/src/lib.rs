@@ -5,6 +5,7 @@ pub mod agent;
 mod background;
 pub mod cli;
 pub mod compiler;
+pub mod config;
 pub mod delivery;
 pub mod instance;
 pub mod kernel;

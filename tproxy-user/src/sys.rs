@@ -1,15 +1,49 @@
-//! Memory that is shared by mapping: BPF array maps (`BPF_F_MMAPABLE`, Linux 5.5), and files.
+//! What takes unsafe code: memory that is shared by mapping, of BPF array maps (`BPF_F_MMAPABLE`,
+//! Linux 5.5) and of files, and descriptors of pins whatever they are.
 
 use std::{
+    ffi::CString,
     fs::File,
     io,
     marker::PhantomData,
-    os::fd::{AsFd, AsRawFd as _},
-    sync::atomic::AtomicU64,
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+    sync::atomic::{AtomicU8, AtomicU64},
 };
 
 use aya::Pod;
+use aya_obj::generated::{bpf_attr, bpf_cmd};
 use memmap2::{Mmap, MmapOptions, MmapRaw};
+
+/// Opens a pinned program, map or link (`BPF_OBJ_GET`, bpf(2)).
+///
+/// # Errors
+///
+/// When there is no such pin or the kernel refuses.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: plain integers and addresses, for which zero is a value.
+    let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
+    attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the attributes are valid up to their size, and the path outlives the call.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_OBJ_GET as libc::c_long,
+            &raw mut attributes,
+            size_of::<bpf_attr>(),
+        )
+    };
+    let descriptor = RawFd::try_from(answer).map_err(io::Error::other)?;
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made this descriptor for this call.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
 
 /// The elements of an array map, shared with the kernel and with other processes.
 pub(crate) struct SharedArray<T> {
@@ -76,6 +110,15 @@ impl<T: Pod> SharedArray<T> {
     pub(crate) fn get(&self, place: usize) -> Option<&T> {
         // SAFETY: within the mapping, which is aligned for `T` (see `map`); nobody writes it.
         (place < self.elements).then(|| unsafe { &*self.memory.as_ptr().cast::<T>().add(place) })
+    }
+
+    /// The array as bytes that several threads and processes change at once.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> &[AtomicU8] {
+        let first = self.memory.as_ptr().cast::<AtomicU8>();
+        // SAFETY: memory of this many bytes, which every user of the array reaches through atomics
+        // only.
+        unsafe { std::slice::from_raw_parts(first, self.elements * size_of::<T>()) }
     }
 
     /// The array as 64-bit words that several threads and processes change at once.

@@ -2,6 +2,8 @@
 
 mod attach;
 mod explain;
+mod file;
+mod listing;
 mod logging;
 mod output;
 mod progress;
@@ -22,6 +24,7 @@ use log::LevelFilter;
 use logging::Log;
 
 use crate::{
+    config::Problems,
     delivery,
     instance::{self, AgentLock, Change, Instance, enter_namespace},
     rule::RuleSpec,
@@ -114,7 +117,9 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tproxy: {}", one_line(&error));
+            for line in lines(&error) {
+                eprintln!("tproxy: {line}");
+            }
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
@@ -135,10 +140,10 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     }
     let (json, quiet) = (cli.global.json, cli.global.quiet);
     match cli.command {
-        Command::Run(arguments) => run::execute(&instance, *arguments),
+        Command::Run(arguments) => run::execute(&instance, *arguments, quiet),
         Command::Attach(arguments) => attach::attach(&instance, &arguments),
         Command::Detach(arguments) => attach::detach(&instance, &arguments),
-        Command::Rule(arguments) => rule::execute(&instance, arguments, json),
+        Command::Rule(arguments) => rule::execute(&instance, arguments, json, quiet),
         Command::Set(arguments) => set::execute(&instance, arguments, json, quiet),
         Command::Explain(arguments) => explain::execute(&instance, &arguments, json),
         Command::Status => status::execute(&instance, json),
@@ -195,6 +200,7 @@ fn explain(error: &clap::Error) -> ExitCode {
 /// Whether what was typed makes no sense on any machine.
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
+        || error.is::<Problems>()
         || matches!(
             error.downcast_ref(),
             Some(
@@ -208,6 +214,18 @@ fn is_usage(error: &anyhow::Error) -> bool {
             error.downcast_ref(),
             Some(delivery::Error::InvalidMark | delivery::Error::InvalidTable(0))
         )
+}
+
+/// The error in one line; all that is wrong in a file, in one line each.
+fn lines(error: &anyhow::Error) -> Vec<String> {
+    let problems = match error.downcast_ref() {
+        Some(instance::Error::Unattached(problems)) => Some(problems),
+        _ => error.downcast_ref::<Problems>(),
+    };
+    match problems {
+        Some(problems) => problems.iter().map(ToString::to_string).collect(),
+        None => vec![one_line(error)],
+    }
 }
 
 /// The error and its causes, each said once.
@@ -234,7 +252,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Begins a change, in the network namespace of the instance.
 fn begin_there(instance: &Instance) -> anyhow::Result<Change> {
     let change = Change::begin(instance)?;
-    let agent = AgentLock::holder(instance).map(|agent| agent.pid);
+    let agent = AgentLock::holder(instance).and_then(|agent| agent.process());
     if !change.state().namespace.enter(agent)? {
         return Err(instance::Error::Namespace(instance.name().to_owned()).into());
     }
@@ -250,17 +268,21 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 }
 
 /// Takes a rule as it was typed, or refuses it. Files that it names are seen from the working
-/// directory, now and ever after.
+/// directory, and users by their ids, now and ever after.
 fn accept(rule: &mut RuleSpec) -> anyhow::Result<()> {
-    rule.check().map_err(instance::Error::from)?;
+    rule.resolve_users();
+    let valid = rule.check().map_err(instance::Error::from)?;
     for word in rule.src.iter_mut().chain(&mut rule.dst) {
         let absolute = absolute_word(word, std::path::Path::new(""));
         if let Some(absolute) = absolute.context("cannot find the working directory")? {
             *word = absolute;
         }
     }
-    for said in rule.mask_host_bits() {
-        log::warn!("{said}");
+    for masked in rule.mask_host_bits() {
+        log::warn!("{}", masked.text);
+    }
+    if let Some(reason) = valid.without_effect() {
+        log::warn!("the rule {reason}");
     }
     Ok(())
 }

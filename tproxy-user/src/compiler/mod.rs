@@ -3,16 +3,18 @@
 mod arena;
 mod edit;
 mod patch;
+mod shadow;
 mod side;
 mod sweep;
 mod tree;
 
 pub use edit::{Edited, SetEdit, edit};
+pub use shadow::{Shadowed, shadowed};
 
 use tproxy_common::{
     address::Family,
-    flow::{ORIGINS, Scope, origin},
-    limits::{BLOCKS, CIDRS, RULES, SETS},
+    flow::{ORIGINS, origin},
+    limits::{BLOCKS, CIDRS, OWNERS, RULES, SETS},
     tables::{BLOCK_ENTRIES, Block, CLASS_WORDS, Child, Dimension, Header, RuleEntry},
 };
 
@@ -37,6 +39,8 @@ pub struct Source<'a> {
     /// The indexes of the interfaces that it names. A rule that names some, none of which is
     /// there, matches nothing.
     pub interfaces: Vec<u32>,
+    /// The ids of the control groups that it names, likewise.
+    pub cgroups: Vec<u64>,
 }
 
 /// What was built.
@@ -57,6 +61,9 @@ pub enum CompileError {
     /// Over [`CIDRS`].
     #[error("{0} CIDRs are more than the limit of {CIDRS}: aggregate or remove some")]
     TooManyCidrs(usize),
+    /// Over [`OWNERS`].
+    #[error("{0} users and control groups are more than the limit of {OWNERS}: use ranges of ids")]
+    TooManyOwners(usize),
     /// Over [`SETS`].
     #[error("{0} sets are more than the limit of {SETS}: join or remove some")]
     TooManySets(usize),
@@ -92,6 +99,10 @@ pub fn compile(
     let own: usize = rules.iter().map(|source| cidrs(source.rule)).sum();
     let shared: usize = sets.values().map(Set::len).sum();
     check_limits(rules.len(), sets.len(), own + shared)?;
+    let owners = rules.iter().map(|source| owners(source.rule)).sum();
+    if owners > OWNERS {
+        return Err(CompileError::TooManyOwners(owners));
+    }
     compile_within(BLOCKS, rules, sets, generation)
 }
 
@@ -111,6 +122,8 @@ fn compile_within(
     roots[Dimension::DestinationPort as usize] = narrow_dimension(&mut arena, rules, |source| {
         ports(&source.rule.destination_ports)
     })?;
+    roots[Dimension::User as usize] = narrow_dimension(&mut arena, rules, users)?;
+    roots[Dimension::Cgroup as usize] = narrow_dimension(&mut arena, rules, cgroups)?;
     for end in End::BOTH {
         let side = Side::new(end, rules, sets)?;
         for family in [Family::V4, Family::V6] {
@@ -154,6 +167,11 @@ pub fn cidrs(rule: &Rule) -> usize {
         .sum()
 }
 
+/// Users and control groups of a rule, which count against [`OWNERS`].
+fn owners(rule: &Rule) -> usize {
+    rule.users.len() + rule.cgroups.len()
+}
+
 /// A dimension whose keys are at most 64 bits wide. `ranges` gives the inclusive ranges of a rule,
 /// `None` for all keys.
 fn narrow_dimension(
@@ -185,7 +203,7 @@ fn narrow_dimension(
 #[expect(clippy::unnecessary_wraps, reason = "the common shape of dimensions")]
 fn origins(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
     let keys = source.rule.protocols.iter().map(|protocol| {
-        let key = origin(Scope::Forward, *protocol);
+        let key = origin(source.rule.scope, *protocol);
         debug_assert!(key < ORIGINS);
         (key, key)
     });
@@ -198,6 +216,24 @@ fn interfaces(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
     }
     let keys = source.interfaces.iter().map(|index| u64::from(*index));
     Some(keys.map(|key| (key, key)).collect())
+}
+
+fn users(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
+    let users = &source.rule.users;
+    if users.is_empty() {
+        return None;
+    }
+    let keys = users
+        .iter()
+        .map(|range| (range.first.into(), range.last.into()));
+    Some(keys.collect())
+}
+
+fn cgroups(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
+    if source.rule.cgroups.is_empty() {
+        return None;
+    }
+    Some(source.cgroups.iter().map(|id| (*id, *id)).collect())
 }
 
 fn ports(ranges: &[PortRange]) -> Option<Vec<(u64, u64)>> {

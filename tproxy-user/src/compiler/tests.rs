@@ -6,22 +6,25 @@ use std::{
 use ipnet::IpNet;
 use proptest::prelude::*;
 use tproxy_common::{
-    classifier::classify,
-    flow::{Flow, Protocol},
+    classifier::{Match, classify, classify_local},
+    flow::{Flow, Owner, Protocol, Scope},
     tables::{Action, OnMissing, Tables as _},
 };
 
 use super::*;
 use crate::{
-    rule::AddressMatch,
+    rule::{AddressMatch, Cgroup, UidRange},
     set::{CidrList, Set},
 };
 
 const INTERFACES: [(&str, u32); 3] = [("eth0", 2), ("eth1", 3), ("wg0", 17)];
+const CGROUPS: [(&str, u64); 2] = [("system.slice", 1 << 40), ("user.slice/x", u64::MAX)];
 
 /// A packet as the tests make it; addresses of one family.
 #[derive(Clone, Debug)]
 struct Probe {
+    scope: Scope,
+    owner: Owner,
     protocol: Protocol,
     interface: u32,
     source: (IpAddr, u16),
@@ -31,7 +34,7 @@ struct Probe {
 impl Probe {
     fn flow(&self) -> Flow {
         Flow {
-            scope: Scope::Forward,
+            scope: self.scope,
             protocol: self.protocol,
             interface: self.interface,
             source: self.source.0.into(),
@@ -70,14 +73,34 @@ fn oracle(rules: &[Rule], sets: &Sets, probe: &Probe) -> Option<usize> {
                 *index == probe.interface && wanted.iter().any(|wanted| wanted == name)
             })
     };
+    let user = |wanted: &[UidRange]| {
+        let holds = |range: &UidRange| (range.first..=range.last).contains(&probe.owner.uid);
+        wanted.is_empty() || wanted.iter().any(holds)
+    };
+    let cgroup = |wanted: &[Cgroup]| {
+        wanted.is_empty()
+            || CGROUPS.iter().any(|(name, id)| {
+                *id == probe.owner.cgroup && wanted.iter().any(|group| group.to_string() == *name)
+            })
+    };
     rules.iter().position(|rule| {
-        rule.protocols.contains(&probe.protocol)
+        (rule.scope != Scope::Local || (user(&rule.users) && cgroup(&rule.cgroups)))
+            && rule.scope == probe.scope
+            && rule.protocols.contains(&probe.protocol)
             && interface(&rule.interfaces)
             && address(&rule.source, probe.source.0)
             && address(&rule.destination, probe.destination.0)
             && port(&rule.source_ports, probe.source.1)
             && port(&rule.destination_ports, probe.destination.1)
     })
+}
+
+/// What the hook of the probe's scope finds.
+fn classified(tables: &[Block], probe: &Probe) -> Option<Match> {
+    match probe.scope {
+        Scope::Local => classify_local(tables, &probe.flow(), &probe.owner),
+        Scope::Forward | Scope::Inbound => classify(tables, &probe.flow()),
+    }
 }
 
 fn sources(rules: &[Rule]) -> Vec<Source<'_>> {
@@ -90,6 +113,11 @@ fn sources(rules: &[Rule]) -> Vec<Source<'_>> {
                 .iter()
                 .filter(|(name, _)| rule.interfaces.iter().any(|wanted| wanted == name))
                 .map(|(_, index)| *index)
+                .collect(),
+            cgroups: CGROUPS
+                .iter()
+                .filter(|(name, _)| rule.cgroups.iter().any(|group| group.to_string() == *name))
+                .map(|(_, id)| *id)
                 .collect(),
         })
         .collect()
@@ -108,7 +136,12 @@ fn rule(index: usize) -> Rule {
         source_ports: Vec::new(),
         destination_ports: Vec::new(),
         interfaces: Vec::new(),
+        scope: Scope::Forward,
+        users: Vec::new(),
+        cgroups: Vec::new(),
         action: Action::Relay,
+        listener: None,
+        life: None,
         on_missing: OnMissing::Drop,
     }
 }
@@ -195,8 +228,51 @@ fn any_protocol() -> impl Strategy<Value = Protocol> {
     prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)]
 }
 
+fn any_scope() -> impl Strategy<Value = Scope> {
+    prop_oneof![
+        Just(Scope::Forward),
+        Just(Scope::Inbound),
+        Just(Scope::Local)
+    ]
+}
+
+fn any_uid() -> impl Strategy<Value = u32> {
+    prop_oneof![0_u32..4, Just(u32::MAX - 1)]
+}
+
+fn any_users() -> impl Strategy<Value = Vec<UidRange>> {
+    let range = (any_uid(), any_uid()).prop_map(|(a, b)| UidRange {
+        first: a.min(b),
+        last: a.max(b),
+    });
+    prop::collection::vec(range, 0..3)
+}
+
+fn any_cgroups() -> impl Strategy<Value = Vec<Cgroup>> {
+    let names = prop_oneof![
+        Just("system.slice"),
+        Just("user.slice/x"),
+        Just("gone.slice")
+    ];
+    prop::collection::vec(names.prop_map(|name| name.parse().unwrap()), 0..2)
+}
+
+fn any_owner() -> impl Strategy<Value = Owner> {
+    let cgroup = prop_oneof![Just(1_u64), Just(1 << 40), Just(u64::MAX)];
+    (any_uid(), cgroup).prop_map(|(uid, cgroup)| Owner { uid, cgroup })
+}
+
+/// Owners are asked for with the scope local only, as the check of rules sees to.
+fn any_caught() -> impl Strategy<Value = (Scope, Vec<UidRange>, Vec<Cgroup>)> {
+    (any_scope(), any_users(), any_cgroups()).prop_map(|(scope, users, cgroups)| match scope {
+        Scope::Local => (scope, users, cgroups),
+        Scope::Forward | Scope::Inbound => (scope, Vec::new(), Vec::new()),
+    })
+}
+
 fn any_rule() -> impl Strategy<Value = Rule> {
     (
+        any_caught(),
         prop::collection::vec(any_protocol(), 1..3),
         any_match(),
         any_match(),
@@ -205,7 +281,18 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         prop::collection::vec(prop_oneof![Just("eth0"), Just("wg0"), Just("gone")], 0..2),
     )
         .prop_map(
-            |(protocols, source, destination, source_ports, destination_ports, interfaces)| Rule {
+            |(
+                (scope, users, cgroups),
+                protocols,
+                source,
+                destination,
+                source_ports,
+                destination_ports,
+                interfaces,
+            )| Rule {
+                scope,
+                users,
+                cgroups,
                 protocols,
                 source,
                 destination,
@@ -219,17 +306,23 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 
 fn any_probe() -> impl Strategy<Value = Probe> {
     (
+        any_scope(),
+        any_owner(),
         any_protocol(),
         prop_oneof![Just(2_u32), Just(3), Just(17), Just(99)],
         (any_address(), any_port()),
         (any_address(), any_port()),
     )
-        .prop_map(|(protocol, interface, source, destination)| Probe {
-            protocol,
-            interface,
-            source,
-            destination,
-        })
+        .prop_map(
+            |(scope, owner, protocol, interface, source, destination)| Probe {
+                scope,
+                owner,
+                protocol,
+                interface,
+                source,
+                destination,
+            },
+        )
 }
 
 proptest! {
@@ -243,7 +336,7 @@ proptest! {
     ) {
         let tables = compiled(&rules, &sets);
         for probe in &probes {
-            let found = classify(tables.as_slice(), &probe.flow());
+            let found = classified(&tables, probe);
             prop_assert_eq!(
                 found.map(|found| found.rule as usize),
                 oracle(&rules, &sets, probe),
@@ -264,6 +357,8 @@ fn probe(destination: &str, port: u16) -> Probe {
         "2001:db8::1"
     };
     Probe {
+        scope: Scope::Forward,
+        owner: Owner { uid: 0, cgroup: 1 },
         protocol: Protocol::Tcp,
         interface: 2,
         source: (source.parse().unwrap(), 50000),
@@ -272,7 +367,69 @@ fn probe(destination: &str, port: u16) -> Probe {
 }
 
 fn found(rules: &[Rule], probe: &Probe) -> Option<u32> {
-    classify(compiled(rules, &Sets::new()).as_slice(), &probe.flow()).map(|found| found.rule)
+    classified(&compiled(rules, &Sets::new()), probe).map(|found| found.rule)
+}
+
+#[test]
+fn users_and_control_groups_are_asked_of_local_flows() {
+    let local = |users: &[&str], cgroups: &[&str]| Rule {
+        scope: Scope::Local,
+        users: users.iter().map(|word| word.parse().unwrap()).collect(),
+        cgroups: cgroups.iter().map(|word| word.parse().unwrap()).collect(),
+        action: Action::Redirect,
+        listener: Some("127.0.0.1:8080".parse().unwrap()),
+        ..rule(0)
+    };
+    let rules = [
+        local(&["1000-1999"], &[]),
+        local(&[], &["system.slice"]),
+        local(&["0"], &["gone.slice"]),
+        local(&["0"], &["user.slice/x"]),
+    ];
+    let opened_by = |uid, cgroup| {
+        let probe = Probe {
+            scope: Scope::Local,
+            owner: Owner { uid, cgroup },
+            ..probe("10.0.0.1", 80)
+        };
+        let found = classified(&compiled(&rules, &Sets::new()), &probe)?;
+        assert_eq!(found.entry.action(), Action::Redirect);
+        Some(found.rule)
+    };
+    assert_eq!(opened_by(999, 1), None);
+    assert_eq!(opened_by(1000, 1), Some(0));
+    assert_eq!(opened_by(1999, 1 << 40), Some(0));
+    assert_eq!(opened_by(2000, 1 << 40), Some(1));
+    assert_eq!(opened_by(0, u64::MAX), Some(3));
+    assert_eq!(opened_by(1, u64::MAX), None);
+    assert_eq!(found(&rules, &probe("10.0.0.1", 80)), None, "forwarded");
+}
+
+#[test]
+fn more_owners_than_the_limit_are_refused_and_as_many_are_told_apart() {
+    let users = |count: usize| Rule {
+        scope: Scope::Local,
+        users: (0..count)
+            .map(|place| (place * 2).to_string().parse().unwrap())
+            .collect(),
+        ..rule(0)
+    };
+    let rules = [users(OWNERS)];
+    let opened_by = |uid| Probe {
+        scope: Scope::Local,
+        owner: Owner { uid, cgroup: 1 },
+        ..probe("10.0.0.1", 80)
+    };
+    let tables = compiled(&rules, &Sets::new());
+    for uid in (0..2 * count(OWNERS)).step_by(2) {
+        assert!(classified(&tables, &opened_by(uid)).is_some(), "{uid}");
+        assert!(classified(&tables, &opened_by(uid + 1)).is_none(), "{uid}");
+    }
+    let rules = [users(OWNERS), rule(1), users(1)];
+    assert_eq!(
+        compile(&sources(&rules), &Sets::new(), 1),
+        Err(CompileError::TooManyOwners(16_385))
+    );
 }
 
 #[test]

@@ -1,17 +1,17 @@
 //! Changes of an instance: one at a time, each whole or not at all.
 
-use std::{collections::HashSet, mem};
+use std::{collections::HashSet, mem, time::Duration};
 
 use tproxy_common::limits::UNATTRIBUTED_SLOT;
 
 use super::{
-    ChangeLock, Error, Instance, Interface, NamespaceId, State, StoredRule,
+    ChangeLock, Error, Instance, Interface, NamespaceId, Origin, State, StoredRule,
     attachments::Attachments, set_changes::SetChanges,
 };
 use crate::{
-    delivery::{Delivery, Framing, Link, Netlink, link_by_name},
+    delivery::{Delivery, Framing, Link, Netlink, link_by_name, link_names},
     kernel::{Maps, RelayCounters},
-    rule::RuleSpec,
+    rule::{Deadline, RuleSpec},
 };
 
 /// No rule of this name.
@@ -28,6 +28,8 @@ pub struct Change {
     pub(super) before: Option<State>,
     pub(super) state: State,
     pub(super) sets: SetChanges,
+    /// Rules of the state in force whose time is over.
+    pub(super) expired: Vec<String>,
     _lock: ChangeLock,
 }
 
@@ -42,28 +44,33 @@ impl Change {
         let lock = ChangeLock::wait(instance)?;
         // Only now: whoever had the lock may have changed or removed everything.
         let state = instance.state()?;
-        let change = Self {
+        let mut change = Self {
             instance: instance.clone(),
             maps,
             before: Some(state.clone()),
             state,
             sets: SetChanges::default(),
+            expired: Vec::new(),
             _lock: lock,
         };
         change.remove_stray_links()?;
+        change.remove_expired()?;
         Ok(change)
     }
 
     /// The first change of an instance whose programs are loaded and pinned. Nothing is in force
     /// before it is committed.
     pub(crate) fn establish(instance: &Instance, state: State) -> Result<Self, Error> {
+        let lock = ChangeLock::wait(instance)?;
+        Origin::from(&state).write(instance.run_directory())?;
         Ok(Self {
             instance: instance.clone(),
             maps: instance.maps()?,
             before: None,
             state,
             sets: SetChanges::default(),
-            _lock: ChangeLock::wait(instance)?,
+            expired: Vec::new(),
+            _lock: lock,
         })
     }
 
@@ -100,10 +107,14 @@ impl Change {
         }
         self.load_sets_of(&rule, &HashSet::new())?;
         let taken = self.state.rules.iter().map(|rule| rule.slot).collect();
-        let slot = self.new_slot(&taken)?;
+        let stored = StoredRule {
+            slot: self.new_slot(&taken)?,
+            deadline: rule.life.map(Deadline::after).transpose()?,
+            spec,
+        };
         self.state
             .rules
-            .insert(place.min(self.state.rules.len()), StoredRule { slot, spec });
+            .insert(place.min(self.state.rules.len()), stored);
         Ok(name)
     }
 
@@ -144,7 +155,9 @@ impl Change {
     /// When one is not there; none is deleted then.
     pub fn delete_rules(&mut self, names: &[String]) -> Result<(), RuleNotFound> {
         for name in names {
-            self.place_of(name)?;
+            if !self.expired.contains(name) {
+                self.place_of(name)?;
+            }
         }
         self.state
             .rules
@@ -154,7 +167,25 @@ impl Change {
 
     /// Deletes all rules, and says how many.
     pub fn flush_rules(&mut self) -> usize {
-        mem::take(&mut self.state.rules).len()
+        mem::take(&mut self.state.rules).len() + self.expired.len()
+    }
+
+    /// Whether rules are gone since the last change because their time is over. Committing this
+    /// change takes them out of the kernel.
+    #[must_use]
+    pub fn has_expired_rules(&self) -> bool {
+        !self.expired.is_empty()
+    }
+
+    fn remove_expired(&mut self) -> Result<(), Error> {
+        for stored in mem::take(&mut self.state.rules) {
+            if stored.left()? == Some(Duration::ZERO) {
+                self.expired.push(stored.name().to_owned());
+            } else {
+                self.state.rules.push(stored);
+            }
+        }
+        Ok(())
     }
 
     /// Says whether the instance stays when its agent ends.
@@ -169,9 +200,11 @@ impl Change {
     /// When one does not exist, is taken or cannot be attached; what was done is undone.
     pub async fn attach(mut self, netlink: &Netlink, names: &[String]) -> Result<State, Error> {
         let _turn = ChangeLock::wait_to_attach()?;
+        let before = self.state.clone();
+        self.forget_dead_interfaces(netlink).await?;
+        self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
         let links = self.attachable(netlink, names).await?;
-        let before = self.state.clone();
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
         let attached = self.attach_all(netlink, &delivery, &links).await;
         let Err(error) = attached else {
@@ -204,6 +237,8 @@ impl Change {
         delivery.apply(&wanted).await?;
         for link in links {
             let interface = self.attach_link(netlink, link).await?;
+            // An absent one of that name has come.
+            self.state.interfaces.retain(|one| one.name != link.name);
             self.state.interfaces.push(interface);
         }
         self.put_in_force()
@@ -256,7 +291,7 @@ impl Change {
             return Ok(self.state);
         };
         let _turn = ChangeLock::wait_to_attach()?;
-        self.check_attachable(link)?;
+        self.check_attachable(netlink, link).await?;
         self.state.interfaces[place].attached = None;
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
@@ -298,6 +333,20 @@ impl Change {
         Ok(self.state)
     }
 
+    /// Makes interfaces absent that something else detached, or that were deleted while there was no
+    /// agent.
+    async fn forget_dead_interfaces(&mut self, netlink: &Netlink) -> Result<(), Error> {
+        let attachments = self.attachments()?;
+        for interface in &mut self.state.interfaces {
+            if let Some(index) = interface.attached
+                && !attachments.holds(netlink, index).await?
+            {
+                interface.attached = None;
+            }
+        }
+        Ok(())
+    }
+
     async fn attachable(&self, netlink: &Netlink, names: &[String]) -> Result<Vec<Link>, Error> {
         let mut links: Vec<Link> = Vec::new();
         for name in names {
@@ -305,19 +354,20 @@ impl Change {
                 .state
                 .interfaces
                 .iter()
-                .any(|interface| interface.name == *name);
+                .any(|interface| interface.name == *name && interface.attached.is_some());
             if known || links.iter().any(|link| link.name == *name) {
                 return Err(Error::AttachedAlready(name.clone()));
             }
             let link = link_by_name(netlink, name).await?;
-            self.check_attachable(&link)?;
+            self.check_attachable(netlink, &link).await?;
+            warn_of_port(netlink, &link).await?;
             links.push(link);
         }
         Ok(links)
     }
 
-    fn check_attachable(&self, link: &Link) -> Result<(), Error> {
-        check_attachable(&self.instance, link, self.state.namespace)
+    async fn check_attachable(&self, netlink: &Netlink, link: &Link) -> Result<(), Error> {
+        check_attachable(&self.instance, netlink, link, self.state.namespace).await
     }
 
     async fn attach_link(&self, netlink: &Netlink, link: &Link) -> Result<Interface, Error> {
@@ -403,13 +453,15 @@ impl Change {
     }
 }
 
-/// Checks that an instance can be attached to an interface of this network namespace.
+/// Checks that an instance can be attached to an interface of this network namespace, which
+/// `netlink` and the caller are in.
 ///
 /// # Errors
 ///
 /// [`Error::LinkType`] and [`Error::InterfaceTaken`].
-pub fn check_attachable(
+pub async fn check_attachable(
     instance: &Instance,
+    netlink: &Netlink,
     link: &Link,
     namespace: NamespaceId,
 ) -> Result<(), Error> {
@@ -417,7 +469,7 @@ pub fn check_attachable(
     if let Framing::Other(kind) = link.framing {
         return Err(Error::LinkType { interface, kind });
     }
-    match holder_of(instance, link.index, namespace) {
+    match holder_of(instance, netlink, link.index, namespace).await? {
         Some(instance) => Err(Error::InterfaceTaken {
             interface,
             instance,
@@ -426,15 +478,43 @@ pub fn check_attachable(
     }
 }
 
+/// What a port hands to its bridge or bond is routed as arriving there, where no policy rule of ours
+/// looks at it.
+async fn warn_of_port(netlink: &Netlink, link: &Link) -> Result<(), Error> {
+    let Some(controller) = link.controller else {
+        return Ok(());
+    };
+    let names = link_names(netlink).await?;
+    let unnamed = || format!("the interface with index {controller}");
+    let controller = names.get(&controller).cloned().unwrap_or_else(unnamed);
+    log::warn!(
+        "interface {} is a port of {controller}, and flows routed there are not taken: attach {controller} in its place",
+        link.name
+    );
+    Ok(())
+}
+
 /// The other instance that is attached to this interface.
-fn holder_of(own: &Instance, index: u32, namespace: NamespaceId) -> Option<String> {
-    Instance::all()
-        .into_iter()
-        .filter(|other| other.name() != own.name())
-        .find(|other| {
-            other.state().is_ok_and(|state| {
-                state.namespace == namespace && state.attached().any(|of| of == index)
-            })
-        })
-        .map(|other| other.name().to_owned())
+async fn holder_of(
+    own: &Instance,
+    netlink: &Netlink,
+    index: u32,
+    namespace: NamespaceId,
+) -> Result<Option<String>, Error> {
+    for other in Instance::all() {
+        let (Ok(state), Some(pins)) = (other.state(), other.pins()) else {
+            continue;
+        };
+        let named = other.name() != own.name()
+            && state.namespace == namespace
+            && state.attached().any(|of| of == index);
+        if named
+            && Attachments::new(&other, &pins)
+                .holds(netlink, index)
+                .await?
+        {
+            return Ok(Some(other.name().to_owned()));
+        }
+    }
+    Ok(None)
 }

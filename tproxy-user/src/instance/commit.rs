@@ -1,14 +1,14 @@
 //! The end of a change: everything is written beside what is in force, and takes effect with one
 //! write.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, mem, time::Instant};
 
 use super::{Built, Change, Error, Interface, State, stored_set};
 use crate::{
     background,
     compiler::{Compiled, Source, check_limits, cidrs, compile, edit},
     kernel::Generation,
-    rule::Rule,
+    rule::{Cgroup, Rule},
     set::SetName,
 };
 
@@ -44,6 +44,7 @@ impl Change {
                 rule,
                 slot,
                 interfaces: indexes(&interfaces, &rule.interfaces),
+                cgroups: rule.cgroups.iter().filter_map(present).collect(),
             })
             .collect();
         let own: usize = rules.iter().map(cidrs).sum();
@@ -57,6 +58,9 @@ impl Change {
         let directory = self.instance.run_directory();
         self.state.remove_others(directory);
         stored_set::remove_unnamed(&self.state, directory);
+        for name in mem::take(&mut self.expired) {
+            log::info!("rule {name} is gone: its time is over");
+        }
         Ok(())
     }
 
@@ -137,4 +141,12 @@ fn indexes(interfaces: &[Interface], names: &[String]) -> Vec<u32> {
         .filter(|interface| names.contains(&interface.name))
         .filter_map(|interface| interface.attached)
         .collect()
+}
+
+/// The id of a control group that is there. Its rule matches nothing until it is, as with an
+/// interface.
+fn present(group: &Cgroup) -> Option<u64> {
+    let id = group.id();
+    id.inspect_err(|error| log::warn!("control group {group}: {error}"))
+        .unwrap_or_default()
 }

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `/sys/fs/bpf/tproxy/NAME/` | pins of programs, maps and links, 0600 in 0700 | `run`, `attach` |
 //! | `/run/tproxy/NAME/state-N.json` | rules and interfaces of generation N as they were typed | every change |
+//! | `/run/tproxy/NAME/origin.json` | network namespace, mark and table | `run` |
 //! | `/run/tproxy/NAME/clsact-INDEX` | that a clsact qdisc may hold a filter of ours | `run`, `attach` |
 //! | `/run/tproxy/NAME/set-ID` | the list of a set | every change that makes one or folds its edits |
 //! | `/run/tproxy/NAME/lock` | the lock of changes | every change |
@@ -18,9 +19,11 @@ mod change;
 mod change_lock;
 mod commit;
 mod namespace;
+mod origin;
 mod removal;
 mod replacement;
 mod set_changes;
+mod shadows;
 mod state;
 mod stored_set;
 
@@ -28,8 +31,10 @@ pub use agent_lock::{AgentLock, AgentRecord};
 pub use change::{Change, RuleNotFound, check_attachable};
 pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use namespace::{NamespaceId, enter as enter_namespace};
+pub use origin::Origin;
 pub use removal::{clear, remove};
 pub use set_changes::Added;
+pub use shadows::shadows;
 pub use state::{Built, Interface, State, StoredRule};
 pub use stored_set::StoredSet;
 
@@ -45,9 +50,10 @@ use attachments::Attachments;
 use ipnet::IpNet;
 
 use crate::{
+    config::Problems,
     delivery,
     kernel::{self, Generation, Maps, bpffs},
-    rule::{SpecError, valid_name},
+    rule::{SpecErrors, valid_name},
     set::{LoadError, SetName, Sets},
 };
 
@@ -125,8 +131,8 @@ pub enum Error {
     )]
     Namespace(String),
     /// A rule that makes no sense.
-    #[error("{}", .0.as_flag())]
-    Rule(#[from] SpecError),
+    #[error(transparent)]
+    Rule(#[from] SpecErrors),
     /// A rule name that is there already.
     #[error("there is a rule {0} already: delete it first, or choose another --name")]
     RuleExists(String),
@@ -159,6 +165,12 @@ pub enum Error {
     /// A list of CIDRs.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Rules of a file that name interfaces that are not attached.
+    #[error(transparent)]
+    Unattached(Problems),
+    /// The clock that counts from boot.
+    #[error("the clock cannot be read: {0}")]
+    Clock(#[from] nix::Error),
     /// The rules do not fit.
     #[error(transparent)]
     Compile(#[from] crate::compiler::CompileError),
@@ -239,7 +251,8 @@ impl Instance {
         if pins.as_ref().is_some_and(|pins| pins.exists()) {
             return pins;
         }
-        let of_agent = AgentLock::holder(self).map(|agent| own(bpffs::of_process(agent.pid)));
+        let agent = AgentLock::holder(self).and_then(|agent| agent.process());
+        let of_agent = agent.map(|process| own(bpffs::of_process(process)));
         of_agent.filter(|pins| pins.exists()).or(pins)
     }
 
@@ -327,17 +340,30 @@ impl Instance {
         }
     }
 
-    /// Whether everything that the state in force rests on is in the kernel, as a program of this
-    /// build would have put it there. Changes nothing.
+    /// Whether everything that the state in force rests on is in the kernel and at work, attached by
+    /// links, as a program of this build would have put it there. Changes nothing.
     #[must_use]
     pub fn is_intact(&self, state: &State) -> bool {
         let (Ok(in_force), Some(pins)) = (self.state(), self.pins()) else {
             return false;
         };
-        let links = Attachments::new(self, &pins).links().unwrap_or_default();
         in_force == *state
             && state.loaded.is_whole_and_current(&pins)
-            && state.attached().all(|index| links.contains(&index))
+            && kernel::lookup_is_attached(&pins, state.namespace.inode())
+            && state
+                .attached()
+                .all(|index| kernel::link_is_attached(&pins, index))
+    }
+
+    /// Whether an interface of the state in force has its program, as far as that can be told from
+    /// outside of its network namespace. Changes nothing.
+    #[must_use]
+    pub fn is_attached(&self, state: &State, interface: &Interface) -> bool {
+        let held = |index| {
+            let pins = self.pins();
+            !state.tcx || pins.is_some_and(|pins| kernel::link_is_attached(&pins, index))
+        };
+        interface.attached.is_some_and(held)
     }
 
     /// Keeps a state of which nothing is in the kernel any more, for an agent that starts later.
@@ -361,6 +387,15 @@ impl Instance {
         let links = attachments.links().unwrap_or_default();
         let mut carrying = links.into_iter().chain(attachments.filters());
         carrying.any(|index| state.attached().all(|attached| attached != index))
+    }
+
+    /// Where the instance is, even if its state is damaged.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        let state = self.remembered_state();
+        state
+            .map(|state| Origin::from(&state))
+            .or_else(|| Origin::read(&self.run))
     }
 
     /// The state in force or, of a damaged instance, the newest that was written.

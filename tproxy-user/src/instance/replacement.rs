@@ -4,28 +4,41 @@ use std::{collections::HashSet, mem};
 
 use super::{Change, Error, StoredRule};
 use crate::{
+    config::Config,
     kernel::Counters,
-    rule::RuleSpec,
-    set::{CidrList, SetName},
+    rule::{Deadline, RuleSpec},
+    set::{SetName, Sets},
 };
 
 impl Change {
+    /// Makes the instance have the rules and sets of a file and no others, see [`Change::replace`].
+    ///
+    /// # Errors
+    ///
+    /// When rules name interfaces that are not attached: all of them, by line. Else as
+    /// [`Change::replace`].
+    pub fn replace_by_file(&mut self, config: Config) -> Result<(), Error> {
+        let attached = self.state.interface_names();
+        if let Some(problems) = config.unattached(self.instance.name(), &attached) {
+            return Err(Error::Unattached(problems));
+        }
+        let (rules, sets) = config.into_parts();
+        self.replace(rules, sets)
+    }
+
     /// Makes the instance have these rules and sets and no others. A rule whose name was there
     /// already goes on counting where it counted; a rule without a name is the one that says the
-    /// same, if there is one. Files that rules name are read, unless they are among `sets`.
+    /// same, if there is one. A rule that is to live as long as before keeps its end. Files that rules
+    /// name are read, unless they are among `sets`.
     ///
     /// # Errors
     ///
     /// When a rule makes no sense, has the name of another one, or names an interface that is not
     /// attached or a set that is not there. The change cannot be committed then.
-    pub fn replace(
-        &mut self,
-        rules: Vec<RuleSpec>,
-        sets: Vec<(SetName, CidrList)>,
-    ) -> Result<(), Error> {
-        let given: HashSet<SetName> = sets.iter().map(|(name, _)| name.clone()).collect();
-        for (name, list) in sets {
-            self.set_contents(&name, list);
+    pub fn replace(&mut self, rules: Vec<RuleSpec>, sets: Sets) -> Result<(), Error> {
+        let given: HashSet<SetName> = sets.keys().cloned().collect();
+        for (name, set) in sets {
+            self.put_set(&name, set);
         }
         // A file that no rule names is forgotten in the end.
         self.keep_sets(|name| name.file().is_some() || given.contains(name));
@@ -45,7 +58,16 @@ impl Change {
                 None => self.new_slot(&taken)?,
             };
             taken.insert(slot);
-            self.state.rules.push(StoredRule { slot, spec });
+            let as_before = before.filter(|before| before.spec.expires == spec.expires);
+            let deadline = match as_before.and_then(|before| before.deadline) {
+                Some(deadline) => Some(deadline),
+                None => rule.life.map(Deadline::after).transpose()?,
+            };
+            self.state.rules.push(StoredRule {
+                slot,
+                deadline,
+                spec,
+            });
         }
         Ok(())
     }

@@ -43,7 +43,11 @@ pub struct Added {
 impl Change {
     /// Makes a set hold a list and nothing else. It is made when it is not there.
     pub fn set_contents(&mut self, name: &SetName, list: CidrList) {
-        let new = Set::new(list);
+        self.put_set(name, Set::new(list));
+    }
+
+    /// As [`Change::set_contents`].
+    pub(super) fn put_set(&mut self, name: &SetName, new: Set) {
         if self.has_set(name) {
             // One that is damaged is mended by this.
             match self.open_set(name) {
@@ -240,7 +244,7 @@ impl Change {
         self.sets.open.contains_key(name) || self.state.sets.iter().any(|set| set.name == *name)
     }
 
-    fn forget_set(&mut self, name: &SetName) {
+    pub(super) fn forget_set(&mut self, name: &SetName) {
         self.sets.open.remove(name);
         self.sets.rewritten.remove(name);
         self.state.sets.retain(|set| set.name != *name);

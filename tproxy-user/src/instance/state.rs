@@ -3,12 +3,17 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{Error, NamespaceId, StoredSet};
-use crate::{delivery::Assignment, kernel::Loaded, rule::RuleSpec};
+use crate::{
+    delivery::Assignment,
+    kernel::Loaded,
+    rule::{Deadline, RuleSpec},
+};
 
 /// What an instance is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +85,9 @@ impl Interface {
 pub struct StoredRule {
     /// Where it is counted.
     pub slot: u32,
+    /// When it is gone, if it is to be some time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Deadline>,
     /// The rule, with a name.
     #[serde(flatten)]
     pub spec: RuleSpec,
@@ -90,6 +98,15 @@ impl StoredRule {
     #[must_use]
     pub fn name(&self) -> &str {
         self.spec.name.as_deref().unwrap_or_default()
+    }
+
+    /// What is left of its life; `None` when it has no end.
+    ///
+    /// # Errors
+    ///
+    /// When the clock cannot be read.
+    pub fn left(&self) -> nix::Result<Option<Duration>> {
+        self.deadline.map(Deadline::left).transpose()
     }
 
     /// Whether it is this rule, but for its name.
@@ -117,6 +134,12 @@ impl State {
         self.interfaces
             .iter()
             .filter_map(|interface| interface.attached)
+    }
+
+    /// When the next rule is gone.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Deadline> {
+        self.rules.iter().filter_map(|rule| rule.deadline).min()
     }
 
     /// Names of the interfaces.

@@ -2,6 +2,7 @@
 
 pub mod bpffs;
 mod counters;
+mod flow_filter;
 mod generation;
 mod handover;
 mod links;
@@ -9,11 +10,12 @@ mod maps;
 mod object;
 
 pub use counters::{Counters, RelayCounters, RuleTotals};
+pub use flow_filter::FlowFilter;
 pub use generation::Generation;
 pub use handover::Handover;
 pub use links::{
-    attach_filter, attach_link, attach_lookup, detach_filters, detach_link, kernel_has_tcx,
-    pinned_links,
+    attach_filter, attach_link, attach_lookup, detach_link, kernel_has_tcx, link_is_attached,
+    lookup_is_attached, pinned_links, program_id,
 };
 pub use maps::Maps;
 pub use object::{Loaded, Settings, load};
@@ -67,14 +69,6 @@ pub enum Error {
     /// The clsact qdisc cannot be added.
     #[error("cannot add a clsact qdisc to {interface}: {}", reasons(.cause))]
     Qdisc {
-        /// The interface.
-        interface: String,
-        /// The refusal.
-        cause: TcError,
-    },
-    /// A filter cannot be removed.
-    #[error("cannot take the filter off {interface}: {}", reasons(.cause))]
-    Filter {
         /// The interface.
         interface: String,
         /// The refusal.

@@ -128,6 +128,7 @@ fn sources(rules: &[Rule]) -> Vec<Source<'_>> {
             rule,
             slot,
             interfaces: Vec::new(),
+            cgroups: Vec::new(),
         })
         .collect()
 }

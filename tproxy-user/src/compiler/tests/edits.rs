@@ -32,6 +32,8 @@ fn probes_at(addresses: &[IpAddr]) -> Vec<Probe> {
     pairs
         .filter(|(one, other)| one.is_ipv4() == other.is_ipv4())
         .map(|(source, destination)| Probe {
+            scope: Scope::Forward,
+            owner: Owner { uid: 0, cgroup: 1 },
             protocol: Protocol::Tcp,
             interface: 2,
             source: (source, 2),
@@ -94,8 +96,8 @@ proptest! {
             let anew = compiled(&rules, &sets);
             let of_edits: Vec<IpAddr> = edits.iter().flat_map(|edit| edges_of(&edit.net)).collect();
             for probe in probes.iter().chain(&probes_at(&of_edits)) {
-                let found = classify(tables.as_slice(), &probe.flow());
-                prop_assert_eq!(found, classify(anew.as_slice(), &probe.flow()), "{:?}", probe);
+                let found = classified(&tables, probe);
+                prop_assert_eq!(found, classified(&anew, probe), "{:?}", probe);
                 prop_assert_eq!(
                     found.map(|found| found.rule as usize),
                     oracle(&rules, &sets, probe),
