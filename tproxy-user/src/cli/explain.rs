@@ -18,6 +18,7 @@ use crate::{
     instance::{Instance, State},
     requirements,
     rule::{Condition, NamedFlow},
+    set::Sets,
 };
 
 #[derive(Args)]
@@ -96,7 +97,7 @@ pub(super) fn execute(
 }
 
 fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer> {
-    let (state, tables) = instance.in_force()?;
+    let (state, tables, sets) = instance.in_force_with_sets(|_| true)?;
     let (interface, index) = interface(instance, &state, arguments.iface.as_deref())?;
     let named = NamedFlow {
         scope: Scope::Forward,
@@ -106,7 +107,7 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer>
         source: arguments.source,
         destination: arguments.destination,
     };
-    let rules = considered(&state, &named)?;
+    let rules = considered(&state, &sets, &named)?;
     let maps = instance.maps()?;
     if !Address::from(named.destination.ip()).is_forwardable() {
         let reason = format!(
@@ -168,12 +169,12 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer>
     })
 }
 
-fn considered(state: &State, flow: &NamedFlow) -> anyhow::Result<Vec<Considered>> {
+fn considered(state: &State, sets: &Sets, flow: &NamedFlow) -> anyhow::Result<Vec<Considered>> {
     state
         .rules
         .iter()
         .map(|stored| {
-            let conditions = stored.spec.validate()?.conditions(flow);
+            let conditions = stored.spec.validate()?.conditions(flow, sets);
             Ok(Considered {
                 name: stored.name().to_owned(),
                 action: stored.spec.action_word().to_owned(),
