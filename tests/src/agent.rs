@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     ops::Deref,
     path::Path,
+    process::ExitStatus,
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
@@ -212,6 +213,20 @@ impl<'a> Agent<'a> {
             .count()
     }
 
+    /// The id of its thread with this name.
+    #[must_use]
+    #[track_caller]
+    pub fn thread(&self, name: &str) -> u32 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id())).expect("the agent runs");
+        let named = tasks.flatten().find(|task| {
+            let command = std::fs::read_to_string(task.path().join("comm"));
+            command.is_ok_and(|command| command.trim() == name)
+        });
+        let task = named.unwrap_or_else(|| panic!("no thread {name}"));
+        let id = task.file_name().to_string_lossy().parse();
+        id.expect("threads are named by their number")
+    }
+
     /// The processor time that the agent has used, user and system.
     #[must_use]
     pub fn processor_time(&self) -> Duration {
@@ -261,6 +276,12 @@ impl<'a> Agent<'a> {
             self.log()
         );
         self.flows()
+    }
+
+    /// Waits until it has ended by itself, however.
+    #[track_caller]
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        self.process.wait()
     }
 
     /// Ends it with SIGTERM, checks exit code 0, and returns all flows that it reported.

@@ -59,8 +59,8 @@ impl Lab {
             ));
             lab.route_to_server(family, own);
         }
-        await_link_local(&lab.gateway, "sv0");
-        await_link_local(&lab.server, "eth0");
+        await_link_local(&lab.gateway, "sv0", 2);
+        await_link_local(&lab.server, "eth0", 1);
         lab
     }
 
@@ -174,8 +174,8 @@ impl Lab {
         ));
         self.address_client();
         self.address_gateway();
-        await_link_local(&self.gateway, "cl0");
-        await_link_local(&self.client, "eth0");
+        await_link_local(&self.gateway, "cl0", 2);
+        await_link_local(&self.client, "eth0", 1);
     }
 
     /// Renames the gateway's interface towards the client. Before Linux 6.2 it has to be down for that, which takes its
@@ -241,16 +241,17 @@ impl Default for Lab {
     }
 }
 
-/// Waits for the address that the kernel gives an interface some time after it is up, so that it does not come between
-/// two snapshots.
+/// Waits for the link-local address that the kernel gives an interface some time after it is up, down to the last of its
+/// routes, so that none comes between two snapshots: of the address, and on a router of the anycast address.
 #[track_caller]
-fn await_link_local(namespace: &Namespace, interface: &str) {
-    wait::until("a link-local address", || {
-        let addresses = namespace.proc_net("if_inet6");
-        addresses
-            .lines()
-            .any(|line| line.starts_with("fe80") && line.ends_with(&format!(" {interface}")))
-            .then_some(())
+fn await_link_local(namespace: &Namespace, interface: &str, host_routes: usize) {
+    wait::until("the routes of a link-local address", || {
+        let routes = namespace.proc_net("ipv6_route");
+        let of_interface = routes.lines().filter(|route| {
+            let words: Vec<_> = route.split_whitespace().collect();
+            words[0].starts_with("fe80") && words[1] == "80" && words.last() == Some(&interface)
+        });
+        (of_interface.count() >= host_routes).then_some(())
     });
 }
 

@@ -88,6 +88,11 @@ fn bridged_and_tagged_frames_pass_unchanged() {
         }
     }
     assert_eq!(agent.flows(), []);
+    assert!(
+        agent.log().contains("attach br0 in its place"),
+        "{}",
+        agent.log()
+    );
 }
 
 /// Tagged frames at an attached interface that has no such VLAN are nobody's: they are not taken either.

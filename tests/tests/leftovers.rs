@@ -2,12 +2,14 @@
 
 use std::{fs, io, path::Path};
 
+use nix::net::if_::if_nametoindex;
 use tproxy_tests::{
     Agent, Family, Lab, Snapshot,
     address::FAMILIES,
     agent::{ATTACH_MODES as MODES, unique_instance},
     bpf::{self, Hook},
     peer::Witness,
+    process::Process,
     snapshot::files_below,
 };
 
@@ -295,4 +297,137 @@ fn what_fits_is_taken_over_as_it_is() {
     );
     assert_ne!(programs(), [at_client, vec![]]);
     lab.ask(Family::V4.near(), 80).assert_relayed(&other_mark);
+}
+
+/// Links that something else detached are not taken over: the new agent makes them anew.
+#[test]
+fn what_was_detached_behind_our_back_is_made_anew() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let instance = unique_instance();
+    for pin in ["link-lookup", "link-of-cl0"] {
+        let mut agent = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0 --dport 80");
+        agent.kill();
+        let index = lab.gateway.enter(|| if_nametoindex("cl0")).unwrap();
+        let pin = pin.replace("of-cl0", &index.to_string());
+        lab.gateway.run(&format!(
+            "bpftool link detach pinned /sys/fs/bpf/tproxy/{instance}/{pin}"
+        ));
+        std::mem::forget(agent);
+        let again = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0 --dport 80");
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_relayed(&again);
+        }
+    }
+}
+
+/// An interface that was deleted and made again while there was no agent is shown as what it is, and can be attached.
+#[test]
+fn a_dead_attachment_is_shown_and_replaced() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let _witness = Witness::start(&lab.server, 80);
+        let mut agent = lab.agent(&format!("--iface cl0,sv0 --dport 80 --pin {mode}"));
+        agent.stop();
+        lab.unlink_client();
+        lab.link_client();
+        if mode.is_empty() && bpf::kernel_has_tcx() {
+            assert_eq!(agent.status()["absent"], serde_json::json!(["cl0"]));
+        }
+        agent.run("attach cl0");
+        assert_eq!(agent.status()["absent"], serde_json::json!([]));
+        let again = Agent::start_under(&lab.gateway, agent.instance(), "", mode);
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_relayed(&again);
+        }
+    }
+}
+
+/// However damaged its state is, `unload` removes an instance.
+#[test]
+fn unload_removes_an_instance_with_a_damaged_state() {
+    let lab = Lab::new();
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let directory = Path::new("/run/tproxy").join(&instance);
+    for content in ["", "{", "{\"generation\":2}"] {
+        let mut agent = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0 --dport 80");
+        agent.kill();
+        for file in files_below(&directory) {
+            if file.to_string_lossy().contains("state-") {
+                fs::write(&file, content).unwrap();
+            }
+        }
+        let list = agent.attempt("rule list");
+        list.assert_refused(1, &["damaged", "unload"]);
+        agent.run("unload");
+        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+    }
+}
+
+/// What is left of another instance on an interface is not ours to remove.
+#[test]
+fn unload_leaves_the_filters_of_other_instances() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let mut first = lab.agent("--iface cl0 --dport 80 --pin --clsact");
+    first.kill();
+    // Killed when it has committed, before it takes the filter off.
+    let wrapper = "strace -f -qq -o /dev/null -e trace=sendto -e inject=sendto:signal=SIGKILL";
+    let attempt = first.attempt_under(wrapper, "detach cl0");
+    assert_eq!(attempt.code, None, "{attempt:#?}");
+    assert_eq!(first.status()["interfaces"], serde_json::json!([]));
+    let second = lab.agent("--iface cl0 --dport 80 --clsact");
+    first.run("unload");
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&second);
+    }
+}
+
+/// An agent that cannot raise what it needs leaves a pinned instance as it was.
+#[test]
+fn a_start_without_descriptors_leaves_a_pinned_instance_as_it_was() {
+    let lab = Lab::new();
+    let mut first = lab.agent("--iface cl0 --dport 80 --name web --pin");
+    first.stop();
+    let before = Snapshot::of(&lab.gateway, first.instance());
+    for mark in ["", "--mark 0x00100000"] {
+        let attempt = first.attempt_under(
+            "prlimit --nofile=200",
+            &format!("run --dport 81 --name other {mark}"),
+        );
+        attempt.assert_refused(1, &["200", "LimitNOFILE"]);
+        Snapshot::of(&lab.gateway, first.instance()).assert_same_as(&before);
+        assert_eq!(first.rule_names(), ["web"]);
+    }
+}
+
+/// An agent that breaks leaves its programs, so that what its rules take goes nowhere, as after `kill -9`.
+#[test]
+fn nothing_leaks_when_the_agent_breaks() {
+    let lab = Lab::new();
+    let witness = Witness::start(&lab.server, 80);
+    let mut agent = lab.agent("--iface cl0 --dport 80");
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    assert_eq!(witness.clients().len(), 2);
+    let worker = agent.thread("relay-0");
+    let mut strace = lab.gateway.command("strace");
+    strace.args(["-qq", "-o", "/dev/null", "-p", &worker.to_string()]);
+    strace.args([
+        "-e",
+        "trace=epoll_wait",
+        "-e",
+        "inject=epoll_wait:error=EBADF",
+    ]);
+    let _strace = Process::start(&mut strace);
+    let status = agent.wait_for_end();
+    assert_eq!(status.code(), Some(1), "{}", agent.log());
+    agent.wait_for_log("tproxy unload");
+    for family in FAMILIES {
+        lab.connect_at_once((family.near(), 80).into())
+            .expect_err("nobody is there to take the flow");
+    }
+    assert_eq!(witness.clients(), []);
 }

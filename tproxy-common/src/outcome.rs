@@ -49,6 +49,10 @@ outcomes! {
     DroppedMissing = "dropped_missing",
     /// tc: discarded by a rule.
     Dropped = "dropped",
+    /// tc: refused by a rule, with RST or an ICMP error.
+    Rejected = "rejected",
+    /// tc: the same, but the answer could not be made, or there were too many.
+    RejectedUnanswered = "rejected_unanswered",
     /// tc: a new flow that was taken.
     Taken = "taken",
     /// tc: a packet of a flow that a socket of this host has.
@@ -57,6 +61,9 @@ outcomes! {
     SynCookie = "syn_cookie",
     /// tc: an ICMP error about a flow that a socket of this host has.
     IcmpError = "icmp_error",
+    /// tc: a packet of a flow that was taken and has no socket any more. It is delivered here all the
+    /// same, where it is refused: the server must not see it.
+    Orphaned = "orphaned",
     /// tc: a packet of a flow that no socket of this host has.
     Foreign = "foreign",
     /// sk_lookup: not for this instance; the kernel looks up as usual.

@@ -14,11 +14,13 @@
 //! | entries | 16 [`RuleEntry`]s |
 //!
 //! A new rule set is built in blocks that no reader can reach and takes effect with one write: of
-//! the inner map for a whole generation, of block 0 for a change within one.
+//! the inner map for a whole generation, of block 0 for a change within one. The header is always
+//! the last block: a change within a generation writes new blocks behind it, a new header behind
+//! those, and no block that was in force is ever written again.
 
 use crate::{
     flow::ORIGINS,
-    limits::{CIDRS, INTERFACES, RULES},
+    limits::{CIDRS, INTERFACES, OWNERS, RULES},
 };
 
 /// 64-bit words of a block.
@@ -101,6 +103,28 @@ impl Block {
         }
         block
     }
+
+    /// The children of this node, each with the first key that leads to it; what a node asks of keys
+    /// is only at least that of the child before, so the first child has 0. Unused places are left
+    /// out.
+    pub fn children(&self) -> impl Iterator<Item = (u64, Child)> + '_ {
+        let later = (1..NODE_CHILDREN).filter_map(|place| {
+            let (first, child) = (self.words[place - 1], self.child(place));
+            let unused = first == u64::MAX && child == self.child(place - 1);
+            (!unused).then_some((first, child))
+        });
+        core::iter::once((0, self.child(0))).chain(later)
+    }
+
+    /// The bitmap of this class.
+    #[must_use]
+    pub fn bitmap(&self) -> &[u64; CLASS_WORDS] {
+        let (bitmap, _) = self
+            .words
+            .split_first_chunk()
+            .unwrap_or((&[0; CLASS_WORDS], &[]));
+        bitmap
+    }
 }
 
 /// 1 when `one` is at least `other`, and 0 when it is below: whether their subtraction borrows, which
@@ -145,6 +169,18 @@ impl Child {
         }
     }
 
+    /// The block, and how its words are to be read.
+    #[must_use]
+    pub const fn leads_to(self) -> Target {
+        if self.is_class() {
+            Target::Class(self.block())
+        } else if self.is_low() {
+            Target::LowNode(self.block())
+        } else {
+            Target::Node(self.block())
+        }
+    }
+
     #[inline(always)]
     const fn block(self) -> u32 {
         self.0 & !Self::TAG
@@ -159,6 +195,17 @@ impl Child {
     const fn is_low(self) -> bool {
         self.0 & Self::LOW_NODE != 0
     }
+}
+
+/// The block that a [`Child`] stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A class.
+    Class(u32),
+    /// A node to be searched with the same key.
+    Node(u32),
+    /// A node to be searched with the lower half of the address.
+    LowNode(u32),
 }
 
 /// The things that rules ask about, each with a tree of its own.
@@ -180,11 +227,15 @@ pub enum Dimension {
     SourcePort,
     /// Destination port.
     DestinationPort,
+    /// User id of the process that opened the flow. Asked for local flows only, as is the next.
+    User,
+    /// Control group of that process.
+    Cgroup,
 }
 
 impl Dimension {
     /// All of them, in the order of the header.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Origin,
         Self::Interface,
         Self::SourceV4,
@@ -193,6 +244,8 @@ impl Dimension {
         Self::DestinationV6,
         Self::SourcePort,
         Self::DestinationPort,
+        Self::User,
+        Self::Cgroup,
     ];
 
     /// Levels that a lookup descends at most. Every level that is allowed costs the verifier another
@@ -203,6 +256,7 @@ impl Dimension {
             Self::Origin => ORIGIN_DEPTH,
             Self::Interface => INTERFACE_DEPTH,
             Self::SourcePort | Self::DestinationPort => PORT_DEPTH,
+            Self::User | Self::Cgroup => OWNER_DEPTH,
             Self::SourceV4 | Self::SourceV6 | Self::DestinationV4 | Self::DestinationV6 => {
                 2 * ADDRESS_HALF_DEPTH
             }
@@ -213,13 +267,15 @@ impl Dimension {
 const ORIGIN_DEPTH: usize = 1;
 const INTERFACE_DEPTH: usize = 3;
 const PORT_DEPTH: usize = 5;
-/// One tree over the upper half of an address and, for IPv6, one over the lower half.
-const ADDRESS_HALF_DEPTH: usize = 6;
+const OWNER_DEPTH: usize = 4;
+/// Levels of one tree over the upper half of an address and, for IPv6, of one over the lower half.
+pub const ADDRESS_HALF_DEPTH: usize = 6;
 
 // A tree of full nodes has this many leaves. A range of keys begins and ends an interval.
 const _: () = assert!(NODE_CHILDREN.pow(ORIGIN_DEPTH as u32) > ORIGINS as usize);
 const _: () = assert!(NODE_CHILDREN.pow(INTERFACE_DEPTH as u32) > 2 * INTERFACES);
 const _: () = assert!(NODE_CHILDREN.pow(PORT_DEPTH as u32) > u16::MAX as usize + 1);
+const _: () = assert!(NODE_CHILDREN.pow(OWNER_DEPTH as u32) > 2 * OWNERS);
 // The tree over the upper halves has one leaf more for each lower tree.
 const _: () = assert!(NODE_CHILDREN.pow(ADDRESS_HALF_DEPTH as u32) > 2 * (2 * CIDRS + 1));
 
@@ -244,7 +300,12 @@ impl<'a> Header<'a> {
 
     /// Writes a header.
     #[must_use]
-    pub fn encode(rules: u32, entries: u32, roots: [Child; 8], generation: u64) -> Block {
+    pub fn encode(
+        rules: u32,
+        entries: u32,
+        roots: [Child; Dimension::ALL.len()],
+        generation: u64,
+    ) -> Block {
         let mut block = Block::ZERO;
         block.words[0] = u64::from(rules) | u64::from(entries) << 32;
         for (place, root) in roots.iter().enumerate() {
@@ -268,8 +329,17 @@ impl<'a> Header<'a> {
         self.0.words[GENERATION_WORD]
     }
 
+    /// The header of the same rules after a change within the arena.
+    #[must_use]
+    pub fn successor(self, roots: [Child; Dimension::ALL.len()], generation: u64) -> Block {
+        let entries = (self.0.words[0] >> 32) as u32;
+        Self::encode(self.rules(), entries, roots, generation)
+    }
+
+    /// Where the tree of a dimension begins.
+    #[must_use]
     #[inline(always)]
-    const fn root(self, dimension: Dimension) -> Child {
+    pub const fn root(self, dimension: Dimension) -> Child {
         let place = dimension as usize;
         Child((self.0.words[ROOT_WORDS + place / 2] >> ((place % 2) * 32)) as u32)
     }
@@ -294,6 +364,10 @@ pub enum Action {
     Pass,
     /// Discarded.
     Drop,
+    /// Refused: RST for TCP, ICMP port unreachable for UDP.
+    Reject,
+    /// Given to a listener on this host that is not the agent's.
+    Redirect,
 }
 
 /// What happens to a flow that nobody is there to take.
@@ -317,6 +391,8 @@ impl RuleEntry {
             Action::Relay => 0,
             Action::Pass => 1,
             Action::Drop => 2,
+            Action::Reject => 3,
+            Action::Redirect => 4,
         };
         let on_missing = match on_missing {
             OnMissing::Pass => 1,
@@ -338,6 +414,8 @@ impl RuleEntry {
         match self.0 as u8 {
             0 => Action::Relay,
             2 => Action::Drop,
+            3 => Action::Reject,
+            4 => Action::Redirect,
             _ => Action::Pass,
         }
     }
@@ -366,11 +444,16 @@ pub trait Tables {
     /// The block with this number; `None` when there is none, which only damaged tables cause.
     fn block(&self, index: u32) -> Option<&Block>;
 
-    /// The block that holds the header in force.
+    /// The number of the block that holds the header in force.
+    #[inline(always)]
+    fn head(&self) -> Option<u32> {
+        Some(self.block(0)?.words[0] as u32)
+    }
+
+    /// The header in force.
     #[inline(always)]
     fn header(&self) -> Option<Header<'_>> {
-        let head = self.block(0)?.words[0] as u32;
-        self.block(head).map(Header::new)
+        self.block(self.head()?).map(Header::new)
     }
 
     /// The class of a key in one dimension. `low` is the lower half of an IPv6 address.

@@ -16,8 +16,10 @@
 )]
 
 mod agent;
+mod answer;
 mod counters;
 mod established;
+mod flow_filter;
 mod forward;
 mod handover;
 mod interfaces;
@@ -27,9 +29,10 @@ mod reset;
 mod rules;
 mod skb;
 mod sockets;
+mod unreachable;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action},
     macros::{classifier, sk_lookup},
     programs::{SkLookupContext, TcContext},
 };
@@ -39,13 +42,13 @@ use tproxy_common::outcome::Outcome;
 #[classifier]
 pub fn tproxy_ether(ctx: TcContext) -> i32 {
     const ETHERNET_HEADER: usize = 14;
-    steer(&ctx, ETHERNET_HEADER)
+    steer::<ETHERNET_HEADER>(&ctx)
 }
 
 /// Ingress of interfaces whose packets begin with the IP header: tun, ppp, `WireGuard`.
 #[classifier]
 pub fn tproxy_ip(ctx: TcContext) -> i32 {
-    steer(&ctx, 0)
+    steer::<0>(&ctx)
 }
 
 /// Choice of the socket for what is delivered to this host.
@@ -60,8 +63,12 @@ pub fn tproxy_lookup(ctx: SkLookupContext) -> u32 {
 }
 
 #[inline(always)]
-fn steer(ctx: &TcContext, network_offset: usize) -> i32 {
-    let outcome = forward::decide(ctx, network_offset);
+fn steer<const NETWORK_OFFSET: usize>(ctx: &TcContext) -> i32 {
+    let outcome = match decide::<NETWORK_OFFSET>(ctx.skb.skb) {
+        Outcome::Rejected if !answer::refuse(ctx, NETWORK_OFFSET) => Outcome::RejectedUnanswered,
+        Outcome::RefusedMissing if !answer::refuse(ctx, NETWORK_OFFSET) => Outcome::DroppedMissing,
+        outcome => outcome,
+    };
     counters::count(outcome);
     match verdict(outcome) {
         // Not TC_ACT_OK: that would keep programs after this one from running.
@@ -71,8 +78,15 @@ fn steer(ctx: &TcContext, network_offset: usize) -> i32 {
             TC_ACT_UNSPEC
         }
         Verdict::Discard => TC_ACT_SHOT,
-        Verdict::Answer => reset::send_back(ctx),
+        Verdict::Answer => answer::send_back(ctx),
     }
+}
+
+/// A function of its own, so that its stack is free again for the one that makes answers: there are
+/// 512 bytes for all that are called from one another.
+#[inline(never)]
+fn decide<const NETWORK_OFFSET: usize>(skb: *mut __sk_buff) -> Outcome {
+    forward::decide(&TcContext::new(skb), NETWORK_OFFSET)
 }
 
 #[derive(Clone, Copy)]
@@ -106,12 +120,15 @@ const fn verdict(outcome: Outcome) -> Verdict {
         | Outcome::Foreign
         | Outcome::NotOurs
         | Outcome::Assigned => Verdict::Continue,
-        Outcome::Taken | Outcome::Established | Outcome::SynCookie | Outcome::IcmpError => {
-            Verdict::Mark
-        }
-        Outcome::RefusedMissing => Verdict::Answer,
+        Outcome::Taken
+        | Outcome::Established
+        | Outcome::SynCookie
+        | Outcome::Orphaned
+        | Outcome::IcmpError => Verdict::Mark,
+        Outcome::RefusedMissing | Outcome::Rejected => Verdict::Answer,
         Outcome::Dropped
         | Outcome::DroppedMissing
+        | Outcome::RejectedUnanswered
         | Outcome::Missing
         | Outcome::DirectRefused
         | Outcome::Probe => Verdict::Discard,

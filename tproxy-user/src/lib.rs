@@ -2,12 +2,15 @@
 //! programs, delivery (policy rules and routes), the agent and its relay.
 
 pub mod agent;
+mod background;
 pub mod cli;
 pub mod compiler;
+pub mod config;
 pub mod delivery;
 pub mod instance;
 pub mod kernel;
 pub mod relay;
 pub mod requirements;
 pub mod rule;
+pub mod set;
 mod sys;

@@ -1,14 +1,49 @@
-//! Memory of BPF array maps, mapped into this process (`BPF_F_MMAPABLE`, Linux 5.5).
+//! What takes unsafe code: memory that is shared by mapping, of BPF array maps (`BPF_F_MMAPABLE`,
+//! Linux 5.5) and of files, and descriptors of pins whatever they are.
 
 use std::{
+    ffi::CString,
+    fs::File,
     io,
     marker::PhantomData,
-    os::fd::{AsFd, AsRawFd as _},
-    sync::atomic::AtomicU64,
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+    sync::atomic::{AtomicU8, AtomicU64},
 };
 
 use aya::Pod;
-use memmap2::{MmapOptions, MmapRaw};
+use aya_obj::generated::{bpf_attr, bpf_cmd};
+use memmap2::{Mmap, MmapOptions, MmapRaw};
+
+/// Opens a pinned program, map or link (`BPF_OBJ_GET`, bpf(2)).
+///
+/// # Errors
+///
+/// When there is no such pin or the kernel refuses.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: plain integers and addresses, for which zero is a value.
+    let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
+    attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the attributes are valid up to their size, and the path outlives the call.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_OBJ_GET as libc::c_long,
+            &raw mut attributes,
+            size_of::<bpf_attr>(),
+        )
+    };
+    let descriptor = RawFd::try_from(answer).map_err(io::Error::other)?;
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made this descriptor for this call.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
 
 /// The elements of an array map, shared with the kernel and with other processes.
 pub(crate) struct SharedArray<T> {
@@ -36,29 +71,54 @@ impl<T: Pod> SharedArray<T> {
         })
     }
 
+    /// How many elements there are.
+    #[must_use]
+    pub(crate) const fn len(&self) -> usize {
+        self.elements
+    }
+
     /// Writes elements from the first on. Only for memory that nobody reads yet.
     ///
     /// # Panics
     ///
     /// When there are more than the array has.
     pub(crate) fn fill(&mut self, elements: &[T]) {
-        assert!(elements.len() <= self.elements);
+        self.fill_from(0, elements);
+    }
+
+    /// Writes elements from the one at `place` on. Only for memory that nobody reads yet.
+    ///
+    /// # Panics
+    ///
+    /// When there are more than the array has behind that.
+    pub(crate) fn fill_from(&mut self, place: usize, elements: &[T]) {
+        assert!(place + elements.len() <= self.elements);
         // SAFETY: the mapping is writable, page-aligned and at least this long; `&mut self` keeps
         // this process from reading it meanwhile and plain data has no invalid values.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 elements.as_ptr(),
-                self.memory.as_mut_ptr().cast::<T>(),
+                self.memory.as_mut_ptr().cast::<T>().add(place),
                 elements.len(),
             );
         }
     }
 
-    /// The elements, for arrays that are written once and then left alone.
+    /// An element that was written before the array, or the part that it lies in, was published, and
+    /// is left alone since.
     #[must_use]
-    pub(crate) fn as_slice(&self) -> &[T] {
-        // SAFETY: as in `fill`; writers write before the array is published and not after.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<T>(), self.elements) }
+    pub(crate) fn get(&self, place: usize) -> Option<&T> {
+        // SAFETY: within the mapping, which is aligned for `T` (see `map`); nobody writes it.
+        (place < self.elements).then(|| unsafe { &*self.memory.as_ptr().cast::<T>().add(place) })
+    }
+
+    /// The array as bytes that several threads and processes change at once.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> &[AtomicU8] {
+        let first = self.memory.as_ptr().cast::<AtomicU8>();
+        // SAFETY: memory of this many bytes, which every user of the array reaches through atomics
+        // only.
+        unsafe { std::slice::from_raw_parts(first, self.elements * size_of::<T>()) }
     }
 
     /// The array as 64-bit words that several threads and processes change at once.
@@ -79,3 +139,10 @@ unsafe impl<T: Pod> Send for SharedArray<T> {}
 
 // SAFETY: as for `Send`.
 unsafe impl<T: Pod> Sync for SharedArray<T> {}
+
+/// Maps a file of the state directory for reading.
+pub(crate) fn map_file(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the file lies in a directory that only its owner may enter, and is never written again
+    // once it has its name: a new one takes its place.
+    unsafe { Mmap::map(file) }
+}

@@ -11,7 +11,13 @@ use crate::{
 
 #[test]
 fn entries_hold_what_they_were_made_of() {
-    for action in [Action::Relay, Action::Pass, Action::Drop] {
+    for action in [
+        Action::Relay,
+        Action::Pass,
+        Action::Drop,
+        Action::Reject,
+        Action::Redirect,
+    ] {
         for on_missing in [OnMissing::Pass, OnMissing::Drop] {
             for slot in [0, 1, 2047, u32::MAX] {
                 let entry = RuleEntry::new(action, on_missing, slot);
@@ -26,7 +32,7 @@ fn entries_hold_what_they_were_made_of() {
 
 #[test]
 fn a_header_holds_what_it_was_made_of() {
-    let roots = [1, 2, 3, 4, 5, 6, 7, 8].map(Child::node);
+    let roots = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10].map(Child::node);
     let block = Header::encode(1024, 77, roots, u64::MAX);
     let header = Header::new(&block);
     assert_eq!((header.rules(), header.generation()), (1024, u64::MAX));

@@ -47,8 +47,10 @@ pub(super) async fn take_over(plan: &Plan<'_>) -> anyhow::Result<()> {
     }
     let mut change = Change::begin(instance)?;
     change.set_pinned(options.pin);
-    if plan.kept.is_none() {
+    // Rules of a file take the place of those that are there in one step, a moment later.
+    if plan.kept.is_none() && plan.config.is_none() {
         change.flush_rules();
+        change.keep_sets(|_| false);
         change.append_rules(&options.rules)?;
     }
     let state = change.commit()?;
@@ -68,15 +70,14 @@ fn without(names: &[String], others: &[String]) -> Vec<String> {
 /// Removes what a dead agent left, here or in the network namespace that it lived in.
 pub(super) async fn remove(
     instance: &Instance,
-    previous: Option<&State>,
     here: NamespaceId,
     netlink: &Netlink,
     changes: &ChangeLock,
 ) -> anyhow::Result<()> {
-    let elsewhere = previous.filter(|state| state.namespace != here);
+    let elsewhere = instance.origin().filter(|origin| origin.namespace != here);
     let cleared = match elsewhere {
         None => clear(instance, Some(netlink), Some(changes)).await,
-        Some(state) => clear_elsewhere(instance, state.namespace, changes)?,
+        Some(origin) => clear_elsewhere(instance, origin.namespace, changes)?,
     };
     cleared.context("cannot remove what a killed agent left")?;
     Ok(())

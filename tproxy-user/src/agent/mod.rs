@@ -1,12 +1,17 @@
 //! The agent: brings an instance up, keeps it current while it relays, and takes it down.
 
+mod expiry;
+mod flow_filter;
 mod leftovers;
 mod options;
+mod reload;
 mod shutdown;
 mod start;
 mod steering;
+mod sys;
 mod upkeep;
 
+pub use flow_filter::{EPOCH, turn};
 pub use options::Options;
 
 use std::{
@@ -23,39 +28,57 @@ use futures_util::{
 use log::{info, warn};
 
 use crate::{
+    config::{Config, Source},
     instance::{Instance, remove},
     relay::Relay,
 };
+use reload::Reload;
 use shutdown::Signals;
 use start::{Parts, Running};
 
-/// Runs the agent until it is told to stop. Blocks.
+/// Runs the agent until it is told to stop. Blocks. With a file, its rules and sets are those to start
+/// with, and SIGHUP reads them again.
 ///
 /// # Errors
 ///
 /// When it cannot start, with everything undone; or when something that it depends on breaks.
-pub fn run(instance: &Instance, options: &Options) -> anyhow::Result<()> {
+pub fn run(
+    instance: &Instance,
+    options: &Options,
+    file: Option<(Source, Config)>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(instance, options))
+    runtime.block_on(serve(instance, options, file))
 }
 
-async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
-    let mut signals = Signals::install()?;
+async fn serve(
+    instance: &Instance,
+    options: &Options,
+    file: Option<(Source, Config)>,
+) -> anyhow::Result<()> {
+    let (mut signals, hangup) = Signals::install()?;
+    let (reload, config) = match file {
+        Some((source, config)) => (Some(Reload::new(source, &config)), Some(config)),
+        None => (None, None),
+    };
     // The lock is held to the very end.
     let Running {
         parts,
-        local,
+        watches,
         lock: _lock,
-    } = start::start(instance, options).await?;
+    } = start::start(instance, options, config).await?;
     if let Err(error) = writeln!(io::stdout(), "{}", parts.ready_line()) {
         warn!("nobody reads standard output: {error}");
     }
+    if reload.is_some() {
+        reload::warn_of_shadows(&parts);
+    }
     let mut workers = wait(&parts.relay);
     // Goes on while flows finish: they need their rules and routes to the end.
-    let mut upkeep = Box::pin(upkeep::run(&parts, local));
+    let mut upkeep = Box::pin(upkeep::run(&parts, watches, hangup, reload));
     let mut broken = tokio::select! {
         () = signals.next() => None,
         error = &mut upkeep => Some(error),
@@ -65,9 +88,18 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
     };
     if let Some(error) = &broken {
         warn!("stopping: {error:#}");
+        warn!(
+            "programs and rules stay, so that no flow goes past them: `tproxy unload` removes them"
+        );
     }
     if !workers.is_terminated() {
-        let mut stopping = Box::pin(stop(&parts, options, &mut signals, &mut workers));
+        let mut stopping = Box::pin(stop(
+            &parts,
+            options,
+            broken.is_some(),
+            &mut signals,
+            &mut workers,
+        ));
         if broken.is_none() {
             tokio::select! {
                 () = &mut stopping => {}
@@ -79,7 +111,8 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
         }
     }
     drop(upkeep);
-    if !options.pin {
+    // An agent that broke is missing, as one that was killed is.
+    if !options.pin && broken.is_none() {
         remove(instance, Some(&parts.netlink))
             .await
             .context("cannot undo everything; `tproxy unload` tries again")?;
@@ -88,8 +121,14 @@ async fn serve(instance: &Instance, options: &Options) -> anyhow::Result<()> {
 }
 
 /// Lets running flows finish, up to the drain time or a second signal.
-async fn stop(running: &Parts, options: &Options, signals: &mut Signals, workers: &mut Workers) {
-    if !options.pin {
+async fn stop(
+    running: &Parts,
+    options: &Options,
+    broken: bool,
+    signals: &mut Signals,
+    workers: &mut Workers,
+) {
+    if !options.pin && !broken {
         // New flows go their own way from now on, as they will when the programs are gone.
         let state = running.agent_state.draining();
         if let Err(error) = running.maps.set_agent(state) {

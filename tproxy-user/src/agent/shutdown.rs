@@ -1,25 +1,27 @@
-//! The signals that end the agent.
+//! The signals that end the agent, and the one that does not.
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGINT and SIGTERM. SIGHUP is ignored, so that closing a terminal does not end an agent that was
-/// left in the background.
+/// SIGINT and SIGTERM.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    _hangup: Signal,
 }
+
+/// SIGHUP. It asks for the file to be read again, and does not end an agent that was left in the
+/// background of a terminal that is closed.
+pub(super) struct Hangup(Signal);
 
 impl Signals {
     /// From now on these signals are awaited rather than fatal.
-    pub(super) fn install() -> anyhow::Result<Self> {
+    pub(super) fn install() -> anyhow::Result<(Self, Hangup)> {
         let install = |kind| signal(kind).context("cannot install a signal handler");
-        Ok(Self {
+        let signals = Self {
             interrupt: install(SignalKind::interrupt())?,
             terminate: install(SignalKind::terminate())?,
-            _hangup: install(SignalKind::hangup())?,
-        })
+        };
+        Ok((signals, Hangup(install(SignalKind::hangup())?)))
     }
 
     /// Resolves at the next signal to stop.
@@ -28,5 +30,12 @@ impl Signals {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+    }
+}
+
+impl Hangup {
+    /// Resolves at the next SIGHUP.
+    pub(super) async fn next(&mut self) {
+        self.0.recv().await;
     }
 }

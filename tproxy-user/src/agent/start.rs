@@ -1,18 +1,21 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
-use std::{fs, net::TcpListener, path::PathBuf, sync::Arc, thread};
+use std::{
+    fs, io, net::TcpListener, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread,
+};
 
 use anyhow::Context as _;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
 
-use super::{Options, leftovers, steering::Steering};
+use super::{Options, expiry::Expiry, leftovers, steering::Steering, upkeep::Watches};
 use crate::{
+    config::Config,
     delivery::{
         Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
     instance::{
-        AgentLock, AgentRecord, Change, ChangeLock, Instance, Interface, NamespaceId, State,
-        check_attachable, private_directory, remove,
+        AgentLock, AgentRecord, Built, Change, ChangeLock, Error, Instance, Interface, NamespaceId,
+        State, check_attachable, clear, private_directory, remove,
     },
     kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Relay},
@@ -22,8 +25,8 @@ use crate::{
 /// An instance that takes flows.
 pub(super) struct Running {
     pub(super) parts: Parts,
-    /// The addresses of this host, to be followed.
-    pub(super) local: LocalAddresses,
+    /// What is to be followed.
+    pub(super) watches: Watches,
     /// Says that the agent lives, for as long as it is held.
     pub(super) lock: AgentLock,
 }
@@ -37,7 +40,10 @@ pub(super) struct Parts {
     pub(super) steering: Arc<Steering>,
     pub(super) relay: Arc<Relay>,
     pub(super) agent_state: AgentState,
+    pub(super) expiry: Expiry,
     state: State,
+    /// Shows the programs that the agent lives.
+    _lifeline: UnixDatagram,
 }
 
 impl Parts {
@@ -61,31 +67,43 @@ fn plural(number: usize, word: &str) -> String {
 }
 
 /// Checks everything that can be checked, removes what a dead agent left, and starts.
-pub(super) async fn start(instance: &Instance, options: &Options) -> anyhow::Result<Running> {
+pub(super) async fn start(
+    instance: &Instance,
+    options: &Options,
+    config: Option<Config>,
+) -> anyhow::Result<Running> {
     requirements::check()?;
     let was_there = instance.run_directory().exists();
     let mut lock = AgentLock::acquire(instance)?;
     // Whoever meets this lock can say from now on who holds it.
     publish(&mut lock, 0, 0)?;
-    let started = prepare(instance, options, &mut lock).await;
+    let started = prepare(instance, options, config, &mut lock).await;
     if started.is_err() && !was_there {
         // Still under the lock: nothing was there before, so nothing stays.
         let _ = fs::remove_dir_all(instance.run_directory());
         let _ = instance.run_directory().parent().map(fs::remove_dir);
     }
-    started.map(|(parts, local)| Running { parts, local, lock })
+    started.map(|(parts, watches)| Running {
+        parts,
+        watches,
+        lock,
+    })
 }
 
 /// What is known before anything changes.
 pub(super) struct Plan<'a> {
     pub(super) instance: &'a Instance,
     pub(super) options: &'a Options,
+    /// Rules and sets to start with, in place of all others.
+    pub(super) config: Option<Config>,
     pub(super) namespace: NamespaceId,
     pub(super) netlink: Netlink,
     pub(super) assignment: Assignment,
     /// Whether interfaces get tcx links rather than clsact filters.
     pub(super) tcx: bool,
     listeners: Vec<TcpListener>,
+    lifeline: UnixDatagram,
+    settings: relay::Settings,
     /// Whether what an agent left goes on as it is.
     takes_over: bool,
     /// The state of a pinned instance, whose rules and interfaces go on.
@@ -95,15 +113,16 @@ pub(super) struct Plan<'a> {
 async fn prepare(
     instance: &Instance,
     options: &Options,
+    config: Option<Config>,
     lock: &mut AgentLock,
-) -> anyhow::Result<(Parts, LocalAddresses)> {
+) -> anyhow::Result<(Parts, Watches)> {
     let changes = ChangeLock::wait(instance)?;
     let previous = instance.remembered_state();
     let namespace = NamespaceId::current().context("cannot identify the network namespace")?;
     let netlink = Netlink::open()?;
     for name in &options.interfaces {
         let link = link_by_name(&netlink, name).await?;
-        check_attachable(instance, &link, namespace)?;
+        check_attachable(instance, &netlink, &link, namespace).await?;
     }
     let here = |state: &&State| state.namespace == namespace;
     let wanted = Wanted {
@@ -117,14 +136,24 @@ async fn prepare(
         .unwrap_or_else(one_for_each_cpu)
         .min(WORKERS);
     let listeners = relay::bind(options.port, workers as usize)?;
+    let lifeline = UnixDatagram::unbound().context("cannot make a socket")?;
+    let settings = relay::Settings {
+        mark: Some(assignment.upstream_mark()),
+        connect_timeout: options.connect_timeout,
+        ..relay::Settings::default()
+    };
+    relay::check_limits(&settings, listeners.len())?;
     let mut plan = Plan {
         instance,
         options,
+        config,
         namespace,
         netlink: netlink.clone(),
         assignment,
         tcx: kernel::kernel_has_tcx() && !options.clsact,
         listeners,
+        lifeline,
+        settings,
         takes_over: false,
         kept: previous
             .clone()
@@ -133,6 +162,8 @@ async fn prepare(
     if let Some(previous) = &previous {
         plan.takes_over = leftovers::fit(&plan, previous).await?;
     }
+
+    check_interfaces(&plan)?;
 
     // From here on the instance changes.
     if plan.takes_over {
@@ -143,23 +174,47 @@ async fn prepare(
             let _ = instance.maps().map(|maps| maps.set_agent(accepting_before));
         });
     }
-    leftovers::remove(instance, previous.as_ref(), namespace, &netlink, &changes).await?;
+    leftovers::remove(instance, namespace, &netlink, &changes).await?;
     drop(changes);
     let kept = plan.kept.clone();
     let built = build(plan, lock).await;
-    if built.is_err() {
-        if let Err(error) = remove(instance, Some(&netlink)).await {
-            log::warn!("cannot undo everything: {error}; `tproxy unload` tries again");
-        }
-        if let Some(Err(error)) = kept.map(|state| instance.remember(&state)) {
-            log::warn!("the rules of the pinned instance are lost: {error}");
-        }
+    if built.is_err()
+        && let Err(error) = undo(instance, &netlink, kept).await
+    {
+        log::warn!("cannot undo everything: {error}; `tproxy unload` tries again");
     }
     built
 }
 
-async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, LocalAddresses)> {
-    let (instance, options) = (plan.instance, plan.options);
+/// Refuses a file whose rules name interfaces that will not be attached.
+fn check_interfaces(plan: &Plan<'_>) -> Result<(), Error> {
+    let Some(config) = &plan.config else {
+        return Ok(());
+    };
+    let wanted = match &plan.kept {
+        Some(state) if plan.options.interfaces.is_empty() => state.interface_names(),
+        _ => plan.options.interfaces.clone(),
+    };
+    match config.unattached(plan.instance.name(), &wanted) {
+        Some(problems) => Err(Error::Unattached(problems)),
+        None => Ok(()),
+    }
+}
+
+/// Takes out of the kernel what was begun. The rules and sets of a pinned instance stay.
+async fn undo(instance: &Instance, netlink: &Netlink, kept: Option<State>) -> Result<(), Error> {
+    let Some(state) = kept else {
+        remove(instance, Some(netlink)).await?;
+        return Ok(());
+    };
+    let changes = ChangeLock::wait(instance)?;
+    let cleared = clear(instance, Some(netlink), Some(&changes)).await;
+    instance.remember(&state)?;
+    cleared.map(drop)
+}
+
+async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, Watches)> {
+    let instance = plan.instance;
     let assignment = plan.assignment;
     let netlink = plan.netlink.clone();
     let port = plan.listeners[0]
@@ -177,35 +232,53 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, L
     let local = LocalAddresses::open(&netlink, assignment.table).await?;
     maps.set_local_prefixes(local.prefixes())?;
     let steering = Arc::new(Steering::open(&maps)?);
-    // From the first attachment on, flows wait in the listeners' backlog for the workers.
-    maps.set_listeners(&plan.listeners)?;
+    let delivery = Delivery::new(netlink.clone(), assignment);
+    let watches = Watches::open(instance, &netlink, &delivery, local).await?;
+    let listeners: Vec<TcpListener> = plan
+        .listeners
+        .iter()
+        .map(TcpListener::try_clone)
+        .collect::<io::Result<_>>()
+        .context("cannot duplicate a listener")?;
+    let policy = Arc::clone(&steering) as _;
+    let relay = Arc::new(Relay::start(listeners, plan.settings.clone(), policy)?);
+    maps.set_listeners(&plan.listeners, &plan.lifeline)?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;
     match loaded {
         None => leftovers::take_over(&plan).await?,
         Some(loaded) => establish(&plan, loaded).await?,
     }
+    if let Some(config) = plan.config {
+        replace_rules(instance, config)?;
+    }
     let (state, tables) = instance.in_force()?;
-    let delivery = Delivery::new(netlink.clone(), assignment);
+    let expiry = Expiry::open()?;
+    expiry.follow(&state)?;
     delivery.apply(&state.interface_names()).await?;
     steering.follow(&state, tables);
-    let settings = relay::Settings {
-        mark: Some(assignment.upstream_mark()),
-        connect_timeout: options.connect_timeout,
-        ..relay::Settings::default()
-    };
-    let relay = Relay::start(plan.listeners, settings, Arc::clone(&steering) as _)?;
     let parts = Parts {
         instance: instance.clone(),
         maps,
         netlink,
         delivery,
         steering,
-        relay: Arc::new(relay),
+        relay,
         agent_state,
+        expiry,
         state,
+        _lifeline: plan.lifeline,
     };
-    Ok((parts, local))
+    Ok((parts, watches))
+}
+
+/// Puts the rules and sets of a file in force. Only now: they may name interfaces that have just been
+/// attached.
+fn replace_rules(instance: &Instance, config: Config) -> anyhow::Result<()> {
+    let mut change = Change::begin(instance)?;
+    change.replace_by_file(config)?;
+    change.commit()?;
+    Ok(())
 }
 
 /// Puts the first generation in force and attaches what was loaded.
@@ -237,6 +310,9 @@ async fn first_state(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<(State, 
         interfaces: Vec::new(),
         rules: kept.map(|state| state.rules.clone()).unwrap_or_default(),
         next_rule: kept.map_or(0, |state| state.next_rule),
+        sets: kept.map(|state| state.sets.clone()).unwrap_or_default(),
+        next_set: kept.map_or(0, |state| state.next_set),
+        built: Built::default(),
     };
     let Some(kept) = kept.filter(|_| plan.options.interfaces.is_empty()) else {
         return Ok((state, plan.options.interfaces.clone()));
@@ -252,12 +328,8 @@ async fn first_state(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<(State, 
 }
 
 fn publish(lock: &mut AgentLock, port: u16, workers: u32) -> anyhow::Result<()> {
-    let record = AgentRecord {
-        pid: std::process::id(),
-        port,
-        workers,
-    };
-    lock.publish(record)
+    AgentRecord::of_this_process(port, workers)
+        .and_then(|record| lock.publish(record))
         .context("cannot write the agent's lock file")
 }
 

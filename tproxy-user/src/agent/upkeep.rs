@@ -1,20 +1,55 @@
-//! What an agent does beside relaying: it follows changes of rules, interfaces and addresses.
+//! What an agent does beside relaying: it follows changes of rules, interfaces and addresses, and
+//! keeps the filter of flows young.
+
+use std::pin::pin;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchMask};
-use log::{info, warn};
+use log::{debug, info, warn};
 use tokio::runtime::Handle;
 
-use super::start::Parts;
+use super::{flow_filter::keep_young, reload::Reload, shutdown::Hangup, start::Parts};
 use crate::{
-    delivery::{Link, LinkEvent, LinkWatch, LocalAddresses, Netlink},
-    instance::{Change, ChangeLock, Error, LOCK_FILE, State},
+    delivery::{Delivery, Link, LinkEvent, LinkWatch, LocalAddresses, Netlink, Watch},
+    instance::{Change, ChangeLock, Error, Instance, LOCK_FILE, State},
+    kernel::FlowFilter,
 };
 
+/// What tells of changes.
+pub(super) struct Watches {
+    links: LinkWatch,
+    local: LocalAddresses,
+    state_directory: EventStream<[u8; 1024]>,
+    /// Restores policy rules and routes for as long as it is held.
+    _restores: Watch,
+}
+
+impl Watches {
+    /// Begins to watch. Nothing after this is missed.
+    pub(super) async fn open(
+        instance: &Instance,
+        netlink: &Netlink,
+        delivery: &Delivery,
+        local: LocalAddresses,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            links: LinkWatch::open(netlink).await?,
+            local,
+            state_directory: watch_state(instance)?,
+            _restores: delivery.watch()?,
+        })
+    }
+}
+
 /// Follows changes until something breaks that the agent cannot do without.
-pub(super) async fn run(running: &Parts, local: LocalAddresses) -> anyhow::Error {
-    match follow(running, local).await {
+pub(super) async fn run(
+    running: &Parts,
+    watches: Watches,
+    hangup: Hangup,
+    reload: Option<Reload>,
+) -> anyhow::Error {
+    match follow(running, watches, hangup, reload).await {
         Ok(never) => match never {},
         Err(error) => error,
     }
@@ -22,11 +57,17 @@ pub(super) async fn run(running: &Parts, local: LocalAddresses) -> anyhow::Error
 
 async fn follow(
     running: &Parts,
-    mut local: LocalAddresses,
+    watches: Watches,
+    mut hangup: Hangup,
+    reload: Option<Reload>,
 ) -> anyhow::Result<std::convert::Infallible> {
-    let _restores = running.delivery.watch()?;
-    let mut links = LinkWatch::open(&running.netlink).await?;
-    let mut state_directory = watch_state(running)?;
+    let Watches {
+        mut links,
+        mut local,
+        mut state_directory,
+        _restores,
+    } = watches;
+    let mut flow_filter = pin!(keep_young(FlowFilter::open(&running.maps)?));
     // Changes that came before the watches began.
     take_up(running).await;
     catch_up(running, &links.links().cloned().collect::<Vec<_>>()).await;
@@ -42,6 +83,15 @@ async fn follow(
                     remove_strays(running).await;
                 }
             }
+            never = &mut flow_filter => match never {},
+            due = running.expiry.due() => {
+                due?;
+                remove_expired(running).await;
+            }
+            () = hangup.next() => match &reload {
+                Some(reload) => reload.run(running).await,
+                None => debug!("SIGHUP: there is no file to read again"),
+            },
             prefixes = local.changed() => {
                 let stored = running.maps.set_local_prefixes(prefixes?);
                 stored.unwrap_or_else(|error| warn!("the addresses of this host are out of date: {error}"));
@@ -70,9 +120,11 @@ async fn catch_up(running: &Parts, links: &[Link]) {
     }
 }
 
-fn watch_state(running: &Parts) -> anyhow::Result<EventStream<[u8; 1024]>> {
-    let directory = running.instance.run_directory();
-    let inotify = Inotify::init().context("cannot use inotify")?;
+fn watch_state(instance: &Instance) -> anyhow::Result<EventStream<[u8; 1024]>> {
+    let directory = instance.run_directory();
+    let inotify = Inotify::init().context(
+        "cannot watch for changes of rules: inotify (see sysctl fs.inotify.max_user_instances)",
+    )?;
     inotify
         .watches()
         // The lock is closed by every change, even one that was killed.
@@ -83,20 +135,32 @@ fn watch_state(running: &Parts) -> anyhow::Result<EventStream<[u8; 1024]>> {
         .context("cannot use inotify")
 }
 
-/// Makes names, interfaces and routes those of the state in force. Nobody changes it meanwhile:
-/// whoever is doing so now will be followed when it is done.
+/// Makes names, interfaces and routes those of the state in force. Nobody changes it meanwhile. The
+/// file of the lock is closed a moment before the kernel lets go of the lock, so this waits.
 async fn take_up(running: &Parts) {
-    let Some(_lock) = ChangeLock::try_follow(&running.instance) else {
-        return;
-    };
+    let instance = running.instance.clone();
     let taken_up: anyhow::Result<()> = async {
+        let _lock = tokio::task::spawn_blocking(move || ChangeLock::follow(&instance)).await??;
         let (state, tables) = running.instance.in_force()?;
         running.steering.follow(&state, tables);
+        running.expiry.follow(&state)?;
         running.delivery.apply(&state.interface_names()).await?;
         Ok(())
     }
     .await;
     taken_up.unwrap_or_else(|error| warn!("a change was not taken up: {error:#}"));
+}
+
+/// Deletes the rules whose time is over.
+async fn remove_expired(running: &Parts) {
+    let edit = async |change: Change, _: &Netlink| {
+        if change.has_expired_rules() {
+            change.commit()
+        } else {
+            Ok(change.state().clone())
+        }
+    };
+    change_or_warn(running, edit).await;
 }
 
 /// Takes off what a killed command left on interfaces.
@@ -105,7 +169,7 @@ async fn remove_strays(running: &Parts) {
         return;
     }
     let edit = async |change: Change, netlink: &Netlink| change.remove_strays(netlink).await;
-    if change(running, edit).await.is_some() {
+    if change_or_warn(running, edit).await.is_some() {
         info!("took off programs that a killed command left on interfaces");
     }
 }
@@ -128,7 +192,7 @@ async fn gone(running: &Parts, index: u32) {
         let edit = async move |change: Change, netlink: &Netlink| {
             change.interface_gone(netlink, index).await
         };
-        change(running, edit).await;
+        change_or_warn(running, edit).await;
     }
 }
 
@@ -138,7 +202,7 @@ async fn renamed(running: &Parts, link: &Link) {
     }
     let renamed = link.clone();
     let edit = async move |change: Change, _: &Netlink| change.interface_renamed(&renamed);
-    if change(running, edit).await.is_some() {
+    if change_or_warn(running, edit).await.is_some() {
         info!("following an interface that is called {} now", link.name);
     }
 }
@@ -156,7 +220,7 @@ async fn appeared(running: &Parts, link: &Link) {
     let name = link.name.clone();
     let edit =
         async move |change: Change, netlink: &Netlink| change.interface_back(netlink, &link).await;
-    if waits && change(running, edit).await.is_some() {
+    if waits && change_or_warn(running, edit).await.is_some() {
         info!("attached to {name} again");
     }
 }
@@ -166,12 +230,20 @@ fn is_attached(running: &Parts, index: u32) -> bool {
     state.is_ok_and(|state| state.attached().any(|of| of == index))
 }
 
-/// Makes one change and takes it up; what fails is logged, because the agent goes on without. The
-/// wait for the lock blocks, so a thread does it.
-async fn change(
+/// Makes one change and takes it up; what fails is logged, because the agent goes on without.
+async fn change_or_warn(
     running: &Parts,
     edit: impl AsyncFnOnce(Change, &Netlink) -> Result<State, Error> + Send + 'static,
 ) -> Option<State> {
+    let changed = change(running, edit).await;
+    changed.inspect_err(|error| warn!("{error}")).ok()
+}
+
+/// Makes one change and takes it up. The wait for the lock blocks, so a thread does it.
+pub(super) async fn change(
+    running: &Parts,
+    edit: impl AsyncFnOnce(Change, &Netlink) -> Result<State, Error> + Send + 'static,
+) -> anyhow::Result<State> {
     let instance = running.instance.clone();
     let netlink = running.netlink.clone();
     let runtime = Handle::current();
@@ -179,18 +251,7 @@ async fn change(
         let change = Change::begin(&instance)?;
         runtime.block_on(edit(change, &netlink))
     });
-    match changed.await {
-        Ok(Ok(state)) => {
-            take_up(running).await;
-            Some(state)
-        }
-        Ok(Err(error)) => {
-            warn!("{error}");
-            None
-        }
-        Err(died) => {
-            warn!("a change was not made: {died}");
-            None
-        }
-    }
+    let state = changed.await.context("a change was not made")??;
+    take_up(running).await;
+    Ok(state)
 }

@@ -99,6 +99,8 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer>
     let (state, tables) = instance.in_force()?;
     let (interface, index) = interface(instance, &state, arguments.iface.as_deref())?;
     let named = NamedFlow {
+        scope: Scope::Forward,
+        owner: None,
         protocol: arguments.proto,
         interface,
         source: arguments.source,
@@ -174,7 +176,7 @@ fn considered(state: &State, flow: &NamedFlow) -> anyhow::Result<Vec<Considered>
             let conditions = stored.spec.validate()?.conditions(flow);
             Ok(Considered {
                 name: stored.name().to_owned(),
-                action: stored.spec.action.clone().unwrap_or_else(|| "relay".into()),
+                action: stored.spec.action_word().to_owned(),
                 takes: conditions.iter().all(|condition| condition.met),
                 conditions: conditions
                     .into_iter()

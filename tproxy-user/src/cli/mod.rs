@@ -2,16 +2,21 @@
 
 mod attach;
 mod explain;
+mod file;
+mod listing;
 mod logging;
 mod output;
+mod progress;
 mod reference;
 mod rule;
 mod run;
+mod set;
 mod status;
 mod unload;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{
     ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind,
 };
@@ -19,9 +24,11 @@ use log::LevelFilter;
 use logging::Log;
 
 use crate::{
+    config::Problems,
     delivery,
     instance::{self, AgentLock, Change, Instance, enter_namespace},
     rule::RuleSpec,
+    set::{LoadError, absolute_word},
 };
 
 /// Transparent redirector for TCP, steered by eBPF: no iptables, no nftables.
@@ -73,6 +80,8 @@ enum Command {
     Detach(attach::Arguments),
     /// List and change rules
     Rule(rule::Arguments),
+    /// List and change sets of CIDRs
+    Set(set::Arguments),
     /// Say which rule takes a flow, and why
     Explain(explain::Arguments),
     /// Show the instance: agent, interfaces, flows, counters
@@ -108,7 +117,9 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tproxy: {}", one_line(&error));
+            for line in lines(&error) {
+                eprintln!("tproxy: {line}");
+            }
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
@@ -127,12 +138,13 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             )
         })?;
     }
-    let json = cli.global.json;
+    let (json, quiet) = (cli.global.json, cli.global.quiet);
     match cli.command {
-        Command::Run(arguments) => run::execute(&instance, *arguments),
+        Command::Run(arguments) => run::execute(&instance, *arguments, quiet),
         Command::Attach(arguments) => attach::attach(&instance, &arguments),
         Command::Detach(arguments) => attach::detach(&instance, &arguments),
-        Command::Rule(arguments) => rule::execute(&instance, arguments, json),
+        Command::Rule(arguments) => rule::execute(&instance, arguments, json, quiet),
+        Command::Set(arguments) => set::execute(&instance, arguments, json, quiet),
         Command::Explain(arguments) => explain::execute(&instance, &arguments, json),
         Command::Status => status::execute(&instance, json),
         Command::Unload => unload::execute(&instance),
@@ -188,14 +200,32 @@ fn explain(error: &clap::Error) -> ExitCode {
 /// Whether what was typed makes no sense on any machine.
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
+        || error.is::<Problems>()
         || matches!(
             error.downcast_ref(),
-            Some(instance::Error::Rule(_) | instance::Error::Name(_))
+            Some(
+                instance::Error::Rule(_)
+                    | instance::Error::Name(_)
+                    | instance::Error::Load(LoadError::Content(_))
+            )
         )
+        || matches!(error.downcast_ref(), Some(LoadError::Content(_)))
         || matches!(
             error.downcast_ref(),
             Some(delivery::Error::InvalidMark | delivery::Error::InvalidTable(0))
         )
+}
+
+/// The error in one line; all that is wrong in a file, in one line each.
+fn lines(error: &anyhow::Error) -> Vec<String> {
+    let problems = match error.downcast_ref() {
+        Some(instance::Error::Unattached(problems)) => Some(problems),
+        _ => error.downcast_ref::<Problems>(),
+    };
+    match problems {
+        Some(problems) => problems.iter().map(ToString::to_string).collect(),
+        None => vec![one_line(error)],
+    }
 }
 
 /// The error and its causes, each said once.
@@ -222,7 +252,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Begins a change, in the network namespace of the instance.
 fn begin_there(instance: &Instance) -> anyhow::Result<Change> {
     let change = Change::begin(instance)?;
-    let agent = AgentLock::holder(instance).map(|agent| agent.pid);
+    let agent = AgentLock::holder(instance).and_then(|agent| agent.process());
     if !change.state().namespace.enter(agent)? {
         return Err(instance::Error::Namespace(instance.name().to_owned()).into());
     }
@@ -237,11 +267,22 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
         .block_on(future)
 }
 
-/// Takes a rule as it was typed, or refuses it.
-fn accept(rule: &mut RuleSpec) -> Result<(), instance::Error> {
-    rule.check()?;
-    for said in rule.mask_host_bits() {
-        log::warn!("{said}");
+/// Takes a rule as it was typed, or refuses it. Files that it names are seen from the working
+/// directory, and users by their ids, now and ever after.
+fn accept(rule: &mut RuleSpec) -> anyhow::Result<()> {
+    rule.resolve_users();
+    let valid = rule.check().map_err(instance::Error::from)?;
+    for word in rule.src.iter_mut().chain(&mut rule.dst) {
+        let absolute = absolute_word(word, std::path::Path::new(""));
+        if let Some(absolute) = absolute.context("cannot find the working directory")? {
+            *word = absolute;
+        }
+    }
+    for masked in rule.mask_host_bits() {
+        log::warn!("{}", masked.text);
+    }
+    if let Some(reason) = valid.without_effect() {
+        log::warn!("the rule {reason}");
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Standard output: lines, tables and JSON. A reader that goes away is no error.
 
-use std::io::{self, Write as _};
+use std::{
+    fmt::Display,
+    io::{self, BufWriter, Write as _},
+};
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -8,6 +11,15 @@ use serde::Serialize;
 /// Prints a line.
 pub(super) fn print_line(line: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{line}").map_err(Into::into)
+}
+
+/// Prints many lines.
+pub(super) fn print_lines(lines: impl IntoIterator<Item = impl Display>) -> anyhow::Result<()> {
+    let mut output = BufWriter::new(io::stdout().lock());
+    for line in lines {
+        writeln!(output, "{line}")?;
+    }
+    output.flush().map_err(Into::into)
 }
 
 /// Prints one JSON document.

@@ -1,15 +1,13 @@
 //! `tproxy rule`.
 
-use clap::{Args, Subcommand};
-use serde::Serialize;
+use std::path::PathBuf;
 
-use super::{
-    accept, interface_name,
-    output::{print_json, print_line, table},
-};
+use clap::{Args, Subcommand};
+
+use super::{accept, file, interface_name, listing, output::print_line};
 use crate::{
-    instance::{Change, Error, Instance, State, StoredRule},
-    kernel::{Counters, RuleTotals},
+    config::Source,
+    instance::{Change, Error, Instance},
     requirements,
     rule::RuleSpec,
 };
@@ -43,7 +41,32 @@ enum Command {
     },
     /// Delete all rules
     Flush,
+    /// Replace all rules and sets by those of a file, in one step
+    #[command(after_help = FILE_HELP)]
+    Load {
+        /// TOML file with [[rule]] and [set.NAME]; - is standard input
+        file: PathBuf,
+    },
+    /// Say whether a file would load, and all that is wrong in it; touch nothing
+    #[command(after_help = FILE_HELP)]
+    Check {
+        /// TOML file with [[rule]] and [set.NAME]; - is standard input
+        file: PathBuf,
+    },
 }
+
+const FILE_HELP: &str = "A file:
+  [set.internal]
+  cidrs = [\"10.0.0.0/8\", \"fd00::/8\"]
+
+  [[rule]]
+  name = \"internal\"
+  dst = [\"set:internal\"]
+  action = \"pass\"
+
+  [[rule]]
+  name = \"web\"
+  dport = [80, 443, \"8000-8999\"]";
 
 #[derive(Args)]
 struct Add {
@@ -70,11 +93,16 @@ struct Place {
     after: Option<String>,
 }
 
-pub(super) fn execute(instance: &Instance, arguments: Arguments, json: bool) -> anyhow::Result<()> {
+pub(super) fn execute(
+    instance: &Instance,
+    arguments: Arguments,
+    json: bool,
+    quiet: bool,
+) -> anyhow::Result<()> {
     match arguments.command {
         Command::Add(arguments) => add(instance, *arguments),
-        Command::List => list(instance, json),
-        Command::Show { name } => show(instance, &name, json),
+        Command::List => listing::list(instance, json),
+        Command::Show { name } => listing::show(instance, &name, json),
         Command::Del { names } => {
             requirements::check()?;
             let mut change = Change::begin(instance)?;
@@ -90,6 +118,8 @@ pub(super) fn execute(instance: &Instance, arguments: Arguments, json: bool) -> 
             }
             Ok(())
         }
+        Command::Load { file } => file::load(instance, &Source::of_argument(&file), quiet),
+        Command::Check { file } => file::check(&Source::of_argument(&file), quiet),
     }
 }
 
@@ -104,126 +134,25 @@ fn add(instance: &Instance, arguments: Add) -> anyhow::Result<()> {
     accept(&mut rule)?;
     requirements::check()?;
     let mut change = Change::begin(instance)?;
+    let rules = change.state().rules.len();
     let place = match (place.at, place.before, place.after) {
+        (Some(at), _, _) if usize::from(at) > rules + 1 => {
+            anyhow::bail!(
+                "--at: {at} is behind the end: {} would be the last",
+                rules + 1
+            );
+        }
         (Some(at), _, _) => usize::from(at) - 1,
         (_, Some(name), _) => change.place_of(&name).map_err(Error::from)?,
         (_, _, Some(name)) => change.place_of(&name).map_err(Error::from)? + 1,
-        _ => change.state().rules.len(),
+        _ => rules,
     };
     let made_up = rule.name.is_none();
     let name = change.add_rule(rule, place)?;
     change.commit()?;
+    file::warn_of_shadows(instance, Some(&name))?;
     if made_up {
         print_line(&name)?;
-    }
-    Ok(())
-}
-
-/// A rule with its counters, as JSON has it.
-#[derive(Serialize)]
-struct Counted<'a> {
-    #[serde(flatten)]
-    rule: &'a RuleSpec,
-    flows: u64,
-    packets: u64,
-    bytes: u64,
-    bytes_to_upstream: u64,
-    bytes_to_client: u64,
-    live: u64,
-}
-
-impl<'a> Counted<'a> {
-    fn new(stored: &'a StoredRule, totals: RuleTotals) -> Self {
-        Self {
-            rule: &stored.spec,
-            flows: totals.kernel.flows,
-            packets: totals.kernel.packets,
-            bytes: totals.kernel.bytes + totals.relay.to_upstream + totals.relay.to_client,
-            bytes_to_upstream: totals.relay.to_upstream,
-            bytes_to_client: totals.relay.to_client,
-            live: totals.relay.live,
-        }
-    }
-}
-
-fn counted<'a>(instance: &Instance, state: &'a State) -> anyhow::Result<Vec<Counted<'a>>> {
-    let slots = state.rules.iter().map(|rule| rule.slot);
-    let totals = Counters::new(&instance.maps()?).rules(slots)?;
-    let rules = state.rules.iter().zip(totals);
-    Ok(rules
-        .map(|(rule, totals)| Counted::new(rule, totals))
-        .collect())
-}
-
-fn list(instance: &Instance, json: bool) -> anyhow::Result<()> {
-    requirements::check()?;
-    let state = instance.state()?;
-    let rules = counted(instance, &state)?;
-    if json {
-        return print_json(&rules);
-    }
-    if rules.is_empty() {
-        return print_line("no rules: every flow is left alone");
-    }
-    let mut table = table(&[
-        "#", "NAME", "ACTION", "PROTO", "SRC", "DST", "SPORT", "DPORT", "IFACE", "FLOWS",
-        "PACKETS", "BYTES",
-    ]);
-    for (number, rule) in (1..).zip(&rules) {
-        let spec = rule.rule;
-        table.add_row([
-            number.to_string(),
-            spec.name.clone().unwrap_or_default(),
-            spec.action.clone().unwrap_or_else(|| "relay".into()),
-            spec.proto.clone().unwrap_or_else(|| "tcp".into()),
-            shortened(&spec.src),
-            shortened(&spec.dst),
-            shortened(&spec.sport),
-            shortened(&spec.dport),
-            shortened(&spec.iface),
-            rule.flows.to_string(),
-            rule.packets.to_string(),
-            rule.bytes.to_string(),
-        ]);
-    }
-    print_line(&table.to_string())
-}
-
-/// A list that fits a column: `rule show` has the whole.
-fn shortened(words: &[String]) -> String {
-    const SHOWN: usize = 3;
-    match words.len() {
-        0 => "any".to_owned(),
-        1..=SHOWN => words.join(","),
-        more => format!("{},+{}", words[..SHOWN].join(","), more - SHOWN),
-    }
-}
-
-fn show(instance: &Instance, name: &str, json: bool) -> anyhow::Result<()> {
-    requirements::check()?;
-    let state = instance.state()?;
-    let rules = counted(instance, &state)?;
-    let rule = rules
-        .iter()
-        .find(|rule| rule.rule.name.as_deref() == Some(name))
-        .ok_or_else(|| Error::from(crate::instance::RuleNotFound(name.to_owned())))?;
-    if json {
-        return print_json(rule);
-    }
-    let serde_json::Value::Object(fields) = serde_json::to_value(rule)? else {
-        unreachable!("a struct serializes to an object");
-    };
-    let width = fields.keys().map(String::len).max().unwrap_or(0);
-    for (key, value) in fields {
-        let value = match value {
-            serde_json::Value::String(text) => text,
-            serde_json::Value::Array(words) => {
-                let words: Vec<&str> = words.iter().filter_map(|word| word.as_str()).collect();
-                words.join(", ")
-            }
-            other => other.to_string(),
-        };
-        print_line(&format!("{key:width$}  {value}"))?;
     }
     Ok(())
 }

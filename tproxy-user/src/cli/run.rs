@@ -1,12 +1,17 @@
 //! `tproxy run`.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 
-use super::{Usage, accept, interface_name};
+use super::{Usage, accept, file::read_file, interface_name};
 use crate::{
     agent::{self, Options},
+    config::{AgentSection, Config, Source, number, seconds},
     instance::Instance,
     rule::RuleSpec,
 };
@@ -15,13 +20,24 @@ use crate::{
 #[command(after_help = "Examples:
   tproxy run --iface eth1 --dport 80,443
   tproxy run --iface eth1,wg0 --dst '0.0.0.0/0,!10.0.0.0/8' --dport 443
+  tproxy run --config /etc/tproxy.toml       # SIGHUP reads its rules and sets again
   tproxy --instance lab run --iface veth0    # no rules yet: add them with `tproxy rule add`")]
 pub(super) struct Arguments {
+    /// File with rules, sets and these options; options on the command line come first
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Interfaces to attach to
     #[arg(long, value_name = "IF,...", value_delimiter = ',', value_parser = interface_name)]
     iface: Vec<String>,
     #[command(flatten)]
     rule: RuleSpec,
+    #[command(flatten)]
+    agent: Agent,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Agent")]
+struct Agent {
     /// Mark of packets that are delivered to the agent [default: one that is free]
     #[arg(long, value_name = "N", value_parser = number)]
     mark: Option<u32>,
@@ -29,53 +45,96 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", value_parser = number)]
     table: Option<u32>,
     /// Port that the agent listens on [default: one that is free]
-    #[arg(
-        long,
-        value_name = "PORT",
-        default_value_t = 0,
-        hide_default_value = true
-    )]
-    port: u16,
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
     /// Attach in a clsact qdisc, although the kernel has tcx
     #[arg(long)]
     clsact: bool,
     /// Worker threads [default: one for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     workers: Option<u32>,
-    /// How long an upstream connection may take
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
-    connect_timeout: Duration,
-    /// How long running flows may take to finish at the end
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
-    drain: Duration,
+    /// How long an upstream connection may take [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    connect_timeout: Option<Duration>,
+    /// How long running flows may take to finish at the end [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    drain: Option<Duration>,
     /// Leave programs, maps and rules in the kernel at the end
     #[arg(long)]
     pin: bool,
 }
 
-pub(super) fn execute(instance: &Instance, mut arguments: Arguments) -> anyhow::Result<()> {
+pub(super) fn execute(
+    instance: &Instance,
+    mut arguments: Arguments,
+    quiet: bool,
+) -> anyhow::Result<()> {
     if let Some(name) = first_repeated(&arguments.iface) {
         return Err(Usage(format!("--iface: {name} is named twice")).into());
     }
+    let file = match &arguments.config {
+        Some(path) => Some(read_config(path, &arguments.rule, quiet)?),
+        None => None,
+    };
     let rules = if arguments.rule.is_empty() {
         Vec::new()
     } else {
         accept(&mut arguments.rule)?;
         vec![arguments.rule]
     };
-    let options = Options {
-        interfaces: arguments.iface,
+    let section = file.as_ref().map(|(_, config)| config.agent.clone());
+    let options = options(
+        arguments.iface,
         rules,
-        mark: arguments.mark,
-        table: arguments.table,
-        clsact: arguments.clsact,
-        port: arguments.port,
-        workers: arguments.workers,
-        connect_timeout: arguments.connect_timeout,
-        drain: arguments.drain,
-        pin: arguments.pin,
-    };
-    agent::run(instance, &options)
+        &arguments.agent,
+        section.unwrap_or_default(),
+    );
+    agent::run(instance, &options, file)
+}
+
+/// The file of `--config`. It has all rules: one more from the command line would be gone with the
+/// first time that the file is read again.
+fn read_config(path: &Path, rule: &RuleSpec, quiet: bool) -> anyhow::Result<(Source, Config)> {
+    if !rule.is_empty() {
+        let text = "--config: the file has all rules: write the rule of the other flags into it";
+        return Err(Usage(text.into()).into());
+    }
+    let source = Source::of_argument(path);
+    if source == Source::StandardInput {
+        let text = "--config: a file is wanted that can be read again, not standard input";
+        return Err(Usage(text.into()).into());
+    }
+    let config = read_file(&source, quiet)?;
+    Ok((source, config))
+}
+
+/// What is on the command line comes before what is in the file.
+fn options(
+    interfaces: Vec<String>,
+    rules: Vec<RuleSpec>,
+    agent: &Agent,
+    section: AgentSection,
+) -> Options {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    Options {
+        interfaces: if interfaces.is_empty() {
+            section.interfaces
+        } else {
+            interfaces
+        },
+        rules,
+        mark: agent.mark.or(section.mark),
+        table: agent.table.or(section.table),
+        clsact: agent.clsact || section.clsact.unwrap_or(false),
+        port: agent.port.or(section.port).unwrap_or(0),
+        workers: agent.workers.or(section.workers),
+        connect_timeout: agent
+            .connect_timeout
+            .or(section.connect_timeout)
+            .unwrap_or(PATIENCE),
+        drain: agent.drain.or(section.drain).unwrap_or(PATIENCE),
+        pin: agent.pin || section.pin.unwrap_or(false),
+    }
 }
 
 fn first_repeated(names: &[String]) -> Option<&String> {
@@ -83,41 +142,55 @@ fn first_repeated(names: &[String]) -> Option<&String> {
     names.iter().find(|name| !seen.insert(*name))
 }
 
-/// Decimal, or hexadecimal after `0x`, as `ip rule` takes marks.
-fn number(word: &str) -> Result<u32, String> {
-    let parsed = match word.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => word.parse(),
-    };
-    parsed.map_err(|_| "not a number from 0 to 4294967295 (0xffffffff)".to_owned())
-}
-
-fn seconds(word: &str) -> Result<Duration, String> {
-    const LONGEST: f64 = 86_400.0;
-    match word.parse::<f64>() {
-        Ok(seconds) if (0.0..=LONGEST).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("not a number of seconds from 0 to 86400".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn numbers_are_decimal_or_hexadecimal() {
-        assert_eq!(number("7470"), Ok(7470));
-        assert_eq!(number("0x74700000"), Ok(0x7470_0000));
-        for word in ["", "0x", "x", "-1", "4294967296", "0x100000000", "1.5"] {
-            assert!(number(word).is_err(), "{word}");
+    fn agent() -> Agent {
+        Agent {
+            mark: None,
+            table: None,
+            port: None,
+            clsact: false,
+            workers: None,
+            connect_timeout: None,
+            drain: None,
+            pin: false,
         }
     }
 
     #[test]
-    fn durations_are_bounded() {
-        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
-        for word in ["-1", "nan", "inf", "1e9", "10s", ""] {
-            assert!(seconds(word).is_err(), "{word}");
-        }
+    fn flags_come_before_the_file_and_the_file_before_defaults() {
+        let section = AgentSection {
+            interfaces: vec!["eth0".into()],
+            mark: Some(1),
+            port: Some(80),
+            clsact: Some(true),
+            drain: Some(Duration::ZERO),
+            ..AgentSection::default()
+        };
+        let flags = Agent {
+            mark: Some(2),
+            workers: Some(3),
+            pin: true,
+            ..agent()
+        };
+        let merged = options(vec!["eth1".into()], Vec::new(), &flags, section.clone());
+        assert_eq!(merged.interfaces, ["eth1"]);
+        assert_eq!(
+            (merged.mark, merged.port, merged.workers),
+            (Some(2), 80, Some(3))
+        );
+        assert!(merged.clsact && merged.pin);
+        assert_eq!(merged.drain, Duration::ZERO);
+        assert_eq!(merged.connect_timeout, Duration::from_secs(10));
+        let of_file = options(Vec::new(), Vec::new(), &agent(), section);
+        assert_eq!(
+            (of_file.interfaces, of_file.mark),
+            (vec!["eth0".to_owned()], Some(1))
+        );
+        let nothing = options(Vec::new(), Vec::new(), &agent(), AgentSection::default());
+        assert_eq!((nothing.port, nothing.drain), (0, Duration::from_secs(10)));
+        assert!(!nothing.pin && !nothing.clsact);
     }
 }

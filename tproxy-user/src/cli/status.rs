@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::output::{print_json, print_line};
 use crate::{
     instance::{AgentLock, AgentRecord, Instance},
-    kernel::{Counters, RelayCounters},
+    kernel::{Counters, RelayCounters, RuleTotals},
     requirements,
 };
 
@@ -14,16 +14,50 @@ struct Status {
     instance: String,
     agent: Option<AgentRecord>,
     interfaces: Vec<String>,
-    /// Those of `interfaces` that do not exist at the moment.
+    /// Those of `interfaces` that do not exist at the moment, or whose program something else took
+    /// off.
     absent: Vec<String>,
     generation: u64,
     rules: usize,
+    sets: usize,
+    /// Of all rules and sets.
+    cidrs: usize,
+    /// Memory of the tables, room for changes within them included.
     table_bytes: usize,
+    /// Different sets of rules that keys of the tables satisfy, when all were last compiled.
+    classes: usize,
+    /// How long that took.
+    compile_milliseconds: u64,
     workers: u32,
     flows: u64,
     mark: u32,
     table: u32,
+    totals: Totals,
     counters: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What the rules in force have counted between them.
+#[derive(Default, Serialize)]
+struct Totals {
+    flows: u64,
+    packets: u64,
+    bytes: u64,
+    bytes_to_upstream: u64,
+    bytes_to_client: u64,
+}
+
+impl Totals {
+    fn of(rules: &[RuleTotals]) -> Self {
+        let mut totals = Self::default();
+        for RuleTotals { kernel, relay } in rules {
+            totals.flows += kernel.flows;
+            totals.packets += kernel.packets;
+            totals.bytes += kernel.bytes + relay.to_upstream + relay.to_client;
+            totals.bytes_to_upstream += relay.to_upstream;
+            totals.bytes_to_client += relay.to_client;
+        }
+        totals
+    }
 }
 
 pub(super) fn execute(instance: &Instance, json: bool) -> anyhow::Result<()> {
@@ -43,8 +77,9 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
     let absent = state
         .interfaces
         .iter()
-        .filter(|interface| interface.attached.is_none());
-    let counters = Counters::new(&maps).outcomes()?;
+        .filter(|interface| !instance.is_attached(&state, interface));
+    let counters = Counters::new(&maps);
+    let rules = counters.rules(state.rules.iter().map(|rule| rule.slot))?;
     Ok(Status {
         instance: instance.name().to_owned(),
         agent,
@@ -52,7 +87,11 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         absent: absent.map(|interface| interface.name.clone()).collect(),
         generation: state.generation,
         rules: state.rules.len(),
+        sets: state.sets.len(),
+        cidrs: state.built.cidrs,
         table_bytes: tables.bytes(),
+        classes: state.built.classes,
+        compile_milliseconds: state.built.milliseconds,
         workers: agent.map_or(0, |agent| agent.workers),
         // What a killed agent counted as live is not.
         flows: if agent.is_some() {
@@ -62,7 +101,9 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         },
         mark: state.mark,
         table: state.table,
+        totals: Totals::of(&rules),
         counters: counters
+            .outcomes()?
             .into_iter()
             .map(|(name, count)| (name.to_owned(), count.into()))
             .collect(),
@@ -82,7 +123,7 @@ fn print(status: &Status) -> anyhow::Result<()> {
         .iter()
         .map(|name| {
             let absent = status.absent.contains(name);
-            format!("{name}{}", if absent { " (not there)" } else { "" })
+            format!("{name}{}", if absent { " (not attached)" } else { "" })
         })
         .collect();
     let interfaces = if interfaces.is_empty() {
@@ -101,7 +142,24 @@ fn print(status: &Status) -> anyhow::Result<()> {
                 status.rules, status.generation, status.table_bytes
             ),
         ),
+        (
+            "sets",
+            format!(
+                "{} ({} CIDRs with those of rules)",
+                status.sets, status.cidrs
+            ),
+        ),
         ("flows", status.flows.to_string()),
+        (
+            "decided",
+            format!(
+                "{} new flows; {} bytes to servers, {} to clients; {} packets dropped",
+                status.totals.flows,
+                status.totals.bytes_to_upstream,
+                status.totals.bytes_to_client,
+                status.totals.packets
+            ),
+        ),
         ("mark", format!("{:#x}", status.mark)),
         ("table", status.table.to_string()),
     ] {

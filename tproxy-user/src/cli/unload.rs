@@ -1,6 +1,6 @@
 //! `tproxy unload`.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
@@ -17,14 +17,22 @@ use crate::{
 pub(super) fn execute(instance: &Instance) -> anyhow::Result<()> {
     requirements::check()?;
     // Looked up while the agent still shows the way to its network namespace.
-    let state = instance.remembered_state();
+    let origin = instance.origin();
     let agent = AgentLock::holder(instance);
-    let reached = match &state {
-        Some(state) => state.namespace.enter(agent.map(|agent| agent.pid))?,
+    let reached = match origin {
+        Some(origin) => origin
+            .namespace
+            .enter(agent.and_then(|agent| agent.process()))?,
         None => true,
     };
     if let Some(agent) = agent {
-        stop(instance, agent.pid)?;
+        let Some(process) = agent.process() else {
+            bail!(
+                "the agent of instance {} runs in another PID namespace: run this command there, or stop it first",
+                instance.name()
+            );
+        };
+        stop(instance, process)?;
     }
     // A namespace that is nowhere to be found took its rules and routes along.
     let found = block_on(async {

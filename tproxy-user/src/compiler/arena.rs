@@ -2,23 +2,38 @@
 
 use std::collections::HashMap;
 
-use tproxy_common::tables::{Block, CLASS_WORDS, Child};
+use tproxy_common::{
+    limits::{BLOCKS, RULES},
+    tables::{Block, CLASS_WORDS, Child},
+};
 
-use super::count;
+use super::{CompileError, count};
 
 /// A set of rules.
 pub(super) type Bitmap = [u64; CLASS_WORDS];
 
-/// The arena under construction. Block 0 is left for [`Arena::finish`].
+const _: () = assert!(CLASS_WORDS * 64 == RULES);
+
+/// Blocks under construction, which are to lie behind those that are there already.
 pub(super) struct Arena {
+    first: u32,
     blocks: Vec<Block>,
     classes: HashMap<Bitmap, Child>,
 }
 
 impl Arena {
+    /// An arena that begins with block 0, which is left for [`Arena::finish`].
     pub(super) fn new() -> Self {
+        let mut arena = Self::behind(0);
+        arena.append(&[Block::ZERO]);
+        arena
+    }
+
+    /// More blocks, from the one with this number on.
+    pub(super) fn behind(first: u32) -> Self {
         Self {
-            blocks: vec![Block::ZERO],
+            first,
+            blocks: Vec::new(),
             classes: HashMap::new(),
         }
     }
@@ -35,11 +50,46 @@ impl Arena {
         class
     }
 
+    /// Tells of a class that is there already.
+    pub(super) fn know_class(&mut self, bitmap: &Bitmap, class: Child) {
+        self.classes.entry(*bitmap).or_insert(class);
+    }
+
+    /// How many different classes there are.
+    pub(super) fn classes(&self) -> usize {
+        self.classes.len()
+    }
+
     /// Adds blocks and says where they begin.
     pub(super) fn append(&mut self, blocks: &[Block]) -> u32 {
-        let first = count(self.blocks.len());
+        let first = self.first + count(self.blocks.len());
         self.blocks.extend_from_slice(blocks);
         first
+    }
+
+    /// One of the blocks that were added here.
+    pub(super) fn block(&self, number: u32) -> Option<&Block> {
+        self.blocks.get(number.checked_sub(self.first)? as usize)
+    }
+
+    /// How many blocks were added here.
+    pub(super) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Refuses to grow without bounds.
+    pub(super) fn check_size(&self) -> Result<(), CompileError> {
+        if self.blocks.len() > BLOCKS {
+            return Err(CompileError::TooManyBlocks {
+                classes: self.classes.len(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The blocks that were added here.
+    pub(super) fn into_blocks(self) -> Vec<Block> {
+        self.blocks
     }
 
     /// Adds the header and points block 0 to it.

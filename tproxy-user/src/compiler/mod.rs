@@ -1,19 +1,33 @@
 //! Compiles rules to the tables that the classifier reads; see [`tproxy_common::tables`].
 
 mod arena;
+mod edit;
+mod patch;
+mod shadow;
+mod side;
 mod sweep;
 mod tree;
 
-use ipnet::IpNet;
+pub use edit::{Edited, SetEdit, edit};
+pub use shadow::{Shadowed, shadowed};
+
 use tproxy_common::{
-    flow::{ORIGINS, Scope, origin},
-    limits::{CIDRS, RULES},
-    tables::{BLOCK_ENTRIES, Block, Child, Dimension, Header, RuleEntry},
+    address::Family,
+    flow::{ORIGINS, origin},
+    limits::{BLOCKS, CIDRS, OWNERS, RULES, SETS},
+    tables::{BLOCK_ENTRIES, Block, CLASS_WORDS, Child, Dimension, Header, RuleEntry},
 };
 
-use crate::rule::{AddressMatch, PortRange, Rule};
+use crate::{
+    rule::{PortRange, Rule},
+    set::{
+        Damaged, Set, SetName, Sets,
+        prefix::{Range, join},
+    },
+};
 use arena::Arena;
-use sweep::{Interval, Polarity, Span};
+use side::{End, Side};
+use sweep::{Atom, Users, set_bit};
 
 /// A rule with what the compiler needs to know beside it.
 #[derive(Clone, Debug)]
@@ -25,6 +39,17 @@ pub struct Source<'a> {
     /// The indexes of the interfaces that it names. A rule that names some, none of which is
     /// there, matches nothing.
     pub interfaces: Vec<u32>,
+    /// The ids of the control groups that it names, likewise.
+    pub cgroups: Vec<u64>,
+}
+
+/// What was built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// The tables, to be put in force as they are.
+    pub blocks: Vec<Block>,
+    /// How many different sets of rules there are that a key of some dimension satisfies.
+    pub classes: usize,
 }
 
 /// Why rules cannot be compiled. Nothing was changed.
@@ -36,46 +61,92 @@ pub enum CompileError {
     /// Over [`CIDRS`].
     #[error("{0} CIDRs are more than the limit of {CIDRS}: aggregate or remove some")]
     TooManyCidrs(usize),
+    /// Over [`OWNERS`].
+    #[error("{0} users and control groups are more than the limit of {OWNERS}: use ranges of ids")]
+    TooManyOwners(usize),
+    /// Over [`SETS`].
+    #[error("{0} sets are more than the limit of {SETS}: join or remove some")]
+    TooManySets(usize),
+    /// Over [`BLOCKS`].
+    #[error(
+        "the tables would need more than the limit of {BLOCKS} blocks, with over {classes} different sets of rules that addresses and ports satisfy: let rules overlap less"
+    )]
+    TooManyBlocks {
+        /// Classes that were found by then.
+        classes: usize,
+    },
+    /// A rule names a set that is not there.
+    #[error("there is no set {0}: `tproxy set add` or `tproxy set load` makes one")]
+    NoSuchSet(SetName),
+    /// A set's list is no such list.
+    #[error("a set is damaged ({0}): `tproxy unload` removes the instance")]
+    Damaged(#[from] Damaged),
 }
 
-/// Compiles rules, in their order, to one generation of tables.
+/// Compiles rules, in their order, to one generation of tables. `sets` are all sets of the instance;
+/// those that no rule names count as well.
+///
+/// # Errors
+///
+/// When a limit is exceeded, a set is not there or is damaged.
+pub fn compile(
+    rules: &[Source<'_>],
+    sets: &Sets,
+    generation: u64,
+) -> Result<Compiled, CompileError> {
+    let own: usize = rules.iter().map(|source| cidrs(source.rule)).sum();
+    let shared: usize = sets.values().map(Set::len).sum();
+    check_limits(rules.len(), sets.len(), own + shared)?;
+    let owners = rules.iter().map(|source| owners(source.rule)).sum();
+    if owners > OWNERS {
+        return Err(CompileError::TooManyOwners(owners));
+    }
+    let mut arena = Arena::new();
+    let mut roots = [Child::class(0); Dimension::ALL.len()];
+    roots[Dimension::Origin as usize] = narrow_dimension(&mut arena, rules, origins)?;
+    roots[Dimension::Interface as usize] = narrow_dimension(&mut arena, rules, interfaces)?;
+    roots[Dimension::SourcePort as usize] =
+        narrow_dimension(&mut arena, rules, |source| ports(&source.rule.source_ports))?;
+    roots[Dimension::DestinationPort as usize] = narrow_dimension(&mut arena, rules, |source| {
+        ports(&source.rule.destination_ports)
+    })?;
+    roots[Dimension::User as usize] = narrow_dimension(&mut arena, rules, users)?;
+    roots[Dimension::Cgroup as usize] = narrow_dimension(&mut arena, rules, cgroups)?;
+    for end in End::BOTH {
+        let side = Side::new(end, rules, sets)?;
+        for family in [Family::V4, Family::V6] {
+            let intervals = sweep::intervals(&side.always, &side.atoms(family)?, &mut arena)?;
+            roots[end.dimension(family) as usize] = tree::build_address(&mut arena, &intervals);
+        }
+    }
+    let entries = write_entries(&mut arena, rules);
+    arena.check_size()?;
+    let header = Header::encode(count(rules.len()), entries, roots, generation);
+    Ok(Compiled {
+        classes: arena.classes(),
+        blocks: arena.finish(header),
+    })
+}
+
+/// Whether an instance of this size can be compiled.
 ///
 /// # Errors
 ///
 /// When a limit is exceeded.
-pub fn compile(rules: &[Source<'_>], generation: u64) -> Result<Vec<Block>, CompileError> {
-    if rules.len() > RULES {
-        return Err(CompileError::TooManyRules(rules.len()));
+pub fn check_limits(rules: usize, sets: usize, cidrs: usize) -> Result<(), CompileError> {
+    if rules > RULES {
+        return Err(CompileError::TooManyRules(rules));
     }
-    let cidrs = rules.iter().map(|source| cidrs(source.rule)).sum();
+    if sets > SETS {
+        return Err(CompileError::TooManySets(sets));
+    }
     if cidrs > CIDRS {
         return Err(CompileError::TooManyCidrs(cidrs));
     }
-    let mut arena = Arena::new();
-    let roots = Dimension::ALL.map(|dimension| match dimension {
-        Dimension::Origin => narrow_dimension(&mut arena, rules, origins),
-        Dimension::Interface => narrow_dimension(&mut arena, rules, interfaces),
-        Dimension::SourcePort => {
-            narrow_dimension(&mut arena, rules, |source| ports(&source.rule.source_ports))
-        }
-        Dimension::DestinationPort => narrow_dimension(&mut arena, rules, |source| {
-            ports(&source.rule.destination_ports)
-        }),
-        Dimension::SourceV4 => address_dimension(&mut arena, rules, |rule| &rule.source, v4_span),
-        Dimension::SourceV6 => address_dimension(&mut arena, rules, |rule| &rule.source, v6_span),
-        Dimension::DestinationV4 => {
-            address_dimension(&mut arena, rules, |rule| &rule.destination, v4_span)
-        }
-        Dimension::DestinationV6 => {
-            address_dimension(&mut arena, rules, |rule| &rule.destination, v6_span)
-        }
-    });
-    let entries = write_entries(&mut arena, rules);
-    let header = Header::encode(count(rules.len()), entries, roots, generation);
-    Ok(arena.finish(header))
+    Ok(())
 }
 
-/// The CIDRs of a rule, which count against [`CIDRS`].
+/// The CIDRs that a rule has of its own, which count against [`CIDRS`].
 #[must_use]
 pub fn cidrs(rule: &Rule) -> usize {
     [&rule.source, &rule.destination]
@@ -84,82 +155,43 @@ pub fn cidrs(rule: &Rule) -> usize {
         .sum()
 }
 
+/// Users and control groups of a rule, which count against [`OWNERS`].
+fn owners(rule: &Rule) -> usize {
+    rule.users.len() + rule.cgroups.len()
+}
+
 /// A dimension whose keys are at most 64 bits wide. `ranges` gives the inclusive ranges of a rule,
 /// `None` for all keys.
 fn narrow_dimension(
     arena: &mut Arena,
     rules: &[Source<'_>],
     ranges: impl Fn(&Source<'_>) -> Option<Vec<(u64, u64)>>,
-) -> Child {
-    let mut spans = Vec::new();
-    let mut always = Vec::new();
-    for (rule, source) in rules.iter().enumerate() {
+) -> Result<Child, CompileError> {
+    let mut always = [0; CLASS_WORDS];
+    let mut atoms = Vec::new();
+    for (rule, source) in (0..).zip(rules) {
         match ranges(source) {
-            None => always.push(count(rule)),
-            Some(ranges) => spans.extend(ranges.into_iter().map(|(first, last)| Span {
-                first: u128::from(first),
-                last: u128::from(last),
-                rule: count(rule),
-                polarity: Polarity::Include,
-            })),
+            None => set_bit(&mut always, rule),
+            Some(mut ranges) => {
+                ranges.sort_unstable();
+                atoms.push(Atom {
+                    users: Users::Wanted(rule),
+                    ranges: join(ranges.into_iter().map(|(first, last)| Range {
+                        first: u128::from(first),
+                        last: u128::from(last),
+                    })),
+                });
+            }
         }
     }
-    let intervals = sweep::intervals(spans, &always, arena);
-    tree::build_narrow(arena, &intervals)
-}
-
-fn address_dimension(
-    arena: &mut Arena,
-    rules: &[Source<'_>],
-    side: impl Fn(&Rule) -> &AddressMatch,
-    span: impl Fn(&IpNet) -> Option<(u128, u128)>,
-) -> Child {
-    let mut spans = Vec::new();
-    let mut always = Vec::new();
-    for (rule, source) in rules.iter().enumerate() {
-        let rule = count(rule);
-        let addresses = side(source.rule);
-        if addresses.include.is_empty() {
-            always.push(rule);
-        }
-        for (prefixes, polarity) in [
-            (&addresses.include, Polarity::Include),
-            (&addresses.exclude, Polarity::Exclude),
-        ] {
-            spans.extend(prefixes.iter().filter_map(&span).map(|(first, last)| Span {
-                first,
-                last,
-                rule,
-                polarity,
-            }));
-        }
-    }
-    let intervals: Vec<Interval> = sweep::intervals(spans, &always, arena);
-    tree::build_address(arena, &intervals)
-}
-
-/// Addresses as 128-bit numbers whose upper half is the first key; see
-/// [`tproxy_common::address::Address`].
-fn v4_span(prefix: &IpNet) -> Option<(u128, u128)> {
-    let IpNet::V4(prefix) = prefix else {
-        return None;
-    };
-    let first = u128::from(u32::from(prefix.network())) << 96;
-    let last = u128::from(u32::from(prefix.broadcast())) << 96 | (u128::MAX >> 32);
-    Some((first, last))
-}
-
-fn v6_span(prefix: &IpNet) -> Option<(u128, u128)> {
-    let IpNet::V6(prefix) = prefix else {
-        return None;
-    };
-    Some((u128::from(prefix.network()), u128::from(prefix.broadcast())))
+    let intervals = sweep::intervals(&always, &atoms, arena)?;
+    Ok(tree::build_narrow(arena, &intervals))
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the common shape of dimensions")]
 fn origins(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
     let keys = source.rule.protocols.iter().map(|protocol| {
-        let key = origin(Scope::Forward, *protocol);
+        let key = origin(source.rule.scope, *protocol);
         debug_assert!(key < ORIGINS);
         (key, key)
     });
@@ -172,6 +204,24 @@ fn interfaces(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
     }
     let keys = source.interfaces.iter().map(|index| u64::from(*index));
     Some(keys.map(|key| (key, key)).collect())
+}
+
+fn users(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
+    let users = &source.rule.users;
+    if users.is_empty() {
+        return None;
+    }
+    let keys = users
+        .iter()
+        .map(|range| (range.first.into(), range.last.into()));
+    Some(keys.collect())
+}
+
+fn cgroups(source: &Source<'_>) -> Option<Vec<(u64, u64)>> {
+    if source.rule.cgroups.is_empty() {
+        return None;
+    }
+    Some(source.cgroups.iter().map(|id| (*id, *id)).collect())
 }
 
 fn ports(ranges: &[PortRange]) -> Option<Vec<(u64, u64)>> {

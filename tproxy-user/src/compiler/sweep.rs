@@ -1,23 +1,32 @@
-//! From overlapping spans of many rules to disjoint intervals, each with the set of rules that it
-//! satisfies.
+//! From ranges that rules want or do not want to disjoint intervals, each with the set of rules that
+//! it satisfies.
 
 use tproxy_common::tables::{CLASS_WORDS, Child};
 
-use super::arena::{Arena, Bitmap};
+use super::{
+    CompileError,
+    arena::{Arena, Bitmap},
+};
+use crate::set::prefix::Range;
 
-/// Keys from `first` to `last`, inclusive, that a rule wants or does not want.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Span {
-    pub(super) first: u128,
-    pub(super) last: u128,
-    pub(super) rule: u32,
-    pub(super) polarity: Polarity,
+/// Disjoint ranges of keys, ascending, and what rules think of them.
+pub(super) struct Atom {
+    pub(super) users: Users,
+    pub(super) ranges: Vec<Range>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Polarity {
-    Include,
-    Exclude,
+/// The rules that ask about an atom.
+#[derive(Clone)]
+pub(super) enum Users {
+    /// One rule's own ranges that it wants.
+    Wanted(u32),
+    /// One rule's own ranges that it does not want.
+    Unwanted(u32),
+    /// A set: rules that want it, and rules that do not.
+    Set {
+        include: Box<Bitmap>,
+        exclude: Box<Bitmap>,
+    },
 }
 
 /// The keys from `first` up to the next interval's belong to `class`.
@@ -29,119 +38,120 @@ pub(super) struct Interval {
 
 /// Sweeps over all boundaries. `always` are the rules that want every key, but for exclusions.
 /// The first interval begins at 0; neighbours differ.
-pub(super) fn intervals(spans: Vec<Span>, always: &[u32], arena: &mut Arena) -> Vec<Interval> {
-    let mut edges = edges(spans);
-    edges.sort_unstable_by_key(|edge| edge.at);
-    let mut state = State::new(always);
+pub(super) fn intervals(
+    always: &Bitmap,
+    atoms: &[Atom],
+    arena: &mut Arena,
+) -> Result<Vec<Interval>, CompileError> {
+    let mut edges = edges(atoms).into_iter().peekable();
+    let mut open = Open::new(always, atoms.iter().map(|atom| &atom.users).collect());
     let mut intervals = Vec::with_capacity(edges.len() + 1);
-    let mut edges = edges.into_iter().peekable();
+    let mut last: Option<(Bitmap, Child)> = None;
     let mut at = 0;
     loop {
         while let Some(edge) = edges.next_if(|edge| edge.at == at) {
-            state.cross(&edge);
+            open.toggle(edge.atom);
         }
-        let class = state.class(arena);
-        if intervals
-            .last()
-            .is_none_or(|last: &Interval| last.class != class)
-        {
+        let satisfied = open.satisfied();
+        if last.is_none_or(|(bitmap, _)| bitmap != satisfied) {
+            let class = arena.class(&satisfied);
+            arena.check_size()?;
             intervals.push(Interval { first: at, class });
+            last = Some((satisfied, class));
         }
         let Some(next) = edges.peek() else {
-            return intervals;
+            return Ok(intervals);
         };
         at = next.at;
     }
 }
 
-struct Edge {
-    at: u128,
-    rule: u32,
-    polarity: Polarity,
-    opens: bool,
+/// Where the keys of an atom begin, or have ended.
+#[derive(Clone, Copy)]
+pub(super) struct Edge {
+    pub(super) at: u128,
+    pub(super) atom: u32,
 }
 
-fn edges(spans: Vec<Span>) -> Vec<Edge> {
-    let mut edges = Vec::with_capacity(spans.len() * 2);
-    for Span {
-        first,
-        last,
-        rule,
-        polarity,
-    } in spans
-    {
-        let edge = |at, opens| Edge {
-            at,
-            rule,
-            polarity,
-            opens,
-        };
-        edges.push(edge(first, true));
-        // A span up to the very end has no edge behind it.
-        edges.extend(last.checked_add(1).map(|at| edge(at, false)));
+/// The edges of all atoms in ascending order.
+pub(super) fn edges(atoms: &[Atom]) -> Vec<Edge> {
+    let ranges = atoms.iter().map(|atom| atom.ranges.len()).sum::<usize>();
+    let mut edges = Vec::with_capacity(2 * ranges);
+    for (atom, Atom { ranges, .. }) in (0..).zip(atoms) {
+        for Range { first, last } in ranges {
+            edges.push(Edge { at: *first, atom });
+            // A range up to the very end has no edge behind it.
+            edges.extend(last.checked_add(1).map(|at| Edge { at, atom }));
+        }
     }
+    // The edges of each atom ascend already; a stable sort makes use of such runs.
+    edges.sort_by_key(|edge| edge.at);
     edges
 }
 
-/// How many spans of each rule are open, and the rules satisfied by that.
-struct State {
-    included: Vec<u32>,
-    excluded: Vec<u32>,
-    satisfied: Bitmap,
-    class: Option<(Bitmap, Child)>,
+/// The atoms that a key lies in, and the rules satisfied by that.
+pub(super) struct Open<'a> {
+    always: &'a Bitmap,
+    users: Vec<&'a Users>,
+    wanted: Bitmap,
+    unwanted: Bitmap,
+    sets: Vec<u32>,
 }
 
-impl State {
-    fn new(always: &[u32]) -> Self {
-        let rules = CLASS_WORDS * 64;
-        let mut state = Self {
-            included: vec![0; rules],
-            excluded: vec![0; rules],
-            satisfied: [0; CLASS_WORDS],
-            class: None,
-        };
-        for rule in always {
-            state.included[*rule as usize] = 1;
-            state.settle(*rule);
-        }
-        state
-    }
-
-    fn cross(&mut self, edge: &Edge) {
-        let open = match edge.polarity {
-            Polarity::Include => &mut self.included,
-            Polarity::Exclude => &mut self.excluded,
-        };
-        let open = &mut open[edge.rule as usize];
-        if edge.opens {
-            *open += 1;
-        } else {
-            *open -= 1;
-        }
-        self.settle(edge.rule);
-    }
-
-    fn settle(&mut self, rule: u32) {
-        let place = rule as usize;
-        let satisfied = self.included[place] > 0 && self.excluded[place] == 0;
-        let bit = 1 << (place % 64);
-        if satisfied {
-            self.satisfied[place / 64] |= bit;
-        } else {
-            self.satisfied[place / 64] &= !bit;
+impl<'a> Open<'a> {
+    pub(super) fn new(always: &'a Bitmap, users: Vec<&'a Users>) -> Self {
+        Self {
+            always,
+            users,
+            wanted: [0; CLASS_WORDS],
+            unwanted: [0; CLASS_WORDS],
+            sets: Vec::new(),
         }
     }
 
-    fn class(&mut self, arena: &mut Arena) -> Child {
-        match self.class {
-            Some((bitmap, class)) if bitmap == self.satisfied => class,
-            _ => {
-                let class = arena.class(&self.satisfied);
-                self.class = Some((self.satisfied, class));
-                class
+    /// Goes into an atom or out of it.
+    pub(super) fn toggle(&mut self, atom: u32) {
+        match self.users[atom as usize] {
+            Users::Wanted(rule) => toggle_bit(&mut self.wanted, *rule),
+            Users::Unwanted(rule) => toggle_bit(&mut self.unwanted, *rule),
+            Users::Set { .. } => match self.sets.iter().position(|open| *open == atom) {
+                Some(place) => {
+                    self.sets.swap_remove(place);
+                }
+                None => self.sets.push(atom),
+            },
+        }
+    }
+
+    /// The rules that are satisfied here. What one does not want wins over what it wants.
+    pub(super) fn satisfied(&self) -> Bitmap {
+        let mut satisfied = self.wanted;
+        let mut unwanted = self.unwanted;
+        join(&mut satisfied, self.always);
+        for atom in &self.sets {
+            if let Users::Set { include, exclude } = self.users[*atom as usize] {
+                join(&mut satisfied, include);
+                join(&mut unwanted, exclude);
             }
         }
+        for (word, unwanted) in satisfied.iter_mut().zip(unwanted) {
+            *word &= !unwanted;
+        }
+        satisfied
     }
 }
 
-const _: () = assert!(CLASS_WORDS * 64 == tproxy_common::limits::RULES);
+/// Adds a rule to a bitmap.
+pub(super) fn set_bit(bitmap: &mut Bitmap, rule: u32) {
+    bitmap[rule as usize / 64] |= 1 << (rule % 64);
+}
+
+fn toggle_bit(bitmap: &mut Bitmap, rule: u32) {
+    bitmap[rule as usize / 64] ^= 1 << (rule % 64);
+}
+
+fn join(bitmap: &mut Bitmap, other: &Bitmap) {
+    for (word, other) in bitmap.iter_mut().zip(other) {
+        *word |= other;
+    }
+}

@@ -1,19 +1,30 @@
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use tproxy_common::{
-    classifier::classify,
-    flow::{Flow, Protocol},
+    classifier::{Match, classify, classify_local},
+    flow::{Flow, Owner, Protocol, Scope},
     tables::{Action, OnMissing, Tables as _},
 };
 
 use super::*;
+use crate::{
+    rule::{AddressMatch, Cgroup, UidRange},
+    set::{CidrList, Set},
+};
 
 const INTERFACES: [(&str, u32); 3] = [("eth0", 2), ("eth1", 3), ("wg0", 17)];
+const CGROUPS: [(&str, u64); 2] = [("system.slice", 1 << 40), ("user.slice/x", u64::MAX)];
 
 /// A packet as the tests make it; addresses of one family.
 #[derive(Clone, Debug)]
 struct Probe {
+    scope: Scope,
+    owner: Owner,
     protocol: Protocol,
     interface: u32,
     source: (IpAddr, u16),
@@ -23,7 +34,7 @@ struct Probe {
 impl Probe {
     fn flow(&self) -> Flow {
         Flow {
-            scope: Scope::Forward,
+            scope: self.scope,
             protocol: self.protocol,
             interface: self.interface,
             source: self.source.0.into(),
@@ -35,10 +46,20 @@ impl Probe {
 }
 
 /// First match by the plain reading of the rules.
-fn oracle(rules: &[Rule], probe: &Probe) -> Option<usize> {
+fn oracle(rules: &[Rule], sets: &Sets, probe: &Probe) -> Option<usize> {
     let address = |wanted: &AddressMatch, address: IpAddr| {
-        let any = |prefixes: &[IpNet]| prefixes.iter().any(|prefix| prefix.contains(&address));
-        (wanted.include.is_empty() || any(&wanted.include)) && !any(&wanted.exclude)
+        let any = |prefixes: &[IpNet], named: &BTreeSet<SetName>| {
+            let of_sets = named.iter().flat_map(|name| sets[name].iter());
+            let mut all = prefixes.iter().copied().chain(of_sets);
+            all.any(|prefix| prefix.contains(&address))
+        };
+        let AddressMatch {
+            include,
+            exclude,
+            include_sets,
+            exclude_sets,
+        } = wanted;
+        (wanted.includes_all() || any(include, include_sets)) && !any(exclude, exclude_sets)
     };
     let port = |wanted: &[PortRange], port: u16| {
         wanted.is_empty()
@@ -52,8 +73,20 @@ fn oracle(rules: &[Rule], probe: &Probe) -> Option<usize> {
                 *index == probe.interface && wanted.iter().any(|wanted| wanted == name)
             })
     };
+    let user = |wanted: &[UidRange]| {
+        let holds = |range: &UidRange| (range.first..=range.last).contains(&probe.owner.uid);
+        wanted.is_empty() || wanted.iter().any(holds)
+    };
+    let cgroup = |wanted: &[Cgroup]| {
+        wanted.is_empty()
+            || CGROUPS.iter().any(|(name, id)| {
+                *id == probe.owner.cgroup && wanted.iter().any(|group| group.to_string() == *name)
+            })
+    };
     rules.iter().position(|rule| {
-        rule.protocols.contains(&probe.protocol)
+        (rule.scope != Scope::Local || (user(&rule.users) && cgroup(&rule.cgroups)))
+            && rule.scope == probe.scope
+            && rule.protocols.contains(&probe.protocol)
             && interface(&rule.interfaces)
             && address(&rule.source, probe.source.0)
             && address(&rule.destination, probe.destination.0)
@@ -62,10 +95,17 @@ fn oracle(rules: &[Rule], probe: &Probe) -> Option<usize> {
     })
 }
 
-fn compiled(rules: &[Rule]) -> Vec<Block> {
-    let sources: Vec<Source<'_>> = rules
-        .iter()
-        .zip(100..)
+/// What the hook of the probe's scope finds.
+fn classified(tables: &[Block], probe: &Probe) -> Option<Match> {
+    match probe.scope {
+        Scope::Local => classify_local(tables, &probe.flow(), &probe.owner),
+        Scope::Forward | Scope::Inbound => classify(tables, &probe.flow()),
+    }
+}
+
+fn sources(rules: &[Rule]) -> Vec<Source<'_>> {
+    let numbered = rules.iter().zip(100..);
+    numbered
         .map(|(rule, slot)| Source {
             rule,
             slot,
@@ -74,9 +114,17 @@ fn compiled(rules: &[Rule]) -> Vec<Block> {
                 .filter(|(name, _)| rule.interfaces.iter().any(|wanted| wanted == name))
                 .map(|(_, index)| *index)
                 .collect(),
+            cgroups: CGROUPS
+                .iter()
+                .filter(|(name, _)| rule.cgroups.iter().any(|group| group.to_string() == *name))
+                .map(|(_, id)| *id)
+                .collect(),
         })
-        .collect();
-    compile(&sources, 7).unwrap()
+        .collect()
+}
+
+fn compiled(rules: &[Rule], sets: &Sets) -> Vec<Block> {
+    compile(&sources(rules), sets, 7).unwrap().blocks
 }
 
 fn rule(index: usize) -> Rule {
@@ -88,7 +136,12 @@ fn rule(index: usize) -> Rule {
         source_ports: Vec::new(),
         destination_ports: Vec::new(),
         interfaces: Vec::new(),
+        scope: Scope::Forward,
+        users: Vec::new(),
+        cgroups: Vec::new(),
         action: Action::Relay,
+        listener: None,
+        life: None,
         on_missing: OnMissing::Drop,
     }
 }
@@ -134,8 +187,31 @@ fn any_match() -> impl Strategy<Value = AddressMatch> {
     (
         prop::collection::vec(any_prefix(), 0..4),
         prop::collection::vec(any_prefix(), 0..2),
+        prop::collection::btree_set(any_set_name(), 0..2),
+        prop::collection::btree_set(any_set_name(), 0..2),
     )
-        .prop_map(|(include, exclude)| AddressMatch { include, exclude })
+        .prop_map(
+            |(include, exclude, include_sets, exclude_sets)| AddressMatch {
+                include,
+                exclude,
+                include_sets,
+                exclude_sets,
+            },
+        )
+}
+
+const SETS_OF_TESTS: [&str; 3] = ["a", "b", "c"];
+
+fn any_set_name() -> impl Strategy<Value = SetName> {
+    prop::sample::select(&SETS_OF_TESTS[..]).prop_map(|name| SetName::new(name).unwrap())
+}
+
+fn any_sets() -> impl Strategy<Value = Sets> {
+    prop::array::uniform3(prop::collection::vec(any_prefix(), 0..12)).prop_map(|lists| {
+        let names = SETS_OF_TESTS.map(|name| SetName::new(name).unwrap());
+        let sets = lists.map(|nets| Set::new(CidrList::new(nets)));
+        names.into_iter().zip(sets).collect()
+    })
 }
 
 fn any_port() -> impl Strategy<Value = u16> {
@@ -152,8 +228,51 @@ fn any_protocol() -> impl Strategy<Value = Protocol> {
     prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)]
 }
 
+fn any_scope() -> impl Strategy<Value = Scope> {
+    prop_oneof![
+        Just(Scope::Forward),
+        Just(Scope::Inbound),
+        Just(Scope::Local)
+    ]
+}
+
+fn any_uid() -> impl Strategy<Value = u32> {
+    prop_oneof![0_u32..4, Just(u32::MAX - 1)]
+}
+
+fn any_users() -> impl Strategy<Value = Vec<UidRange>> {
+    let range = (any_uid(), any_uid()).prop_map(|(a, b)| UidRange {
+        first: a.min(b),
+        last: a.max(b),
+    });
+    prop::collection::vec(range, 0..3)
+}
+
+fn any_cgroups() -> impl Strategy<Value = Vec<Cgroup>> {
+    let names = prop_oneof![
+        Just("system.slice"),
+        Just("user.slice/x"),
+        Just("gone.slice")
+    ];
+    prop::collection::vec(names.prop_map(|name| name.parse().unwrap()), 0..2)
+}
+
+fn any_owner() -> impl Strategy<Value = Owner> {
+    let cgroup = prop_oneof![Just(1_u64), Just(1 << 40), Just(u64::MAX)];
+    (any_uid(), cgroup).prop_map(|(uid, cgroup)| Owner { uid, cgroup })
+}
+
+/// Owners are asked for with the scope local only, as the check of rules sees to.
+fn any_caught() -> impl Strategy<Value = (Scope, Vec<UidRange>, Vec<Cgroup>)> {
+    (any_scope(), any_users(), any_cgroups()).prop_map(|(scope, users, cgroups)| match scope {
+        Scope::Local => (scope, users, cgroups),
+        Scope::Forward | Scope::Inbound => (scope, Vec::new(), Vec::new()),
+    })
+}
+
 fn any_rule() -> impl Strategy<Value = Rule> {
     (
+        any_caught(),
         prop::collection::vec(any_protocol(), 1..3),
         any_match(),
         any_match(),
@@ -162,7 +281,18 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         prop::collection::vec(prop_oneof![Just("eth0"), Just("wg0"), Just("gone")], 0..2),
     )
         .prop_map(
-            |(protocols, source, destination, source_ports, destination_ports, interfaces)| Rule {
+            |(
+                (scope, users, cgroups),
+                protocols,
+                source,
+                destination,
+                source_ports,
+                destination_ports,
+                interfaces,
+            )| Rule {
+                scope,
+                users,
+                cgroups,
                 protocols,
                 source,
                 destination,
@@ -176,17 +306,23 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 
 fn any_probe() -> impl Strategy<Value = Probe> {
     (
+        any_scope(),
+        any_owner(),
         any_protocol(),
         prop_oneof![Just(2_u32), Just(3), Just(17), Just(99)],
         (any_address(), any_port()),
         (any_address(), any_port()),
     )
-        .prop_map(|(protocol, interface, source, destination)| Probe {
-            protocol,
-            interface,
-            source,
-            destination,
-        })
+        .prop_map(
+            |(scope, owner, protocol, interface, source, destination)| Probe {
+                scope,
+                owner,
+                protocol,
+                interface,
+                source,
+                destination,
+            },
+        )
 }
 
 proptest! {
@@ -195,14 +331,15 @@ proptest! {
     #[test]
     fn classifier_agrees_with_a_plain_first_match(
         rules in prop::collection::vec(any_rule(), 0..100),
+        sets in any_sets(),
         probes in prop::collection::vec(any_probe(), 256),
     ) {
-        let tables = compiled(&rules);
+        let tables = compiled(&rules, &sets);
         for probe in &probes {
-            let found = classify(tables.as_slice(), &probe.flow());
+            let found = classified(&tables, probe);
             prop_assert_eq!(
                 found.map(|found| found.rule as usize),
-                oracle(&rules, probe),
+                oracle(&rules, &sets, probe),
                 "{:?}", probe
             );
             if let Some(found) = found {
@@ -220,6 +357,8 @@ fn probe(destination: &str, port: u16) -> Probe {
         "2001:db8::1"
     };
     Probe {
+        scope: Scope::Forward,
+        owner: Owner { uid: 0, cgroup: 1 },
         protocol: Protocol::Tcp,
         interface: 2,
         source: (source.parse().unwrap(), 50000),
@@ -228,7 +367,69 @@ fn probe(destination: &str, port: u16) -> Probe {
 }
 
 fn found(rules: &[Rule], probe: &Probe) -> Option<u32> {
-    classify(compiled(rules).as_slice(), &probe.flow()).map(|found| found.rule)
+    classified(&compiled(rules, &Sets::new()), probe).map(|found| found.rule)
+}
+
+#[test]
+fn users_and_control_groups_are_asked_of_local_flows() {
+    let local = |users: &[&str], cgroups: &[&str]| Rule {
+        scope: Scope::Local,
+        users: users.iter().map(|word| word.parse().unwrap()).collect(),
+        cgroups: cgroups.iter().map(|word| word.parse().unwrap()).collect(),
+        action: Action::Redirect,
+        listener: Some("127.0.0.1:8080".parse().unwrap()),
+        ..rule(0)
+    };
+    let rules = [
+        local(&["1000-1999"], &[]),
+        local(&[], &["system.slice"]),
+        local(&["0"], &["gone.slice"]),
+        local(&["0"], &["user.slice/x"]),
+    ];
+    let opened_by = |uid, cgroup| {
+        let probe = Probe {
+            scope: Scope::Local,
+            owner: Owner { uid, cgroup },
+            ..probe("10.0.0.1", 80)
+        };
+        let found = classified(&compiled(&rules, &Sets::new()), &probe)?;
+        assert_eq!(found.entry.action(), Action::Redirect);
+        Some(found.rule)
+    };
+    assert_eq!(opened_by(999, 1), None);
+    assert_eq!(opened_by(1000, 1), Some(0));
+    assert_eq!(opened_by(1999, 1 << 40), Some(0));
+    assert_eq!(opened_by(2000, 1 << 40), Some(1));
+    assert_eq!(opened_by(0, u64::MAX), Some(3));
+    assert_eq!(opened_by(1, u64::MAX), None);
+    assert_eq!(found(&rules, &probe("10.0.0.1", 80)), None, "forwarded");
+}
+
+#[test]
+fn more_owners_than_the_limit_are_refused_and_as_many_are_told_apart() {
+    let users = |count: usize| Rule {
+        scope: Scope::Local,
+        users: (0..count)
+            .map(|place| (place * 2).to_string().parse().unwrap())
+            .collect(),
+        ..rule(0)
+    };
+    let rules = [users(OWNERS)];
+    let opened_by = |uid| Probe {
+        scope: Scope::Local,
+        owner: Owner { uid, cgroup: 1 },
+        ..probe("10.0.0.1", 80)
+    };
+    let tables = compiled(&rules, &Sets::new());
+    for uid in (0..2 * count(OWNERS)).step_by(2) {
+        assert!(classified(&tables, &opened_by(uid)).is_some(), "{uid}");
+        assert!(classified(&tables, &opened_by(uid + 1)).is_none(), "{uid}");
+    }
+    let rules = [users(OWNERS), rule(1), users(1)];
+    assert_eq!(
+        compile(&sources(&rules), &Sets::new(), 1),
+        Err(CompileError::TooManyOwners(16_385))
+    );
 }
 
 #[test]
@@ -259,41 +460,75 @@ fn the_last_of_1024_rules_is_reached_and_one_more_is_refused() {
     assert_eq!(found(&rules, &probe("10.0.0.1", 1024)), Some(1023));
     assert_eq!(found(&rules, &probe("10.0.0.1", 1025)), None);
     rules.push(rule(RULES));
-    let sources: Vec<Source<'_>> = rules
-        .iter()
-        .map(|rule| Source {
-            rule,
-            slot: 0,
-            interfaces: Vec::new(),
-        })
-        .collect();
-    assert_eq!(compile(&sources, 1), Err(CompileError::TooManyRules(1025)));
+    let refused = compile(&sources(&rules), &Sets::new(), 1);
+    assert_eq!(refused, Err(CompileError::TooManyRules(1025)));
 }
 
+/// A set counts once, however many rules name it.
 #[test]
 fn more_cidrs_than_the_limit_are_refused() {
-    let prefix: IpNet = "10.0.0.0/8".parse().unwrap();
-    let rules = [Rule {
-        source: AddressMatch {
-            include: vec![prefix; CIDRS],
-            exclude: vec![prefix],
-        },
-        ..rule(0)
-    }];
-    let sources = [Source {
-        rule: &rules[0],
-        slot: 0,
-        interfaces: Vec::new(),
-    }];
+    let name = SetName::new("all").unwrap();
+    let host = |index: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(index)));
+    let hosts = u32::try_from(CIDRS).unwrap() - 2;
+    let list = CidrList::new((0..hosts).map(host));
+    let sets = Sets::from([(name.clone(), Set::new(list))]);
+    let mut rules = vec![
+        Rule {
+            destination: AddressMatch {
+                include_sets: BTreeSet::from([name]),
+                ..AddressMatch::default()
+            },
+            ..rule(0)
+        };
+        3
+    ];
+    rules[2].source.include = vec![host(1)];
+    rules[2].source.exclude = vec![host(2)];
+    assert!(compile(&sources(&rules), &sets, 1).is_ok());
+    rules[1].source.exclude = vec![host(1)];
     assert_eq!(
-        compile(&sources, 1),
+        compile(&sources(&rules), &sets, 1),
         Err(CompileError::TooManyCidrs(1_000_001))
     );
 }
 
 #[test]
+fn a_set_that_is_not_there_and_too_many_sets_are_refused() {
+    let name = |index: usize| SetName::new(&format!("set-{index}")).unwrap();
+    let rules = [Rule {
+        destination: AddressMatch {
+            exclude_sets: BTreeSet::from([name(0)]),
+            ..AddressMatch::default()
+        },
+        ..rule(0)
+    }];
+    let refused = compile(&sources(&rules), &Sets::new(), 1);
+    assert_eq!(refused, Err(CompileError::NoSuchSet(name(0))));
+    let sets: Sets = (0..=SETS)
+        .map(|index| (name(index), Set::default()))
+        .collect();
+    let refused = compile(&sources(&rules), &sets, 1);
+    assert_eq!(refused, Err(CompileError::TooManySets(SETS + 1)));
+}
+
+/// A rule that names an empty set takes nothing, in either family; one that excludes it, everything.
+#[test]
+fn an_empty_set_holds_no_address() {
+    let name = SetName::new("nothing").unwrap();
+    let sets = Sets::from([(name.clone(), Set::default())]);
+    let (mut wants, mut excludes) = (rule(0), rule(1));
+    wants.destination.include_sets.insert(name.clone());
+    excludes.destination.exclude_sets.insert(name);
+    let tables = compiled(&[wants, excludes], &sets);
+    for address in ["10.0.0.1", "2001:db8::2"] {
+        let found = classify(tables.as_slice(), &probe(address, 80).flow());
+        assert_eq!(found.map(|found| found.rule), Some(1));
+    }
+}
+
+#[test]
 fn the_header_carries_the_generation() {
-    let tables = compiled(&[rule(0)]);
+    let tables = compiled(&[rule(0)], &Sets::new());
     let header = tables.as_slice().header().unwrap();
     assert_eq!((header.generation(), header.rules()), (7, 1));
 }
@@ -307,11 +542,11 @@ fn a_hundred_thousand_prefixes_are_each_found_and_their_neighbours_are_not() {
                     IpNet::new(Ipv4Addr::from(0x0b00_0000 + index * 512).into(), 24).unwrap()
                 })
                 .collect(),
-            exclude: Vec::new(),
+            ..AddressMatch::default()
         },
         ..rule(0)
     }];
-    let tables = compiled(&rules);
+    let tables = compiled(&rules, &Sets::new());
     for index in (0..100_000_u32).step_by(97) {
         for (offset, expected) in [(0, Some(0)), (255, Some(0)), (256, None), (511, None)] {
             let address = Ipv4Addr::from(0x0b00_0000 + index * 512 + offset).to_string();
@@ -320,3 +555,5 @@ fn a_hundred_thousand_prefixes_are_each_found_and_their_neighbours_are_not() {
         }
     }
 }
+
+mod edits;

@@ -5,10 +5,10 @@ use tproxy_common::tables::{Block, Child, NODE_CHILDREN};
 use super::{arena::Arena, sweep::Interval};
 
 /// A key range and what it leads to.
-#[derive(Clone, Copy)]
-struct Branch {
-    first: u64,
-    child: Child,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Branch {
+    pub(super) first: u64,
+    pub(super) child: Child,
 }
 
 /// The tree over intervals whose keys fit 64 bits.
@@ -29,6 +29,13 @@ pub(super) fn build_narrow(arena: &mut Arena, intervals: &[Interval]) -> Child {
 /// The tree over 128-bit keys: one over the upper halves, which leads to one over the lower halves
 /// wherever these matter.
 pub(super) fn build_address(arena: &mut Arena, intervals: &[Interval]) -> Child {
+    let branches = upper_branches(arena, intervals);
+    build(arena, branches)
+}
+
+/// What the tree over the upper halves leads to. The first interval begins with a lower half of
+/// zeroes.
+pub(super) fn upper_branches(arena: &mut Arena, intervals: &[Interval]) -> Vec<Branch> {
     let mut branches: Vec<Branch> = Vec::with_capacity(intervals.len());
     let mut rest = intervals;
     let mut before = None;
@@ -66,7 +73,7 @@ pub(super) fn build_address(arena: &mut Arena, intervals: &[Interval]) -> Child 
         }
         before = Some(last.class);
     }
-    build(arena, branches)
+    branches
 }
 
 /// The tree over the lower halves of `intervals`, which share their upper half; `before` is the
@@ -86,7 +93,7 @@ fn low_tree(arena: &mut Arena, intervals: &[Interval], before: Option<Child>) ->
 }
 
 /// Packs branches into nodes, and the nodes into nodes, until one is left.
-fn build(arena: &mut Arena, mut branches: Vec<Branch>) -> Child {
+pub(super) fn build(arena: &mut Arena, mut branches: Vec<Branch>) -> Child {
     while branches.len() > 1 {
         branches = branches
             .chunks(NODE_CHILDREN)
@@ -99,20 +106,23 @@ fn build(arena: &mut Arena, mut branches: Vec<Branch>) -> Child {
     branches[0].child
 }
 
-fn node(arena: &mut Arena, branches: &[Branch]) -> Child {
+/// One node.
+pub(super) fn node(arena: &mut Arena, branches: &[Branch]) -> Child {
     let boundaries: Vec<u64> = branches[1..].iter().map(|branch| branch.first).collect();
     let children: Vec<Child> = branches.iter().map(|branch| branch.child).collect();
     Child::node(arena.append(&[Block::node(&boundaries, &children)]))
 }
 
-const fn high(key: u128) -> u64 {
+/// The upper half of an address.
+pub(super) const fn high(key: u128) -> u64 {
     (key >> 64) as u64
 }
 
+/// The lower half of an address.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the lower half is what is asked for"
 )]
-const fn low(key: u128) -> u64 {
+pub(super) const fn low(key: u128) -> u64 {
     key as u64
 }

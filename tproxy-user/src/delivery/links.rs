@@ -37,6 +37,8 @@ pub struct Link {
     pub framing: Framing,
     /// Whether it is set up (`IFF_UP`), whatever its carrier.
     pub up: bool,
+    /// The index of the bridge, bond or VRF that it is a port of.
+    pub controller: Option<u32>,
 }
 
 /// What happened to an interface.
@@ -93,7 +95,11 @@ pub async fn link_by_name(netlink: &Netlink, name: &str) -> Result<Link, Error> 
 }
 
 /// The name of each interface index.
-pub(super) async fn link_names(netlink: &Netlink) -> Result<HashMap<u32, String>, Error> {
+///
+/// # Errors
+///
+/// [`Error::Read`].
+pub async fn link_names(netlink: &Netlink) -> Result<HashMap<u32, String>, Error> {
     let links = list_links(netlink).await?;
     Ok(links
         .into_iter()
@@ -240,6 +246,13 @@ impl Link {
             name,
             framing: Framing::of(message.header.link_layer_type),
             up: message.header.flags.contains(LinkFlags::Up),
+            controller: message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::Controller(index) => Some(*index),
+                    _ => None,
+                }),
         })
     }
 }

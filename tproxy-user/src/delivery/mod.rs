@@ -9,10 +9,11 @@
 //! - [`Delivery`] writes, restores and removes the rules and routes; [`remove_leftovers`] removes
 //!   those of an agent that was killed.
 //! - [`LinkWatch`] tells of interfaces that come, go or change their name.
+//! - [`for_each_tcp_flow`] lists the flows of the TCP sockets.
 //! - [`LocalAddresses`] is the set of prefixes that are this host's own.
 //!
-//! All of it speaks rtnetlink over a [`Netlink`], which belongs to the network namespace of the
-//! thread that opened it.
+//! All but the list of sockets speaks rtnetlink over a [`Netlink`], which belongs to the network
+//! namespace of the thread that opened it.
 
 mod apply;
 mod clsact;
@@ -26,17 +27,19 @@ mod plan;
 mod policy;
 mod precedence;
 mod repairs;
+mod sockets;
 mod transaction;
 mod watch;
 
 pub use apply::{Delivery, remove_leftovers};
-pub use clsact::{has_clsact, remove_unused_clsact};
+pub use clsact::{has_clsact, has_filter, remove_filters, remove_unused_clsact};
 pub use error::{Error, Refusal};
 pub use links::{
-    Framing, Link, LinkEvent, LinkWatch, link_by_name, list_links, valid_interface_name,
+    Framing, Link, LinkEvent, LinkWatch, link_by_name, link_names, list_links, valid_interface_name,
 };
 pub use local::{LocalAddresses, local_addresses};
 pub use netlink::Netlink;
 pub use object::{Assignment, PRIORITY};
 pub use plan::{Wanted, choose};
+pub use sockets::for_each_tcp_flow;
 pub use watch::Watch;

@@ -6,7 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::PathBuf,
 };
 
@@ -24,12 +24,41 @@ const RECORD_LENGTH: usize = 128;
 /// What an agent says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentRecord {
-    /// Its process.
+    /// Its process, as it is numbered in its own PID namespace.
     pub pid: u32,
+    /// The inode of that namespace.
+    pid_namespace: u64,
     /// The port that its workers listen on.
     pub port: u16,
     /// How many workers.
     pub workers: u32,
+}
+
+impl AgentRecord {
+    /// The calling process as an agent with so many workers, which listen on this port.
+    ///
+    /// # Errors
+    ///
+    /// When /proc is not there.
+    pub fn of_this_process(port: u16, workers: u32) -> io::Result<Self> {
+        Ok(Self {
+            pid: std::process::id(),
+            pid_namespace: pid_namespace()?,
+            port,
+            workers,
+        })
+    }
+
+    /// Its process, if the caller has the same numbers for processes.
+    #[must_use]
+    pub fn process(&self) -> Option<u32> {
+        let same = pid_namespace().is_ok_and(|own| own == self.pid_namespace);
+        same.then_some(self.pid)
+    }
+}
+
+fn pid_namespace() -> io::Result<u64> {
+    Ok(std::fs::metadata("/proc/self/ns/pid")?.ino())
 }
 
 /// Held by an agent for as long as it lives; the kernel lets go of it when the agent dies.

@@ -5,28 +5,37 @@
 //!
 //! | file | says |
 //! | --- | --- |
-//! | `link-INDEX` among the pins | the interface has a tcx link |
-//! | `clsact-INDEX` in the run directory | the interface may have a filter, and the qdisc was `made` for it or `found` |
+//! | `link-INDEX` among the pins | the interface has, or had, a tcx link |
+//! | `clsact-INDEX` in the run directory | the interface may have a filter |
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Error, Instance};
 use crate::{
-    delivery::{Link, Netlink, has_clsact, remove_unused_clsact},
-    kernel::{attach_filter, attach_link, detach_filters, detach_link, pinned_links},
+    delivery::{Link, Netlink, has_clsact, has_filter, remove_filters, remove_unused_clsact},
+    kernel::{attach_filter, attach_link, detach_link, link_is_attached, pinned_links, program_id},
 };
 
 const NOTE_PREFIX: &str = "clsact-";
-const MADE: &str = "made";
-const FOUND: &str = "found";
 
 /// What is attached for one instance.
 pub(super) struct Attachments {
     pins: PathBuf,
     run: PathBuf,
+}
+
+/// What is known of a filter in a clsact qdisc.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    /// The kernel's number of its program.
+    program: u32,
+    /// Whether the qdisc was not there before.
+    made_qdisc: bool,
 }
 
 impl Attachments {
@@ -49,14 +58,24 @@ impl Attachments {
         if tcx {
             return Ok(attach_link(&self.pins, link)?);
         }
-        let note = self.note(link.index);
-        let qdisc = if has_clsact(netlink, link.index).await? {
-            FOUND
-        } else {
-            MADE
+        let note = Note {
+            program: program_id(&self.pins, link)?,
+            made_qdisc: !has_clsact(netlink, link.index).await?,
         };
-        fs::write(&note, qdisc).map_err(|cause| Error::File { path: note, cause })?;
+        self.write_note(link.index, &note)?;
         Ok(attach_filter(&self.pins, link)?)
+    }
+
+    /// Whether an interface of the caller's network namespace is attached indeed: what the state
+    /// says may have been undone by others, or with the interface.
+    pub(super) async fn holds(&self, netlink: &Netlink, index: u32) -> Result<bool, Error> {
+        if link_is_attached(&self.pins, index) {
+            return Ok(true);
+        }
+        match self.read_note(index) {
+            Some(note) => Ok(has_filter(netlink, index, note.program).await?),
+            None => Ok(false),
+        }
     }
 
     /// The interfaces that have a tcx link, in whichever network namespace.
@@ -83,17 +102,30 @@ impl Attachments {
     /// Takes the filter off an interface of the instance's network namespace, which the caller and
     /// `netlink` are in, and the qdisc that was made for it.
     pub(super) async fn detach_filter(&self, netlink: &Netlink, index: u32) -> Result<(), Error> {
-        detach_filters(index)?;
-        let note = self.note(index);
-        if fs::read_to_string(&note).is_ok_and(|qdisc| qdisc == MADE) {
-            remove_unused_clsact(netlink, index).await?;
+        // A note that cannot be read was not written to its end: there is no filter yet.
+        if let Some(note) = self.read_note(index) {
+            remove_filters(netlink, index, note.program).await?;
+            if note.made_qdisc {
+                remove_unused_clsact(netlink, index).await?;
+            }
         }
-        match fs::remove_file(&note) {
+        let path = self.note(index);
+        match fs::remove_file(&path) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                Err(Error::File { path: note, cause })
+                Err(Error::File { path, cause })
             }
             _ => Ok(()),
         }
+    }
+
+    fn read_note(&self, index: u32) -> Option<Note> {
+        serde_json::from_slice(&fs::read(self.note(index)).ok()?).ok()
+    }
+
+    fn write_note(&self, index: u32, note: &Note) -> Result<(), Error> {
+        let path = self.note(index);
+        let write = || fs::write(&path, serde_json::to_vec(note)?);
+        write().map_err(|cause| Error::File { path, cause })
     }
 
     fn note(&self, index: u32) -> PathBuf {

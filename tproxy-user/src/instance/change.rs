@@ -1,18 +1,17 @@
 //! Changes of an instance: one at a time, each whole or not at all.
 
-use std::{collections::HashSet, mem};
+use std::{collections::HashSet, mem, time::Duration};
 
 use tproxy_common::limits::UNATTRIBUTED_SLOT;
 
 use super::{
-    ChangeLock, Error, Instance, Interface, NamespaceId, State, StoredRule,
-    attachments::Attachments,
+    ChangeLock, Error, Instance, Interface, NamespaceId, Origin, State, StoredRule,
+    attachments::Attachments, set_changes::SetChanges,
 };
 use crate::{
-    compiler::{Source, compile},
-    delivery::{Delivery, Framing, Link, Netlink, link_by_name},
-    kernel::{Counters, Generation, Maps, RelayCounters},
-    rule::{Rule, RuleSpec},
+    delivery::{Delivery, Framing, Link, Netlink, link_by_name, link_names},
+    kernel::{Maps, RelayCounters},
+    rule::{Deadline, RuleSpec},
 };
 
 /// No rule of this name.
@@ -23,9 +22,14 @@ pub struct RuleNotFound(pub String);
 /// The right to change an instance, held until dropped. Edits show in [`Change::state`] and take
 /// effect with [`Change::commit`].
 pub struct Change {
-    instance: Instance,
-    maps: Maps,
-    state: State,
+    pub(super) instance: Instance,
+    pub(super) maps: Maps,
+    /// The state in force, if there is one.
+    pub(super) before: Option<State>,
+    pub(super) state: State,
+    pub(super) sets: SetChanges,
+    /// Rules of the state in force whose time is over.
+    pub(super) expired: Vec<String>,
     _lock: ChangeLock,
 }
 
@@ -40,24 +44,33 @@ impl Change {
         let lock = ChangeLock::wait(instance)?;
         // Only now: whoever had the lock may have changed or removed everything.
         let state = instance.state()?;
-        let change = Self {
+        let mut change = Self {
             instance: instance.clone(),
             maps,
+            before: Some(state.clone()),
             state,
+            sets: SetChanges::default(),
+            expired: Vec::new(),
             _lock: lock,
         };
         change.remove_stray_links()?;
+        change.remove_expired()?;
         Ok(change)
     }
 
     /// The first change of an instance whose programs are loaded and pinned. Nothing is in force
     /// before it is committed.
     pub(crate) fn establish(instance: &Instance, state: State) -> Result<Self, Error> {
+        let lock = ChangeLock::wait(instance)?;
+        Origin::from(&state).write(instance.run_directory())?;
         Ok(Self {
             instance: instance.clone(),
             maps: instance.maps()?,
+            before: None,
             state,
-            _lock: ChangeLock::wait(instance)?,
+            sets: SetChanges::default(),
+            expired: Vec::new(),
+            _lock: lock,
         })
     }
 
@@ -73,41 +86,6 @@ impl Change {
         &self.maps
     }
 
-    /// Puts the edits in force with one write.
-    ///
-    /// # Errors
-    ///
-    /// When the rules do not fit or the kernel refuses; the old state stays in force.
-    pub fn commit(mut self) -> Result<State, Error> {
-        self.state.generation += 1;
-        self.put_in_force()?;
-        Ok(self.state)
-    }
-
-    fn put_in_force(&mut self) -> Result<(), Error> {
-        let state = &self.state;
-        let rules: Vec<Rule> = state
-            .rules
-            .iter()
-            .map(|stored| stored.spec.validate())
-            .collect::<Result<_, _>>()?;
-        let sources: Vec<Source<'_>> = rules
-            .iter()
-            .zip(&state.rules)
-            .map(|(rule, stored)| Source {
-                rule,
-                slot: stored.slot,
-                interfaces: indexes(&state.interfaces, &rule.interfaces),
-            })
-            .collect();
-        let tables = compile(&sources, state.generation)?;
-        let directory = self.instance.run_directory();
-        state.write(directory)?;
-        Generation::install(&self.maps, &tables).inspect_err(|_| state.withdraw(directory))?;
-        state.remove_others(directory);
-        Ok(())
-    }
-
     /// Adds a rule at a place from 0, and says its name.
     ///
     /// # Errors
@@ -117,18 +95,26 @@ impl Change {
         let name = match spec.name.take() {
             Some(name) if self.place_of(&name).is_ok() => return Err(Error::RuleExists(name)),
             Some(name) => name,
-            None => self.made_up_name(),
+            None => {
+                let taken: HashSet<String> = self.names().map(str::to_owned).collect();
+                self.made_up_name(|name| !taken.contains(name))
+            }
         };
         spec.name = Some(name.clone());
         let rule = spec.validate()?;
         if let Some(missing) = self.first_unattached(&rule.interfaces) {
             return Err(missing);
         }
-        let slot = self.free_slot()?;
-        Counters::new(&self.maps).reset(slot)?;
+        self.load_sets_of(&rule, &HashSet::new())?;
+        let taken = self.state.rules.iter().map(|rule| rule.slot).collect();
+        let stored = StoredRule {
+            slot: self.new_slot(&taken)?,
+            deadline: rule.life.map(Deadline::after).transpose()?,
+            spec,
+        };
         self.state
             .rules
-            .insert(place.min(self.state.rules.len()), StoredRule { slot, spec });
+            .insert(place.min(self.state.rules.len()), stored);
         Ok(name)
     }
 
@@ -143,6 +129,10 @@ impl Change {
             self.add_rule(spec.clone(), place)?;
         }
         Ok(())
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.state.rules.iter().map(StoredRule::name)
     }
 
     /// Where the rule of this name stands.
@@ -165,7 +155,9 @@ impl Change {
     /// When one is not there; none is deleted then.
     pub fn delete_rules(&mut self, names: &[String]) -> Result<(), RuleNotFound> {
         for name in names {
-            self.place_of(name)?;
+            if !self.expired.contains(name) {
+                self.place_of(name)?;
+            }
         }
         self.state
             .rules
@@ -175,7 +167,25 @@ impl Change {
 
     /// Deletes all rules, and says how many.
     pub fn flush_rules(&mut self) -> usize {
-        mem::take(&mut self.state.rules).len()
+        mem::take(&mut self.state.rules).len() + self.expired.len()
+    }
+
+    /// Whether rules are gone since the last change because their time is over. Committing this
+    /// change takes them out of the kernel.
+    #[must_use]
+    pub fn has_expired_rules(&self) -> bool {
+        !self.expired.is_empty()
+    }
+
+    fn remove_expired(&mut self) -> Result<(), Error> {
+        for stored in mem::take(&mut self.state.rules) {
+            if stored.left()? == Some(Duration::ZERO) {
+                self.expired.push(stored.name().to_owned());
+            } else {
+                self.state.rules.push(stored);
+            }
+        }
+        Ok(())
     }
 
     /// Says whether the instance stays when its agent ends.
@@ -190,9 +200,11 @@ impl Change {
     /// When one does not exist, is taken or cannot be attached; what was done is undone.
     pub async fn attach(mut self, netlink: &Netlink, names: &[String]) -> Result<State, Error> {
         let _turn = ChangeLock::wait_to_attach()?;
+        let before = self.state.clone();
+        self.forget_dead_interfaces(netlink).await?;
+        self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
         let links = self.attachable(netlink, names).await?;
-        let before = self.state.clone();
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
         let attached = self.attach_all(netlink, &delivery, &links).await;
         let Err(error) = attached else {
@@ -233,9 +245,10 @@ impl Change {
         delivery.apply(&wanted).await?;
         for link in links {
             let interface = self.attach_link(netlink, link).await?;
+            // An absent one of that name has come.
+            self.state.interfaces.retain(|one| one.name != link.name);
             self.state.interfaces.push(interface);
         }
-        self.state.generation += 1;
         self.put_in_force()
     }
 
@@ -251,7 +264,6 @@ impl Change {
         self.state
             .interfaces
             .retain(|interface| !names.contains(&interface.name));
-        self.state.generation += 1;
         self.put_in_force()?;
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
@@ -287,7 +299,7 @@ impl Change {
             return Ok(self.state);
         };
         let _turn = ChangeLock::wait_to_attach()?;
-        self.check_attachable(link)?;
+        self.check_attachable(netlink, link).await?;
         self.state.interfaces[place].attached = None;
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
@@ -329,6 +341,20 @@ impl Change {
         Ok(self.state)
     }
 
+    /// Makes interfaces absent that something else detached, or that were deleted while there was no
+    /// agent.
+    async fn forget_dead_interfaces(&mut self, netlink: &Netlink) -> Result<(), Error> {
+        let attachments = self.attachments()?;
+        for interface in &mut self.state.interfaces {
+            if let Some(index) = interface.attached
+                && !attachments.holds(netlink, index).await?
+            {
+                interface.attached = None;
+            }
+        }
+        Ok(())
+    }
+
     async fn attachable(&self, netlink: &Netlink, names: &[String]) -> Result<Vec<Link>, Error> {
         let mut links: Vec<Link> = Vec::new();
         for name in names {
@@ -336,19 +362,20 @@ impl Change {
                 .state
                 .interfaces
                 .iter()
-                .any(|interface| interface.name == *name);
+                .any(|interface| interface.name == *name && interface.attached.is_some());
             if known || links.iter().any(|link| link.name == *name) {
                 return Err(Error::AttachedAlready(name.clone()));
             }
             let link = link_by_name(netlink, name).await?;
-            self.check_attachable(&link)?;
+            self.check_attachable(netlink, &link).await?;
+            warn_of_port(netlink, &link).await?;
             links.push(link);
         }
         Ok(links)
     }
 
-    fn check_attachable(&self, link: &Link) -> Result<(), Error> {
-        check_attachable(&self.instance, link, self.state.namespace)
+    async fn check_attachable(&self, netlink: &Netlink, link: &Link) -> Result<(), Error> {
+        check_attachable(&self.instance, netlink, link, self.state.namespace).await
     }
 
     async fn attach_link(&self, netlink: &Netlink, link: &Link) -> Result<Interface, Error> {
@@ -403,7 +430,7 @@ impl Change {
             .position(|interface| interface.attached == Some(index))
     }
 
-    fn first_unattached(&self, names: &[String]) -> Option<Error> {
+    pub(super) fn first_unattached(&self, names: &[String]) -> Option<Error> {
         let attached = self.state.interface_names();
         let missing = names.iter().find(|name| !attached.contains(name))?;
         Some(Error::NotAttached {
@@ -413,19 +440,19 @@ impl Change {
         })
     }
 
-    fn made_up_name(&mut self) -> String {
+    /// The next name that is free.
+    pub(super) fn made_up_name(&mut self, is_free: impl Fn(&str) -> bool) -> String {
         loop {
             self.state.next_rule += 1;
             let name = format!("rule-{}", self.state.next_rule);
-            if self.place_of(&name).is_err() {
+            if is_free(&name) {
                 return name;
             }
         }
     }
 
     /// A slot that no rule has, nor a flow of a rule that is gone. There are twice as many as rules.
-    fn free_slot(&self) -> Result<u32, Error> {
-        let taken: HashSet<u32> = self.state.rules.iter().map(|rule| rule.slot).collect();
+    pub(super) fn free_slot(&self, taken: &HashSet<u32>) -> Result<u32, Error> {
         let relay = RelayCounters::open(&self.maps)?;
         let free = |slot: &u32| !taken.contains(slot) && relay.get(*slot).live == 0;
         Ok((0..UNATTRIBUTED_SLOT)
@@ -434,21 +461,15 @@ impl Change {
     }
 }
 
-fn indexes(interfaces: &[Interface], names: &[String]) -> Vec<u32> {
-    interfaces
-        .iter()
-        .filter(|interface| names.contains(&interface.name))
-        .filter_map(|interface| interface.attached)
-        .collect()
-}
-
-/// Checks that an instance can be attached to an interface of this network namespace.
+/// Checks that an instance can be attached to an interface of this network namespace, which
+/// `netlink` and the caller are in.
 ///
 /// # Errors
 ///
 /// [`Error::LinkType`] and [`Error::InterfaceTaken`].
-pub fn check_attachable(
+pub async fn check_attachable(
     instance: &Instance,
+    netlink: &Netlink,
     link: &Link,
     namespace: NamespaceId,
 ) -> Result<(), Error> {
@@ -456,7 +477,7 @@ pub fn check_attachable(
     if let Framing::Other(kind) = link.framing {
         return Err(Error::LinkType { interface, kind });
     }
-    match holder_of(instance, link.index, namespace) {
+    match holder_of(instance, netlink, link.index, namespace).await? {
         Some(instance) => Err(Error::InterfaceTaken {
             interface,
             instance,
@@ -465,15 +486,43 @@ pub fn check_attachable(
     }
 }
 
+/// What a port hands to its bridge or bond is routed as arriving there, where no policy rule of ours
+/// looks at it.
+async fn warn_of_port(netlink: &Netlink, link: &Link) -> Result<(), Error> {
+    let Some(controller) = link.controller else {
+        return Ok(());
+    };
+    let names = link_names(netlink).await?;
+    let unnamed = || format!("the interface with index {controller}");
+    let controller = names.get(&controller).cloned().unwrap_or_else(unnamed);
+    log::warn!(
+        "interface {} is a port of {controller}, and flows routed there are not taken: attach {controller} in its place",
+        link.name
+    );
+    Ok(())
+}
+
 /// The other instance that is attached to this interface.
-fn holder_of(own: &Instance, index: u32, namespace: NamespaceId) -> Option<String> {
-    Instance::all()
-        .into_iter()
-        .filter(|other| other.name() != own.name())
-        .find(|other| {
-            other.state().is_ok_and(|state| {
-                state.namespace == namespace && state.attached().any(|of| of == index)
-            })
-        })
-        .map(|other| other.name().to_owned())
+async fn holder_of(
+    own: &Instance,
+    netlink: &Netlink,
+    index: u32,
+    namespace: NamespaceId,
+) -> Result<Option<String>, Error> {
+    for other in Instance::all() {
+        let (Ok(state), Some(pins)) = (other.state(), other.pins()) else {
+            continue;
+        };
+        let named = other.name() != own.name()
+            && state.namespace == namespace
+            && state.attached().any(|of| of == index);
+        if named
+            && Attachments::new(&other, &pins)
+                .holds(netlink, index)
+                .await?
+        {
+            return Ok(Some(other.name().to_owned()));
+        }
+    }
+    Ok(None)
 }

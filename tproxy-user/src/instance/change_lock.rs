@@ -1,7 +1,7 @@
 //! The lock of changes: whoever holds it is the only one who changes the instance.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
     os::unix::fs::MetadataExt as _,
     path::Path,
@@ -50,15 +50,16 @@ impl ChangeLock {
         }
     }
 
-    /// Keeps others from changing the instance while its state is taken up; `None` while somebody
-    /// changes it. Leaves no trace that a watcher of changes would see.
-    #[must_use]
-    pub fn try_follow(instance: &Instance) -> Option<Self> {
-        let file = File::open(instance.run_directory().join(LOCK_FILE)).ok()?;
-        match file.try_lock_shared() {
-            Ok(()) => Some(Self { _file: file }),
-            Err(TryLockError::WouldBlock | TryLockError::Error(_)) => None,
-        }
+    /// Waits until nobody changes the instance, and keeps others from it while its state is taken
+    /// up. Leaves no trace that a watcher of changes would see.
+    ///
+    /// # Errors
+    ///
+    /// When there is no lock or it cannot be taken.
+    pub fn follow(instance: &Instance) -> io::Result<Self> {
+        let file = File::open(instance.run_directory().join(LOCK_FILE))?;
+        file.lock_shared()?;
+        Ok(Self { _file: file })
     }
 
     /// Waits until no other instance attaches interfaces. Comes after the lock of the own instance.

@@ -4,7 +4,9 @@
 //! | --- | --- | --- |
 //! | `/sys/fs/bpf/tproxy/NAME/` | pins of programs, maps and links, 0600 in 0700 | `run`, `attach` |
 //! | `/run/tproxy/NAME/state-N.json` | rules and interfaces of generation N as they were typed | every change |
+//! | `/run/tproxy/NAME/origin.json` | network namespace, mark and table | `run` |
 //! | `/run/tproxy/NAME/clsact-INDEX` | that a clsact qdisc may hold a filter of ours | `run`, `attach` |
+//! | `/run/tproxy/NAME/set-ID` | the list of a set | every change that makes one or folds its edits |
 //! | `/run/tproxy/NAME/lock` | the lock of changes | every change |
 //! | `/run/tproxy/NAME/agent.lock` | who the agent is; locked while it lives | `run` |
 //!
@@ -15,16 +17,26 @@ mod agent_lock;
 mod attachments;
 mod change;
 mod change_lock;
+mod commit;
 mod namespace;
+mod origin;
 mod removal;
+mod replacement;
+mod set_changes;
+mod shadows;
 mod state;
+mod stored_set;
 
 pub use agent_lock::{AgentLock, AgentRecord};
 pub use change::{Change, RuleNotFound, check_attachable};
 pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use namespace::{NamespaceId, enter as enter_namespace};
+pub use origin::Origin;
 pub use removal::{clear, remove};
-pub use state::{Interface, State, StoredRule};
+pub use set_changes::Added;
+pub use shadows::shadows;
+pub use state::{Built, Interface, State, StoredRule};
+pub use stored_set::StoredSet;
 
 use std::{
     fs::{self, DirBuilder},
@@ -35,10 +47,14 @@ use std::{
 
 use attachments::Attachments;
 
+use ipnet::IpNet;
+
 use crate::{
+    config::Problems,
     delivery,
     kernel::{self, Generation, Maps, bpffs},
-    rule::{SpecError, valid_name},
+    rule::{SpecErrors, valid_name},
+    set::{LoadError, SetName, Sets},
 };
 
 const RUN: &str = "/run/tproxy";
@@ -115,14 +131,46 @@ pub enum Error {
     )]
     Namespace(String),
     /// A rule that makes no sense.
-    #[error("{}", .0.as_flag())]
-    Rule(#[from] SpecError),
+    #[error(transparent)]
+    Rule(#[from] SpecErrors),
     /// A rule name that is there already.
     #[error("there is a rule {0} already: delete it first, or choose another --name")]
     RuleExists(String),
     /// A rule name that is not there.
     #[error(transparent)]
     RuleNotFound(#[from] RuleNotFound),
+    /// A set that is not there.
+    #[error(
+        "there is no set {0}: `tproxy set list` shows them; `tproxy set add {0} CIDR` or `tproxy set load {0} FILE` makes it"
+    )]
+    NoSuchSet(SetName),
+    /// A set that cannot be removed.
+    #[error("set {set} is used by rule {rule}: delete that rule first")]
+    SetInUse {
+        /// The set.
+        set: SetName,
+        /// The first rule that names it.
+        rule: String,
+    },
+    /// A CIDR that is not there.
+    #[error("{net} is not in set {set}{}: nothing was changed", held(.holder.as_ref()))]
+    NotInSet {
+        /// The set.
+        set: SetName,
+        /// The CIDR.
+        net: IpNet,
+        /// A CIDR of the set that holds it.
+        holder: Option<IpNet>,
+    },
+    /// A list of CIDRs.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Rules of a file that name interfaces that are not attached.
+    #[error(transparent)]
+    Unattached(Problems),
+    /// The clock that counts from boot.
+    #[error("the clock cannot be read: {0}")]
+    Clock(#[from] nix::Error),
     /// The rules do not fit.
     #[error(transparent)]
     Compile(#[from] crate::compiler::CompileError),
@@ -132,6 +180,12 @@ pub enum Error {
     /// Rules and routes.
     #[error(transparent)]
     Delivery(#[from] delivery::Error),
+}
+
+fn held(holder: Option<&IpNet>) -> String {
+    holder.map_or_else(String::new, |holder| {
+        format!(", though {holder} is, which holds it")
+    })
 }
 
 fn list(names: &[String]) -> String {
@@ -197,7 +251,8 @@ impl Instance {
         if pins.as_ref().is_some_and(|pins| pins.exists()) {
             return pins;
         }
-        let of_agent = AgentLock::holder(self).map(|agent| own(bpffs::of_process(agent.pid)));
+        let agent = AgentLock::holder(self).and_then(|agent| agent.process());
+        let of_agent = agent.map(|process| own(bpffs::of_process(process)));
         of_agent.filter(|pins| pins.exists()).or(pins)
     }
 
@@ -239,6 +294,33 @@ impl Instance {
     ///
     /// When there are none, or they cannot be read.
     pub fn in_force(&self) -> Result<(State, Generation), Error> {
+        let (state, tables, ()) = self.read_in_force(|_| Ok(()))?;
+        Ok((state, tables))
+    }
+
+    /// The state in force, the tables that were compiled from it, and those of its sets that are
+    /// wanted. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When there are none, or they cannot be read.
+    pub fn in_force_with_sets(
+        &self,
+        wanted: impl Fn(&StoredSet) -> bool,
+    ) -> Result<(State, Generation, Sets), Error> {
+        self.read_in_force(|state| {
+            let wanted = state.sets.iter().filter(|set| wanted(set));
+            wanted
+                .map(|set| Ok((set.name.clone(), set.open(&self.run)?)))
+                .collect()
+        })
+    }
+
+    /// The state in force with what `read` makes of it.
+    fn read_in_force<T>(
+        &self,
+        read: impl Fn(&State) -> Result<T, Error>,
+    ) -> Result<(State, Generation, T), Error> {
         let maps = self.maps()?;
         let tables = || {
             let tables = Generation::in_force(&maps)?;
@@ -246,9 +328,10 @@ impl Instance {
         };
         loop {
             let found = tables()?;
-            match State::read(&self.run, found.number()) {
-                Ok(state) => return Ok((state, found)),
-                // A change came in between: the file of the generation before is gone.
+            let state = State::read(&self.run, found.number());
+            match state.and_then(|state| read(&state).map(|read| (state, read))) {
+                Ok((state, read)) => return Ok((state, found, read)),
+                // A change came in between: files of the generation before are gone.
                 Err(Error::File { cause, .. })
                     if cause.kind() == io::ErrorKind::NotFound
                         && tables()?.number() != found.number() => {}
@@ -257,17 +340,30 @@ impl Instance {
         }
     }
 
-    /// Whether everything that the state in force rests on is in the kernel, as a program of this
-    /// build would have put it there. Changes nothing.
+    /// Whether everything that the state in force rests on is in the kernel and at work, attached by
+    /// links, as a program of this build would have put it there. Changes nothing.
     #[must_use]
     pub fn is_intact(&self, state: &State) -> bool {
         let (Ok(in_force), Some(pins)) = (self.state(), self.pins()) else {
             return false;
         };
-        let links = Attachments::new(self, &pins).links().unwrap_or_default();
         in_force == *state
             && state.loaded.is_whole_and_current(&pins)
-            && state.attached().all(|index| links.contains(&index))
+            && kernel::lookup_is_attached(&pins, state.namespace.inode())
+            && state
+                .attached()
+                .all(|index| kernel::link_is_attached(&pins, index))
+    }
+
+    /// Whether an interface of the state in force has its program, as far as that can be told from
+    /// outside of its network namespace. Changes nothing.
+    #[must_use]
+    pub fn is_attached(&self, state: &State, interface: &Interface) -> bool {
+        let held = |index| {
+            let pins = self.pins();
+            !state.tcx || pins.is_some_and(|pins| kernel::link_is_attached(&pins, index))
+        };
+        interface.attached.is_some_and(held)
     }
 
     /// Keeps a state of which nothing is in the kernel any more, for an agent that starts later.
@@ -291,6 +387,15 @@ impl Instance {
         let links = attachments.links().unwrap_or_default();
         let mut carrying = links.into_iter().chain(attachments.filters());
         carrying.any(|index| state.attached().all(|attached| attached != index))
+    }
+
+    /// Where the instance is, even if its state is damaged.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        let state = self.remembered_state();
+        state
+            .map(|state| Origin::from(&state))
+            .or_else(|| Origin::read(&self.run))
     }
 
     /// The state in force or, of a damaged instance, the newest that was written.

@@ -35,9 +35,14 @@ impl NamespaceId {
         })
     }
 
+    /// Its inode.
+    #[must_use]
+    pub const fn inode(&self) -> u64 {
+        self.inode
+    }
+
     /// Moves the calling thread into this namespace, which an agent lives in or `ip netns` has a
-    /// name for. False when neither has it nor any
-    /// process: then it is gone.
+    /// name for. False when neither has it nor any process: then it is gone.
     ///
     /// # Errors
     ///

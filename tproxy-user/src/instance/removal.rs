@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use tproxy_common::agent::AgentState;
 
-use super::{ChangeLock, Error, Instance, State, attachments::Attachments};
+use super::{ChangeLock, Error, Instance, Origin, State, attachments::Attachments};
 use crate::{
     delivery::{Netlink, remove_leftovers},
     kernel::Maps,
@@ -44,18 +44,18 @@ pub async fn clear(
 ) -> Result<bool, Error> {
     let mut outcome = Ok(());
     let directory = instance.run_directory();
-    let state = instance.remembered_state();
+    let origin = instance.origin();
     let pins = instance.pins().filter(|pins| pins.exists());
     let unfinished = instance.unfinished_pins().filter(|pins| pins.exists());
-    let found = pins.is_some() || unfinished.is_some() || state.is_some();
+    let found = pins.is_some() || unfinished.is_some() || origin.is_some();
     if let Some(netlink) = netlink {
         // Links go with their pins, below.
         let attachments = Attachments::new(instance, pins.as_deref().unwrap_or(directory));
         for index in attachments.filters() {
             outcome = outcome.and(attachments.detach_filter(netlink, index).await);
         }
-        if let Some(state) = &state {
-            let delivered = remove_leftovers(netlink, state.assignment()).await;
+        if let Some(origin) = origin {
+            let delivered = remove_leftovers(netlink, origin.assignment()).await;
             outcome = outcome.and(delivered.map_err(Error::from));
         }
     }
@@ -70,6 +70,7 @@ pub async fn clear(
     }
     outcome?;
     State::remove_all(directory);
+    Origin::remove(directory);
     Ok(found)
 }
 

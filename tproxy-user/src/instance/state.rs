@@ -3,12 +3,17 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, NamespaceId};
-use crate::{delivery::Assignment, kernel::Loaded, rule::RuleSpec};
+use super::{Error, NamespaceId, StoredSet};
+use crate::{
+    delivery::Assignment,
+    kernel::Loaded,
+    rule::{Deadline, RuleSpec},
+};
 
 /// What an instance is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +38,26 @@ pub struct State {
     pub rules: Vec<StoredRule>,
     /// The number of the next rule that has no name.
     pub next_rule: u64,
+    /// Sets by name.
+    #[serde(default)]
+    pub sets: Vec<StoredSet>,
+    /// The number of the file that was last made for a set.
+    #[serde(default)]
+    pub next_set: u64,
+    /// What the rules were compiled to.
+    #[serde(default)]
+    pub built: Built,
+}
+
+/// What the compiler made of rules when all of them were last compiled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Built {
+    /// CIDRs of all sets and rules, of now.
+    pub cidrs: usize,
+    /// Different sets of rules that keys of the tables satisfy.
+    pub classes: usize,
+    /// How long it took.
+    pub milliseconds: u64,
 }
 
 /// An interface that was asked for.
@@ -60,6 +85,9 @@ impl Interface {
 pub struct StoredRule {
     /// Where it is counted.
     pub slot: u32,
+    /// When it is gone, if it is to be some time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Deadline>,
     /// The rule, with a name.
     #[serde(flatten)]
     pub spec: RuleSpec,
@@ -70,6 +98,24 @@ impl StoredRule {
     #[must_use]
     pub fn name(&self) -> &str {
         self.spec.name.as_deref().unwrap_or_default()
+    }
+
+    /// What is left of its life; `None` when it has no end.
+    ///
+    /// # Errors
+    ///
+    /// When the clock cannot be read.
+    pub fn left(&self) -> nix::Result<Option<Duration>> {
+        self.deadline.map(Deadline::left).transpose()
+    }
+
+    /// Whether it is this rule, but for its name.
+    pub(super) fn says(&self, unnamed: &RuleSpec) -> bool {
+        let own = RuleSpec {
+            name: None,
+            ..self.spec.clone()
+        };
+        own == *unnamed
     }
 }
 
@@ -88,6 +134,12 @@ impl State {
         self.interfaces
             .iter()
             .filter_map(|interface| interface.attached)
+    }
+
+    /// When the next rule is gone.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Deadline> {
+        self.rules.iter().filter_map(|rule| rule.deadline).min()
     }
 
     /// Names of the interfaces.

@@ -4,20 +4,22 @@
 //! From Linux 6.6 a tcx link is pinned beside the programs. Older kernels get a filter in a clsact
 //! qdisc, which needs no pin to stay.
 
-use std::{fs, path::Path};
+use std::{fs, os::fd::AsRawFd as _, path::Path};
 
 use aya::{
     programs::{
         LinkOrder, ProgramError, SchedClassifier, SkLookup, TcAttachType,
         links::FdLink,
-        tc::{NlOptions, TcAttachOptions, TcError, qdisc_add_clsact, qdisc_detach_program},
+        tc::{NlOptions, TcAttachOptions, TcError, qdisc_add_clsact},
     },
     util::KernelVersion,
 };
-use nix::{errno::Errno, net::if_::if_indextoname};
 
 use super::Error;
-use crate::delivery::{Framing, Link};
+use crate::{
+    delivery::{Framing, Link},
+    sys::open_pin,
+};
 
 pub(super) const ETHER_PROGRAM: &str = "tproxy_ether";
 pub(super) const IP_PROGRAM: &str = "tproxy_ip";
@@ -97,6 +99,44 @@ fn program_for(directory: &Path, link: &Link) -> Result<SchedClassifier, Error> 
     })
 }
 
+/// The kernel's number of the program that an interface of this framing gets.
+///
+/// # Errors
+///
+/// When it is not pinned.
+pub fn program_id(directory: &Path, link: &Link) -> Result<u32, Error> {
+    let info = program_for(directory, link)?.info();
+    let info = info.map_err(|cause| Error::Attach {
+        object: link.name.clone(),
+        cause,
+    })?;
+    Ok(info.id())
+}
+
+/// Whether the pinned link of an interface is attached to it still. The kernel takes links off
+/// interfaces that are deleted, and `bpftool` off others; their pins stay.
+#[must_use]
+pub fn link_is_attached(directory: &Path, index: u32) -> bool {
+    number_of_link(&directory.join(link_pin(index)), "ifindex") == Some(index.into())
+}
+
+/// Whether the pinned link of the sk_lookup program is attached to the network namespace with this
+/// inode still.
+#[must_use]
+pub fn lookup_is_attached(directory: &Path, namespace: u64) -> bool {
+    number_of_link(&directory.join(LOOKUP_LINK), "netns_ino") == Some(namespace)
+}
+
+/// What the kernel says about a pinned link (`/proc/PID/fdinfo/FD`).
+fn number_of_link(pin: &Path, key: &str) -> Option<u64> {
+    let link = open_pin(pin).ok()?;
+    let lines = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd())).ok()?;
+    let mut values = lines
+        .lines()
+        .filter_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    values.next_back()?.trim().parse().ok()
+}
+
 /// Takes the tcx link off an interface. One that is gone already is no error.
 ///
 /// # Errors
@@ -110,45 +150,6 @@ pub fn detach_link(directory: &Path, index: u32) -> Result<(), Error> {
         }
         _ => Ok(()),
     }
-}
-
-/// Takes every filter with one of the programs off an interface of the caller's network namespace.
-/// It is no error when there is none, or no such interface.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub fn detach_filters(index: u32) -> Result<(), Error> {
-    // An interface that is gone took its filters along.
-    let Ok(Ok(name)) = if_indextoname(index).map(std::ffi::CString::into_string) else {
-        return Ok(());
-    };
-    for program in [ETHER_PROGRAM, IP_PROGRAM] {
-        match qdisc_detach_program(&name, TcAttachType::Ingress, program) {
-            Ok(()) => {}
-            Err(error) if is_absent(&error) => {}
-            Err(cause) => {
-                return Err(Error::Filter {
-                    interface: name,
-                    cause,
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// No such filter, qdisc or interface.
-fn is_absent(error: &TcError) -> bool {
-    let code = match error {
-        TcError::IoError(error) if error.kind() == std::io::ErrorKind::NotFound => return true,
-        TcError::IoError(error) => error.raw_os_error(),
-        TcError::NetlinkError(error) => error.raw_os_error(),
-        _ => None,
-    };
-    [Errno::ENOENT, Errno::ENODEV, Errno::EINVAL]
-        .into_iter()
-        .any(|errno| code == Some(errno as i32))
 }
 
 /// Attaches the sk_lookup program to the caller's network namespace.

@@ -3,13 +3,13 @@
 use std::{
     fs,
     net::{IpAddr, TcpListener},
-    os::fd::AsRawFd,
+    os::{fd::AsRawFd, unix::net::UnixDatagram},
     path::{Path, PathBuf},
 };
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, SockMap, lpm_trie::Key};
 use ipnet::IpNet;
-use tproxy_common::{address::Address, agent::AgentState};
+use tproxy_common::{address::Address, agent::AgentState, limits::LIFELINE};
 
 use super::Error;
 
@@ -50,14 +50,20 @@ impl Maps {
         map.get(&0, 0).map_err(failed("AGENT"))
     }
 
-    /// Registers the listener of each worker.
+    /// Registers the listener of each worker, and a socket that lasts as long as the agent.
     ///
     /// # Errors
     ///
     /// When the map cannot be written.
-    pub fn set_listeners(&self, listeners: &[TcpListener]) -> Result<(), Error> {
+    pub fn set_listeners(
+        &self,
+        listeners: &[TcpListener],
+        lifeline: &UnixDatagram,
+    ) -> Result<(), Error> {
         let name = "RELAY_LISTENERS";
         let mut map: SockMap<MapData> = self.open(name, TryInto::try_into)?;
+        map.set(LIFELINE, &lifeline.as_raw_fd(), 0)
+            .map_err(failed(name))?;
         for (worker, listener) in (0..).zip(listeners) {
             map.set(worker, &listener.as_raw_fd(), 0)
                 .map_err(failed(name))?;

@@ -2,6 +2,7 @@
 
 pub mod bpffs;
 mod counters;
+mod flow_filter;
 mod generation;
 mod handover;
 mod links;
@@ -9,11 +10,12 @@ mod maps;
 mod object;
 
 pub use counters::{Counters, RelayCounters, RuleTotals};
+pub use flow_filter::FlowFilter;
 pub use generation::Generation;
 pub use handover::Handover;
 pub use links::{
-    attach_filter, attach_link, attach_lookup, detach_filters, detach_link, kernel_has_tcx,
-    pinned_links,
+    attach_filter, attach_link, attach_lookup, detach_link, kernel_has_tcx, link_is_attached,
+    lookup_is_attached, pinned_links, program_id,
 };
 pub use maps::Maps;
 pub use object::{Loaded, Settings, load};
@@ -72,14 +74,6 @@ pub enum Error {
         /// The refusal.
         cause: TcError,
     },
-    /// A filter cannot be removed.
-    #[error("cannot take the filter off {interface}: {}", reasons(.cause))]
-    Filter {
-        /// The interface.
-        interface: String,
-        /// The refusal.
-        cause: TcError,
-    },
     /// A link is not what it should be.
     #[error("the link {object} is unusable: {}", reasons(.cause))]
     Link {
@@ -111,6 +105,9 @@ pub enum Error {
     /// A map cannot be read in place.
     #[error("the map of the rules cannot be mapped into memory: {0}")]
     Memory(io::Error),
+    /// The tables in force are full.
+    #[error("the tables of the rules have no room for this change")]
+    NoRoom,
     /// A pin cannot be made.
     #[error("cannot pin {path}: {}", reasons(.cause))]
     Pin {

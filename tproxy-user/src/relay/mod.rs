@@ -85,6 +85,25 @@ pub enum RelayError {
     Panic,
 }
 
+/// Checks that the limit of open files suffices for so many workers, and raises the soft limit to the
+/// hard one.
+///
+/// # Errors
+///
+/// [`RelayError::TooFewDescriptors`], or when the limit cannot be read.
+pub fn check_limits(settings: &Settings, workers: usize) -> Result<Capacity, RelayError> {
+    let failed = |source| RelayError::Start {
+        call: "setrlimit RLIMIT_NOFILE",
+        source,
+    };
+    let descriptors = raise_descriptor_limit().map_err(failed)?;
+    let mut capacity = Capacity::plan(descriptors, workers, settings.pipe_capacity)
+        .ok_or(RelayError::TooFewDescriptors { descriptors })?;
+    capacity.flows = capacity.flows.min(settings.max_flows.unwrap_or(usize::MAX));
+    capacity.pipes = capacity.pipes.min(settings.max_pipes.unwrap_or(usize::MAX));
+    Ok(capacity)
+}
+
 impl Relay {
     /// Starts a worker for each of `listeners`.
     ///
@@ -103,11 +122,7 @@ impl Relay {
             return Err(RelayError::NoListener);
         }
         let failed = |call| move |source| RelayError::Start { call, source };
-        let descriptors = raise_descriptor_limit().map_err(failed("setrlimit RLIMIT_NOFILE"))?;
-        let mut capacity = Capacity::plan(descriptors, listeners.len(), settings.pipe_capacity)
-            .ok_or(RelayError::TooFewDescriptors { descriptors })?;
-        capacity.flows = capacity.flows.min(settings.max_flows.unwrap_or(usize::MAX));
-        capacity.pipes = capacity.pipes.min(settings.max_pipes.unwrap_or(usize::MAX));
+        let capacity = check_limits(&settings, listeners.len())?;
         info!(
             "serving at most {} flows at once: {} open files are allowed, 2 for a flow, {} for pipes",
             capacity.flows,

@@ -1,29 +1,48 @@
-//! Addresses and CIDRs of a rule.
+//! Addresses, CIDRs and sets of a rule.
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 
-/// Prefixes that a rule asks for. An exclusion wins over any inclusion.
+use ipnet::IpNet;
+
+use crate::set::{Cidr, SetName};
+
+/// What a rule asks of an address. An exclusion wins over any inclusion.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressMatch {
-    /// Any of these; all addresses when empty.
+    /// Any of these prefixes or of `include_sets`; all addresses when both are empty.
     pub include: Vec<IpNet>,
-    /// None of these.
+    /// None of these prefixes.
     pub exclude: Vec<IpNet>,
+    /// Any address of these sets or of `include`. A set that is empty holds no address.
+    pub include_sets: BTreeSet<SetName>,
+    /// No address of these sets.
+    pub exclude_sets: BTreeSet<SetName>,
 }
 
 impl AddressMatch {
-    /// Reads a list of CIDRs and addresses, excluded when `!` stands before.
+    /// Reads a list of CIDRs, addresses, `set:NAME` and `@FILE`, each excluded when `!` stands
+    /// before.
     ///
     /// # Errors
     ///
-    /// The first word that is neither, and why.
+    /// The first word that is none, and why.
     pub fn parse(words: &[String]) -> Result<Self, String> {
         let mut parsed = Self::default();
         for word in words {
-            match word.strip_prefix('!') {
-                Some(excluded) => parsed.exclude.push(parse_prefix(excluded, word)?),
-                None => parsed.include.push(parse_prefix(word, word)?),
+            let (named, prefixes, sets) = match word.strip_prefix('!') {
+                Some(named) => (named, &mut parsed.exclude, &mut parsed.exclude_sets),
+                None => (word.as_str(), &mut parsed.include, &mut parsed.include_sets),
+            };
+            match (SetName::of_word(named), Cidr::parse(named)) {
+                (Some(name), _) => {
+                    sets.insert(name?);
+                }
+                (None, Some(cidr)) => prefixes.push(cidr.net),
+                (None, None) => {
+                    return Err(format!(
+                        "\"{word}\" is not a CIDR, an IP address, set:NAME or @FILE"
+                    ));
+                }
             }
         }
         Ok(parsed)
@@ -32,22 +51,19 @@ impl AddressMatch {
     /// Whether it holds for every address.
     #[must_use]
     pub fn is_any(&self) -> bool {
-        self.include.is_empty() && self.exclude.is_empty()
+        self.includes_all() && self.exclude.is_empty() && self.exclude_sets.is_empty()
     }
-}
 
-/// A CIDR or an address; host bits are masked off, IPv4-mapped IPv6 becomes IPv4 (RFC 4291,
-/// 2.5.5.2), because that is how such flows look on the wire.
-/// Errors quote the whole `word`.
-fn parse_prefix(text: &str, word: &str) -> Result<IpNet, String> {
-    let prefix = match text.parse::<IpNet>() {
-        Ok(prefix) => prefix,
-        Err(_) => match text.parse::<IpAddr>() {
-            Ok(address) => IpNet::from(address),
-            Err(_) => return Err(format!("\"{word}\" is not a CIDR or an IP address")),
-        },
-    };
-    Ok(unmapped(prefix.trunc()))
+    /// Whether it holds for every address that is not excluded.
+    #[must_use]
+    pub fn includes_all(&self) -> bool {
+        self.include.is_empty() && self.include_sets.is_empty()
+    }
+
+    /// The sets that it names.
+    pub fn sets(&self) -> impl Iterator<Item = &SetName> {
+        self.include_sets.union(&self.exclude_sets)
+    }
 }
 
 /// A CIDR without its host bits; `None` for every other word.
@@ -56,18 +72,8 @@ pub(super) fn masked(word: &str) -> Option<String> {
         Some(text) => ("!", text),
         None => ("", word),
     };
-    let prefix: IpNet = text.parse().ok()?;
-    (prefix != prefix.trunc()).then(|| format!("{exclusion}{}", prefix.trunc()))
-}
-
-fn unmapped(prefix: IpNet) -> IpNet {
-    let IpNet::V6(v6) = prefix else { return prefix };
-    v4_of(v6).map_or(prefix, IpNet::V4)
-}
-
-fn v4_of(prefix: Ipv6Net) -> Option<Ipv4Net> {
-    let length = prefix.prefix_len().checked_sub(96)?;
-    Ipv4Net::new(prefix.network().to_ipv4_mapped()?, length).ok()
+    let cidr = Cidr::parse(text)?;
+    cidr.masked.then(|| format!("{exclusion}{}", cidr.net))
 }
 
 #[cfg(test)]
@@ -92,6 +98,21 @@ mod tests {
             parsed.exclude,
             ["10.1.2.3/32".parse().unwrap(), "::1/128".parse().unwrap()]
         );
+        assert!(!parsed.is_any() && !parsed.includes_all() && parsed.sets().next().is_none());
+    }
+
+    #[test]
+    fn takes_sets_and_files_and_exclusions_of_them() {
+        let parsed = parse(&["set:a", "!set:b", "@/etc/c", "!@/etc/d", "set:a", "!set:a"]).unwrap();
+        let words = |sets: &BTreeSet<SetName>| -> Vec<String> {
+            sets.iter().map(SetName::to_word).collect()
+        };
+        assert_eq!(words(&parsed.include_sets), ["@/etc/c", "set:a"]);
+        assert_eq!(words(&parsed.exclude_sets), ["@/etc/d", "set:a", "set:b"]);
+        assert_eq!(parsed.sets().count(), 4);
+        assert!(!parsed.is_any() && !parsed.includes_all());
+        let exclusion = parse(&["!set:b"]).unwrap();
+        assert!(!exclusion.is_any() && exclusion.includes_all());
     }
 
     #[test]
@@ -119,9 +140,13 @@ mod tests {
             "fe80::1%eth0",
             "1.2.3.4/",
             "host",
+            "blocked",
         ] {
             let error = parse(&[word]).unwrap_err();
             assert!(error.contains(&format!("\"{word}\"")), "{error}");
+        }
+        for word in ["set:", "set:a b", "!set:", "@", "!@"] {
+            assert!(parse(&[word]).is_err(), "{word}");
         }
     }
 }

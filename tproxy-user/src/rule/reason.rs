@@ -3,13 +3,17 @@
 use std::{fmt::Display, net::SocketAddr};
 
 use ipnet::IpNet;
-use tproxy_common::flow::Protocol;
+use tproxy_common::flow::{Protocol, Scope};
 
-use super::{AddressMatch, PortRange, Rule};
+use super::{AddressMatch, Cgroup, PortRange, Rule, UidRange, scope_name};
 
 /// A flow as an operator names it.
 #[derive(Clone, Debug)]
 pub struct NamedFlow {
+    /// Where it is caught.
+    pub scope: Scope,
+    /// Whose process opened it; known of local flows.
+    pub owner: Option<Owner>,
     /// Its protocol.
     pub protocol: Protocol,
     /// The interface that it arrives on.
@@ -18,6 +22,15 @@ pub struct NamedFlow {
     pub source: SocketAddr,
     /// Where the client wants to go.
     pub destination: SocketAddr,
+}
+
+/// The process that opened a flow.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Its user.
+    pub uid: u32,
+    /// Its control group, where that is known.
+    pub cgroup: Option<Cgroup>,
 }
 
 /// One condition of a rule, and whether the flow meets it.
@@ -35,6 +48,12 @@ impl Rule {
     /// Holds the flow against each condition that the rule has, in the order of its keys.
     #[must_use]
     pub fn conditions(&self, flow: &NamedFlow) -> Vec<Condition> {
+        let unusual = self.scope != Scope::Forward || flow.scope != self.scope;
+        let scope = unusual.then(|| Condition {
+            key: "scope",
+            met: self.scope == flow.scope,
+            text: against(&scope_name(flow.scope), &[scope_name(self.scope)]),
+        });
         let protocol = Condition {
             key: "proto",
             met: self.protocols.contains(&flow.protocol),
@@ -52,9 +71,13 @@ impl Rule {
         let destination = address("dst", &self.destination, flow.destination);
         let source_port = port("sport", &self.source_ports, flow.source.port());
         let destination_port = port("dport", &self.destination_ports, flow.destination.port());
+        let owner = flow.owner.as_ref();
         [
+            scope,
             Some(protocol),
             interface,
+            user(&self.users, owner),
+            cgroup(&self.cgroups, owner),
             source,
             destination,
             source_port,
@@ -64,6 +87,40 @@ impl Rule {
         .flatten()
         .collect()
     }
+}
+
+fn user(wanted: &[UidRange], owner: Option<&Owner>) -> Option<Condition> {
+    if wanted.is_empty() {
+        return None;
+    }
+    let holds = |owner: &Owner| {
+        wanted
+            .iter()
+            .any(|range| (range.first..=range.last).contains(&owner.uid))
+    };
+    Some(Condition {
+        key: "uid",
+        met: owner.is_some_and(holds),
+        text: match owner {
+            Some(owner) => against(&owner.uid, wanted),
+            None => against(&"no known user", wanted),
+        },
+    })
+}
+
+fn cgroup(wanted: &[Cgroup], owner: Option<&Owner>) -> Option<Condition> {
+    if wanted.is_empty() {
+        return None;
+    }
+    let group = owner.and_then(|owner| owner.cgroup.as_ref());
+    Some(Condition {
+        key: "cgroup",
+        met: group.is_some_and(|group| wanted.contains(group)),
+        text: match group {
+            Some(group) => against(group, wanted),
+            None => against(&"no known control group", wanted),
+        },
+    })
 }
 
 fn address(key: &'static str, wanted: &AddressMatch, end: SocketAddr) -> Option<Condition> {
@@ -133,6 +190,8 @@ mod tests {
 
     fn flow() -> NamedFlow {
         NamedFlow {
+            scope: Scope::Forward,
+            owner: None,
             protocol: Protocol::Tcp,
             interface: "eth1".into(),
             source: "10.1.0.2:50000".parse().unwrap(),
@@ -187,5 +246,53 @@ mod tests {
             ..RuleSpec::default()
         };
         assert_eq!(first_unmet(only_exclusions), None);
+    }
+
+    #[test]
+    fn a_local_flow_is_held_against_its_process() {
+        let spec = |edit: fn(&mut RuleSpec)| {
+            let mut spec = RuleSpec {
+                scope: Some("local".into()),
+                ..RuleSpec::default()
+            };
+            edit(&mut spec);
+            spec
+        };
+        let local = NamedFlow {
+            scope: Scope::Local,
+            owner: Some(Owner {
+                uid: 1000,
+                cgroup: Some("user.slice".parse().unwrap()),
+            }),
+            ..flow()
+        };
+        let unmet = |edit: fn(&mut RuleSpec), flow: &NamedFlow| {
+            let conditions = rule(spec(edit)).conditions(flow).into_iter();
+            conditions
+                .filter(|condition| !condition.met)
+                .map(|condition| (condition.key, condition.text))
+                .collect::<Vec<_>>()
+        };
+        let users: fn(&mut RuleSpec) = |spec| spec.uid = vec!["0".into(), "900-1000".into()];
+        let others: fn(&mut RuleSpec) = |spec| spec.uid = vec!["0-999".into()];
+        let groups: fn(&mut RuleSpec) = |spec| spec.cgroup = vec!["user.slice".into()];
+        let services: fn(&mut RuleSpec) = |spec| spec.cgroup = vec!["system.slice".into()];
+        assert_eq!(unmet(users, &local), []);
+        assert_eq!(unmet(groups, &local), []);
+        assert_eq!(
+            unmet(others, &local),
+            [("uid", "1000 against 0-999".into())]
+        );
+        assert_eq!(
+            unmet(services, &local),
+            [("cgroup", "user.slice against system.slice".into())]
+        );
+        assert_eq!(
+            unmet(users, &flow()),
+            [
+                ("scope", "forward against local".into()),
+                ("uid", "no known user against 0,900-1000".into())
+            ]
+        );
     }
 }

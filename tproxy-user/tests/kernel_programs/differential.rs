@@ -10,6 +10,7 @@ use std::{
     env,
     fmt::Debug,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    rc::Rc,
     str::FromStr,
 };
 
@@ -22,20 +23,22 @@ use proptest::{
 use tproxy_common::{
     agent::AgentState,
     flow::Protocol,
+    flow_filter::GRACE,
     outcome::{OUTCOMES, Outcome},
     tables::{Action, OnMissing},
 };
 use tproxy_user::{
-    kernel::Generation,
+    agent::turn,
+    kernel::{FlowFilter, Generation},
     rule::{AddressMatch, PortRange, Rule},
 };
 
 use crate::{
     frame::{ACK, ETHERNET_HEADER, Extension, Frame, SYN, Transport, shortest},
-    model::{Interface, Model, directions},
+    model::{Handovers, Interface, Model, directions},
     sandbox::{
-        MARK, Metadata, Sandbox, UPSTREAM_MARK, compiled, connection, expected, in_sandbox,
-        index_of, ip, is_lookup, make_local, rule,
+        MARK, Metadata, Sandbox, UPSTREAM_MARK, Workers, compiled, connection, expected,
+        in_sandbox, index_of, ip, is_lookup, make_local, rule,
     },
 };
 
@@ -98,13 +101,11 @@ struct World<'a> {
         tproxy_common::address::Address,
         u16,
     )>,
+    handovers: Rc<RefCell<Handovers>>,
     /// How often each outcome should have occurred so far.
     counted: RefCell<[u64; OUTCOMES]>,
     /// They keep their sockets for as long as this lives.
-    _sockets: (
-        Vec<std::net::TcpListener>,
-        Vec<(std::net::TcpStream, std::net::TcpStream)>,
-    ),
+    _sockets: (Workers, Vec<(std::net::TcpStream, std::net::TcpStream)>),
 }
 
 impl<'a> World<'a> {
@@ -124,6 +125,11 @@ impl<'a> World<'a> {
             .iter()
             .map(|(client, server)| connection(*client, *server));
         let connections = connections.collect();
+        // The filter of flows is to change nothing but the cost.
+        let filter = FlowFilter::open(&sandbox.maps).expect("the filter of flows");
+        for _ in 0..=GRACE {
+            turn(&filter).expect("the sockets are listed");
+        }
         Self {
             sandbox,
             interfaces: INTERFACES.map(|name| index_of(name).expect("the interface")),
@@ -131,6 +137,7 @@ impl<'a> World<'a> {
                 .iter()
                 .flat_map(|(client, server)| directions(*client, *server))
                 .collect(),
+            handovers: Rc::default(),
             counted: RefCell::new(sandbox.outcomes()),
             _sockets: (listeners, connections),
         }
@@ -149,6 +156,7 @@ impl<'a> World<'a> {
             local: case.local.clone(),
             agent: case.agent,
             listeners: LISTENERS,
+            handovers: Rc::clone(&self.handovers),
             awaited: self.awaited.clone(),
         };
         case.packets
@@ -351,7 +359,11 @@ fn any_match() -> impl Strategy<Value = AddressMatch> {
         prop::collection::vec(any_prefix(), 0..4),
         prop::collection::vec(any_prefix(), 0..2),
     )
-        .prop_map(|(include, exclude)| AddressMatch { include, exclude })
+        .prop_map(|(include, exclude)| AddressMatch {
+            include,
+            exclude,
+            ..AddressMatch::default()
+        })
 }
 
 fn any_port() -> impl Strategy<Value = u16> {
@@ -380,12 +392,16 @@ fn any_rule() -> impl Strategy<Value = Rule> {
             Action::Relay,
             Action::Pass,
             Action::Drop,
+            Action::Reject,
         ]),
         select(vec![OnMissing::Pass, OnMissing::Drop]),
     )
         .prop_map(
             |(addresses, ports, protocols, interfaces, action, on_missing)| Rule {
-                protocols,
+                protocols: match action {
+                    Action::Reject => vec![Protocol::Tcp],
+                    _ => protocols,
+                },
                 source: addresses.0,
                 destination: addresses.1,
                 source_ports: ports.0,
@@ -464,7 +480,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         (link, ether_type),
         (option_words, fragment, extensions),
         any_transport(),
-        0_u8..40,
+        0_u16..40,
     )
         .prop_map(
             |((source, destination), (link, ether_type), header, transport, payload)| Frame {

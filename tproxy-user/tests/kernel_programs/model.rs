@@ -1,7 +1,12 @@
 //! What the tc program decides, in user space: the parser and the classifier are the programs' own,
 //! the order of the checks and the state of the kernel are written down a second time.
 
-use std::{collections::HashSet, net::SocketAddr};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    rc::Rc,
+};
 
 use ipnet::IpNet;
 use tproxy_common::{
@@ -9,6 +14,7 @@ use tproxy_common::{
     agent::AgentState,
     classifier::classify,
     flow::{Flow, Protocol, Scope, worker_of},
+    handover::Place,
     icmp::quoted_flow,
     outcome::Outcome,
     packet::{Headers, Unreadable, parse},
@@ -30,9 +36,14 @@ pub(crate) struct Model {
     pub(crate) agent: AgentState,
     /// Workers that have a listener: the first ones.
     pub(crate) listeners: u32,
+    /// What was decided about the last flow at each place.
+    pub(crate) handovers: Rc<RefCell<Handovers>>,
     /// Source and destination of the segments that a connected socket of this host awaits.
     pub(crate) awaited: HashSet<(Address, u16, Address, u16)>,
 }
+
+/// The flow that was taken at a place; `None` when the last one there was let go.
+pub(crate) type Handovers = HashMap<u32, Option<Place>>;
 
 /// The interface that a frame arrives on.
 #[derive(Clone, Copy, Debug)]
@@ -65,13 +76,37 @@ impl Model {
             return Outcome::OwnUpstream;
         }
         if headers.protocol == Protocol::Tcp && !headers.flags.opens() {
+            let place = Place::of(&headers.ends());
             return if self.awaited.contains(&ends(&headers)) {
                 Outcome::Established
+            } else if self.handovers.borrow().get(&place.index) == Some(&Some(place)) {
+                Outcome::Orphaned
             } else {
                 Outcome::Foreign
             };
         }
-        self.decide_new(&headers, interface)
+        let outcome = self.decide_new(&headers, interface);
+        self.remember(&headers, outcome);
+        outcome
+    }
+
+    fn remember(&self, headers: &Headers, outcome: Outcome) {
+        let place = Place::of(&headers.ends());
+        let mut handovers = self.handovers.borrow_mut();
+        match outcome {
+            Outcome::Taken => {
+                handovers.insert(place.index, Some(place));
+            }
+            Outcome::NoRule
+            | Outcome::Passed
+            | Outcome::PassedMissing
+            | Outcome::PassedDraining
+                if headers.protocol == Protocol::Tcp =>
+            {
+                handovers.insert(place.index, None);
+            }
+            _ => {}
+        }
     }
 
     fn decide_other(&self, frame: &[u8], family: Family) -> Outcome {
@@ -100,15 +135,19 @@ impl Model {
         }
         let worker = worker_of(&flow.source, flow.source_port, self.agent.workers());
         let present = worker < self.listeners;
+        let answerable = flow.source.is_forwardable();
         match (found.entry.action(), found.entry.on_missing()) {
-            (Action::Pass, _) => Outcome::Passed,
+            (Action::Pass | Action::Redirect, _) => Outcome::Passed,
             (Action::Drop, _) => Outcome::Dropped,
+            // The answer to a datagram depends on how many there were before: no case has one.
+            (Action::Reject, _) if answerable => Outcome::Rejected,
+            (Action::Reject, _) => Outcome::RejectedUnanswered,
             (Action::Relay, _) if !self.agent.is_accepting() => Outcome::PassedDraining,
             (Action::Relay, _) if present => Outcome::Taken,
             (Action::Relay, OnMissing::Pass) => Outcome::PassedMissing,
             (Action::Relay, OnMissing::Drop) => match flow.protocol {
-                Protocol::Tcp => Outcome::RefusedMissing,
-                Protocol::Udp => Outcome::DroppedMissing,
+                Protocol::Tcp if answerable => Outcome::RefusedMissing,
+                Protocol::Tcp | Protocol::Udp => Outcome::DroppedMissing,
             },
         }
     }

@@ -428,10 +428,29 @@ fn a_flow_to_relay_is_taken_and_announced() {
             sandbox.outcome(&Frame::tcp(CLIENT, SERVER, SYN | 0xc0)),
             Outcome::Taken
         );
+    });
+}
+
+/// What is left of a flow that was taken stays here, so that the server never sees it; another flow
+/// goes on, even with the same ports once it was let go.
+#[test]
+fn segments_of_a_taken_flow_without_a_socket_are_kept() {
+    in_sandbox(|sandbox| {
+        sandbox.install(&[web(|_| ())]);
+        let workers = sandbox.start_workers(2);
+        let segment = |flags| sandbox.outcome(&Frame::tcp(CLIENT, SERVER, flags));
         for flags in [ACK, SYN | ACK, RST, SYN | RST, 0] {
-            let frame = Frame::tcp(CLIENT, SERVER, flags);
-            assert_eq!(sandbox.outcome(&frame), Outcome::Foreign, "{flags:#04x}");
+            assert_eq!(segment(flags), Outcome::Foreign, "{flags:#04x}");
         }
+        assert_eq!(segment(SYN), Outcome::Taken);
+        for flags in [ACK, SYN | ACK, RST, SYN | RST, 0] {
+            assert_eq!(segment(flags), Outcome::Orphaned, "{flags:#04x}");
+        }
+        drop(workers);
+        assert_eq!(segment(ACK), Outcome::Orphaned);
+        sandbox.install(&[]);
+        assert_eq!(segment(SYN), Outcome::NoRule);
+        assert_eq!(segment(ACK), Outcome::Foreign);
     });
 }
 
@@ -518,15 +537,19 @@ fn an_agent_that_drains_or_is_gone_takes_nothing_new() {
         sandbox.install(&[open]);
         // No agent has ever been here.
         assert_eq!(sandbox.outcome(&syn()), Outcome::PassedDraining);
-        let listeners = sandbox.start_workers(1);
+        let mut workers = sandbox.start_workers(1);
         assert_eq!(sandbox.outcome(&syn()), Outcome::Taken);
         let state = sandbox.maps.agent().expect("the state");
         sandbox.maps.set_agent(state.draining()).expect("the state");
         assert_eq!(sandbox.outcome(&syn()), Outcome::PassedDraining);
         assert_eq!(sandbox.outcome(&syn_v6()), Outcome::PassedDraining);
-        sandbox.maps.set_agent(state).expect("the state");
-        drop(listeners);
+        // Its workers have ended, the agent not yet.
+        workers.listeners.clear();
+        assert_eq!(sandbox.outcome(&syn()), Outcome::PassedDraining);
+        drop(workers);
         assert_eq!(sandbox.outcome(&syn()), Outcome::PassedMissing);
-        assert_eq!(rule_counter(sandbox, FIRST_SLOT).flows, 5);
+        sandbox.maps.set_agent(state).expect("the state");
+        assert_eq!(sandbox.outcome(&syn()), Outcome::PassedMissing);
+        assert_eq!(rule_counter(sandbox, FIRST_SLOT).flows, 7);
     });
 }

@@ -14,11 +14,12 @@ use nix::{
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket},
 };
 use socket2::SockRef;
-use tproxy_common::{address::Family, outcome::Outcome, packet::parse};
+use tproxy_common::{address::Family, flow_filter::GRACE, outcome::Outcome, packet::parse};
+use tproxy_user::{agent::turn, kernel::FlowFilter};
 
 use crate::{
     frame::{ACK, ETHERNET_HEADER, RST, SYN},
-    sandbox::{Metadata, Sandbox, bound, in_sandbox, make_local},
+    sandbox::{Metadata, Sandbox, Workers, bound, in_sandbox, make_local, rule},
 };
 
 /// Client and server of each family.
@@ -34,9 +35,9 @@ const FLAGS: usize = 13;
 #[test]
 fn the_last_ack_belongs_to_a_worker_and_a_forged_one_does_not() {
     in_sandbox(|sandbox| {
-        let listeners = prepare(sandbox, 2);
+        let workers = prepare(sandbox, 2);
         for (client, server) in ENDS {
-            let handshake = Handshake::by_cookie(sandbox, &listeners, client, server);
+            let handshake = Handshake::by_cookie(sandbox, &workers.listeners, client, server);
             assert_eq!(handshake.while_open, Outcome::Established);
 
             // The sockets are gone: only the cookie says that the ACK is ours.
@@ -67,21 +68,53 @@ fn the_last_ack_belongs_to_a_worker_and_a_forged_one_does_not() {
 #[test]
 fn an_ack_means_nothing_without_a_listener() {
     in_sandbox(|sandbox| {
-        let listeners = prepare(sandbox, 1);
-        let handshake = Handshake::by_cookie(sandbox, &listeners, ENDS[0].0, ENDS[0].1);
+        let workers = prepare(sandbox, 1);
+        let handshake = Handshake::by_cookie(sandbox, &workers.listeners, ENDS[0].0, ENDS[0].1);
         let ack = || sandbox.outcome_with(&handshake.ack, Metadata::default());
         assert_eq!(ack(), Outcome::SynCookie);
         set_syncookies(0);
         assert_eq!(ack(), Outcome::Foreign);
         set_syncookies(2);
         assert_eq!(ack(), Outcome::SynCookie);
-        drop(listeners);
+        drop(workers);
         assert_eq!(ack(), Outcome::Foreign);
     });
 }
 
+/// No socket is listed for it; the SYN that was answered with the cookie is what makes it ours.
+#[test]
+fn the_filter_of_flows_knows_a_handshake_by_its_syn() {
+    in_sandbox(|sandbox| {
+        let workers = prepare(sandbox, 1);
+        sandbox.install(&[rule(|_| ())]);
+        let filter = FlowFilter::open(&sandbox.maps).expect("the filter of flows");
+        for (client, server) in ENDS {
+            let handshake = Handshake::by_cookie(sandbox, &workers.listeners, client, server);
+            let age = || {
+                for _ in 0..GRACE {
+                    turn(&filter).expect("the sockets are listed");
+                }
+            };
+            let with = |flags| {
+                let mut frame = handshake.ack.clone();
+                frame[handshake.tcp + FLAGS] = flags;
+                sandbox.outcome_with(&frame, Metadata::default())
+            };
+            age();
+            age();
+            assert_eq!(with(ACK), Outcome::Foreign, "no SYN of it passed here");
+            assert_eq!(with(SYN), Outcome::Taken);
+            age();
+            assert_eq!(with(ACK), Outcome::SynCookie);
+            // What follows the ACK, should the socket not be there yet.
+            age();
+            assert_eq!(with(ACK), Outcome::SynCookie);
+        }
+    });
+}
+
 /// Listeners that answer every SYN with a cookie.
-fn prepare(sandbox: &Sandbox, workers: u32) -> Vec<TcpListener> {
+fn prepare(sandbox: &Sandbox, workers: u32) -> Workers {
     for (client, server) in ENDS {
         make_local(client.parse().unwrap());
         make_local(server.parse().unwrap());

@@ -1,0 +1,164 @@
+//! The section `[agent]`: options of `run`.
+
+use std::time::Duration;
+
+use super::document::{Document, Table, Value, Word};
+use crate::delivery::valid_interface_name;
+
+/// Options of `run` that a file gives. What it does not name is `None`, or an empty list.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AgentSection {
+    /// Interfaces to attach to.
+    pub interfaces: Vec<String>,
+    /// Steering mark.
+    pub mark: Option<u32>,
+    /// Routing table.
+    pub table: Option<u32>,
+    /// Port of the listeners.
+    pub port: Option<u16>,
+    /// Worker threads.
+    pub workers: Option<u32>,
+    /// Whether to attach in a clsact qdisc.
+    pub clsact: Option<bool>,
+    /// How long an upstream connection may take.
+    pub connect_timeout: Option<Duration>,
+    /// How long running flows may take to finish at the end.
+    pub drain: Option<Duration>,
+    /// Whether programs, maps and rules stay at the end.
+    pub pin: Option<bool>,
+}
+
+const KEYS: [&str; 9] = [
+    "interfaces",
+    "mark",
+    "table",
+    "port",
+    "workers",
+    "clsact",
+    "connect_timeout",
+    "drain",
+    "pin",
+];
+
+impl AgentSection {
+    pub(super) fn read(document: &mut Document<'_>, table: Table<'_, '_>) -> Self {
+        document.known_keys(table, "[agent]", &KEYS);
+        let mut section = Self::default();
+        for (key, value) in table {
+            let key = key.get_ref().as_ref();
+            match key {
+                "interfaces" => section.interfaces = interfaces(document, value),
+                "mark" => section.mark = parsed(document, key, value, not_zero),
+                "table" => section.table = parsed(document, key, value, not_zero),
+                "port" => section.port = parsed(document, key, value, port),
+                "workers" => section.workers = parsed(document, key, value, workers),
+                "clsact" => section.clsact = document.flag(key, value),
+                "connect_timeout" => {
+                    section.connect_timeout = parsed(document, key, value, seconds);
+                }
+                "drain" => section.drain = parsed(document, key, value, seconds),
+                "pin" => section.pin = document.flag(key, value),
+                _ => {}
+            }
+        }
+        section
+    }
+}
+
+fn interfaces(document: &mut Document<'_>, value: Value<'_, '_>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for Word { text, offset } in document.list("interfaces", value, true) {
+        if !valid_interface_name(&text) {
+            let problem = format!("interfaces: \"{text}\" is not an interface name");
+            document.refuse(offset, problem);
+        } else if names.contains(&text) {
+            document.refuse(offset, format!("interfaces: {text} is named twice"));
+        } else {
+            names.push(text);
+        }
+    }
+    names
+}
+
+fn parsed<T>(
+    document: &mut Document<'_>,
+    key: &str,
+    value: Value<'_, '_>,
+    parse: fn(&str) -> Result<T, String>,
+) -> Option<T> {
+    let Word { text, offset } = document.word(key, value)?;
+    match parse(&text) {
+        Ok(value) => Some(value),
+        Err(problem) => {
+            document.refuse(offset, format!("{key}: \"{text}\" is {problem}"));
+            None
+        }
+    }
+}
+
+/// Decimal, or hexadecimal after `0x`, as `ip rule` takes marks.
+///
+/// # Errors
+///
+/// What a word is that is no such number.
+pub fn number(word: &str) -> Result<u32, String> {
+    let parsed = match word.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => word.parse(),
+    };
+    parsed.map_err(|_| "not a number from 0 to 4294967295 (0xffffffff)".to_owned())
+}
+
+/// A time in seconds, with or without a fraction, up to a day.
+///
+/// # Errors
+///
+/// What a word is that is no such number.
+pub fn seconds(word: &str) -> Result<Duration, String> {
+    const LONGEST: f64 = 86_400.0;
+    match word.parse::<f64>() {
+        Ok(seconds) if (0.0..=LONGEST).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("not a number of seconds from 0 to 86400".to_owned()),
+    }
+}
+
+fn not_zero(word: &str) -> Result<u32, String> {
+    match number(word) {
+        Ok(0) => Err("no number to use: leave the key out for one that is free".to_owned()),
+        other => other,
+    }
+}
+
+fn port(word: &str) -> Result<u16, String> {
+    let port = word.parse();
+    port.map_err(|_| "not a port from 0 (one that is free) to 65535".to_owned())
+}
+
+fn workers(word: &str) -> Result<u32, String> {
+    match word.parse() {
+        Ok(workers @ 1..=tproxy_common::limits::WORKERS) => Ok(workers),
+        _ => Err("not a number of workers from 1 to 64".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_decimal_or_hexadecimal() {
+        assert_eq!(number("7470"), Ok(7470));
+        assert_eq!(number("0x74700000"), Ok(0x7470_0000));
+        for word in ["", "0x", "x", "-1", "4294967296", "0x100000000", "1.5"] {
+            assert!(number(word).is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn durations_are_bounded() {
+        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
+        for word in ["-1", "nan", "inf", "1e9", "10s", ""] {
+            assert!(seconds(word).is_err(), "{word}");
+        }
+    }
+}
