@@ -134,8 +134,10 @@ impl Change {
         } else {
             blocks.len() / 8 + LEAST_ROOM
         };
-        self.state.write(self.instance.run_directory())?;
-        background::run(|| Generation::install_with_room(&self.maps, &blocks, room))?;
+        let directory = self.instance.run_directory();
+        self.state.write(directory)?;
+        background::run(|| Generation::install_with_room(&self.maps, &blocks, room))
+            .inspect_err(|_| self.state.withdraw(directory))?;
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ mod answer;
 mod devices;
 mod differential;
 mod established;
+mod explanation;
 mod flow_filter;
 mod frame;
 mod model;
