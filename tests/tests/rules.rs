@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     io::{self, Read},
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream, UdpSocket},
     sync::mpsc,
     thread,
     time::Duration,
@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::json;
 use tproxy_tests::{
-    Agent, Exchange, Family, Lab,
+    Agent, Exchange, Family, Lab, Namespace,
     address::FAMILIES,
     pattern,
     peer::{Server, Witness},
@@ -246,6 +246,72 @@ fn dropped_flows_reach_nobody() {
     for family in FAMILIES {
         lab.ask(family.server(), 80).assert_direct(&agent);
     }
+    assert_eq!(agent.stop(), []);
+}
+
+/// What a rule rejects is told so at once, by RST or by an ICMP error whose checksum holds whether the device, the peer or
+/// the sender of the datagram has to complete that of the datagram; other ports are left alone.
+#[test]
+fn rejected_flows_are_told_at_once() {
+    let lab = Lab::new();
+    let rejected = Witness::start(&lab.server, 80);
+    let _other = Witness::start(&lab.server, 81);
+    let bind = |port| lab.server.enter(|| UdpSocket::bind(("::", port)));
+    let (unheard, heard) = (bind(80).unwrap(), bind(81).unwrap());
+    unheard.set_nonblocking(true).unwrap();
+    heard.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+    let mut agent = lab.agent("--iface cl0 --dport 80 --proto any --action reject --name closed");
+    let checksums = |namespace: &Namespace, interface: &str, on: bool| {
+        let state = if on { "on" } else { "off" };
+        namespace.run(&format!("ethtool -K {interface} tx {state}"));
+    };
+    let mut sent = 0;
+    for (by_client, by_gateway) in [(true, true), (true, false), (false, true), (false, false)] {
+        checksums(&lab.client, "eth0", by_client);
+        checksums(&lab.gateway, "cl0", by_gateway);
+        for family in FAMILIES {
+            let target = SocketAddr::new(family.server(), 80);
+            let attempt = lab
+                .client
+                .enter(|| TcpStream::connect_timeout(&target, wait::PATIENCE));
+            let error = attempt.expect_err("a rejected flow never connects");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+            lab.ask(family.server(), 81).assert_direct(&agent);
+            sent += 1;
+
+            let client = lab
+                .client
+                .enter(|| UdpSocket::bind((family.client(), 0)))
+                .unwrap();
+            client.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+            for length in [0, 1, 511, 600, 1400] {
+                client.connect(target).unwrap();
+                client.send(&vec![0x5a; length]).unwrap();
+                let error = client.recv(&mut [0]).expect_err("nobody answers");
+                assert_eq!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused,
+                    "{length} octets, {family:?}, {by_client} {by_gateway}"
+                );
+                client
+                    .connect(SocketAddr::new(family.server(), 81))
+                    .unwrap();
+                client.send(&vec![0xa5; length]).unwrap();
+                assert_eq!(heard.recv(&mut [0; 2000]).unwrap(), length);
+                sent += 1;
+            }
+        }
+    }
+    assert_eq!(rejected.clients(), [], "the server saw no flow");
+    let error = unheard.recv(&mut [0]).expect_err("nor a datagram");
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    let rule = agent.rules().remove(0);
+    assert_eq!(
+        (&rule["flows"], &rule["packets"]),
+        (&json!(sent), &json!(sent))
+    );
+    assert_eq!(agent.counter("rejected"), sent);
+    assert_eq!(agent.counter("rejected_unanswered"), 0);
     assert_eq!(agent.stop(), []);
 }
 

@@ -211,7 +211,11 @@ fn files_of_rules_are_kept_as_they_were_read() {
 fn files(agent: &Agent) -> Vec<PathBuf> {
     let entries = fs::read_dir(Path::new("/run/tproxy").join(agent.instance())).unwrap();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| !path.to_str().unwrap().ends_with("lock"));
+    // Those of the state and of its sets; locks and what never changes are beside them.
+    files.retain(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.starts_with("state-") || name.starts_with("set-")
+    });
     files.sort();
     files
 }

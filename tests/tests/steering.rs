@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr},
+    io::{self, Read as _, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream},
+    path::Path,
 };
 
 use tproxy_tests::{
@@ -12,6 +13,10 @@ use tproxy_tests::{
     lab::one_armed_server,
     pattern,
     peer::{Server, Witness},
+};
+use tproxy_user::{
+    agent::turn,
+    kernel::{FlowFilter, Maps},
 };
 
 /// TCP to a port that a rule names is relayed, in both families, with the original destination reported and the bytes
@@ -403,4 +408,63 @@ fn a_flow_without_bytes_is_reported_as_empty() {
         assert_eq!((flow.sent, flow.received, flow.end.as_str()), (0, 0, "fin"));
     }
     assert_eq!(agent.stop().len(), 2);
+}
+
+/// A flow that says nothing is served when it speaks again, after its rule is gone and after the filter of flows has
+/// become older than its last packet many times over; packets of a flow that is not the agent's are not even looked up
+/// by then.
+#[test]
+fn an_idle_flow_outlives_the_epochs_of_the_filter() {
+    const EPOCHS: usize = 20;
+    let lab = Lab::new();
+    let echo = |port| {
+        Server::start(&lab.server, port, |mut stream| -> io::Result<u64> {
+            io::copy(&mut stream.try_clone()?, &mut stream)
+        })
+    };
+    let _servers = [echo(80), echo(81)];
+    let mut agent = lab.agent("--iface cl0,sv0 --dport 80 --name web");
+    let mut streams = Vec::new();
+    for family in FAMILIES {
+        for port in [80, 81] {
+            let stream = lab.client.connect((family.near(), port).into()).unwrap();
+            streams.push((port, stream));
+        }
+    }
+    let ask = |streams: &mut [(u16, TcpStream)], wanted: u16| {
+        for (_, stream) in streams.iter_mut().filter(|(port, _)| *port == wanted) {
+            stream.write_all(b"are you there?").unwrap();
+            stream.read_exact(&mut [0; 14]).unwrap();
+        }
+    };
+    ask(&mut streams, 80);
+    ask(&mut streams, 81);
+    agent.run("rule del web");
+
+    let pins = Path::new("/sys/fs/bpf/tproxy").join(agent.instance());
+    let filter = FlowFilter::open(&Maps::new(&pins)).expect("the filter of flows");
+    let turn = || turn(&filter).map_err(io::Error::other);
+    lab.gateway
+        .enter(|| (0..EPOCHS).try_for_each(|_| turn()))
+        .expect("the sockets are listed");
+
+    let before = (agent.counter("lookup_probe"), agent.counter("foreign"));
+    ask(&mut streams, 81);
+    let after = (agent.counter("lookup_probe"), agent.counter("foreign"));
+    assert_eq!(after.0, before.0, "no segment was looked up");
+    assert!(
+        after.1 > before.1,
+        "the direct flows went through the program"
+    );
+    let before = agent.counter("established");
+    ask(&mut streams, 80);
+    assert!(agent.counter("established") > before);
+    drop(streams);
+    let relayed = agent.stop();
+    assert_eq!(relayed.len(), 2);
+    assert!(
+        relayed
+            .iter()
+            .all(|flow| flow.sent == 28 && flow.end == "fin")
+    );
 }

@@ -22,6 +22,19 @@ pub struct Ends {
     pub destination_port: u16,
 }
 
+impl Ends {
+    /// A hash of all of them; every bit of it depends on every bit of them.
+    #[must_use]
+    #[inline(always)]
+    pub const fn hash(&self) -> u64 {
+        let ports = (self.source_port as u64) << 16 | self.destination_port as u64;
+        let mut hash = mix(self.source.high() ^ ports);
+        hash = mix(hash ^ self.source.low());
+        hash = mix(hash ^ self.destination.high());
+        mix(hash ^ self.destination.low())
+    }
+}
+
 /// Where a flow's word is, and what distinguishes it from others there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -35,11 +48,7 @@ impl Place {
     #[must_use]
     #[inline(always)]
     pub const fn of(ends: &Ends) -> Self {
-        let ports = (ends.source_port as u64) << 16 | ends.destination_port as u64;
-        let mut hash = mix(ends.source.high() ^ ports);
-        hash = mix(hash ^ ends.source.low());
-        hash = mix(hash ^ ends.destination.high());
-        hash = mix(hash ^ ends.destination.low());
+        let hash = ends.hash();
         Self {
             index: hash as u32 & (HANDOVERS as u32 - 1),
             fingerprint: (hash >> 32) as u32,

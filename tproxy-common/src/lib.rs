@@ -15,12 +15,17 @@
 
 pub mod address;
 pub mod agent;
+pub mod allowance;
+pub mod checksum;
 pub mod classifier;
 pub mod counters;
+pub mod explanation;
 pub mod flow;
+pub mod flow_filter;
 pub mod handover;
 pub mod icmp;
 pub mod limits;
 pub mod outcome;
 pub mod packet;
 pub mod tables;
+pub mod unreachable;

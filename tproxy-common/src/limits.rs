@@ -13,8 +13,8 @@ pub const OWNERS: usize = 16_384;
 /// Most sets of one instance, files that rules name among them.
 pub const SETS: usize = 1024;
 
-/// Most blocks of the tables of one instance: 384 MiB.
-pub const BLOCKS: usize = 1 << 21;
+/// Most blocks of the tables of one instance: 768 MiB.
+pub const BLOCKS: usize = 1 << 22;
 
 /// Most workers of one agent.
 pub const WORKERS: u32 = 64;
@@ -36,6 +36,10 @@ pub const EXTENSION_HEADERS: usize = 8;
 
 /// Words of the table by which flows are handed over with their rule; a power of two.
 pub const HANDOVERS: usize = 65_536;
+
+/// Slots of the filter of flows, a byte each; a power of two. With as many flows as a tenth of them,
+/// one segment in ten of other people's flows still pays for a lookup.
+pub const FLOW_SLOTS: usize = 1 << 20;
 
 /// The counter slot of flows whose rule is not known any more; no rule gets it.
 pub const UNATTRIBUTED_SLOT: u32 = COUNTER_SLOTS as u32 - 1;

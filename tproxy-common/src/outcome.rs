@@ -49,6 +49,10 @@ outcomes! {
     DroppedMissing = "dropped_missing",
     /// tc: discarded by a rule.
     Dropped = "dropped",
+    /// tc: refused by a rule, with RST or an ICMP error.
+    Rejected = "rejected",
+    /// tc: the same, but the answer could not be made, or there were too many.
+    RejectedUnanswered = "rejected_unanswered",
     /// tc: a new flow that was taken.
     Taken = "taken",
     /// tc: a packet of a flow that a socket of this host has.

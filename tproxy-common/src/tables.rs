@@ -364,7 +364,7 @@ pub enum Action {
     Pass,
     /// Discarded.
     Drop,
-    /// Refused: RST for TCP, ICMP for the rest.
+    /// Refused: RST for TCP, ICMP port unreachable for UDP.
     Reject,
     /// Given to a listener on this host that is not the agent's.
     Redirect,

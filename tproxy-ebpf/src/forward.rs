@@ -13,7 +13,8 @@ use tproxy_common::{
 use crate::{
     agent, counters,
     established::{self, Holder},
-    handover, local_prefixes, reset, rules,
+    flow_filter::Stamp,
+    handover, local_prefixes, rules,
     skb::Skb,
     sockets,
 };
@@ -29,6 +30,14 @@ pub struct Arrival<'a> {
     pub headers: Headers,
     /// Where its IP header begins.
     pub network_offset: usize,
+}
+
+impl Arrival<'_> {
+    /// Its length from the IP header on, in bytes.
+    #[inline(always)]
+    fn length(&self) -> u64 {
+        u64::from(self.ctx.len()).saturating_sub(self.network_offset as u64)
+    }
 }
 
 /// Decides about one packet.
@@ -95,16 +104,34 @@ fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
         headers,
         ..
     } = arrival;
-    match established::holder(ctx, *family, headers) {
+    let stamp = Stamp::of(headers);
+    // A flow that began at this host shows with the answer to its SYN: that is always looked up.
+    if !headers.flags.answers_opening() && stamp.is_some_and(|stamp| !stamp.is_recent()) {
+        return without_socket(headers);
+    }
+    let outcome = match established::holder(ctx, *family, headers) {
         Holder::Nobody if established::completes_cookie_handshake(arrival) => Outcome::SynCookie,
-        // Its agent has reset it, or was killed, and the client does not know yet.
-        Holder::Nobody if handover::was_taken(headers) => Outcome::Orphaned,
-        Holder::Nobody => Outcome::Foreign,
+        Holder::Nobody => return without_socket(headers),
         Holder::TimeWait if handover::was_let_go(headers) => {
             established::hide_from_early_demux(ctx);
             Outcome::Foreign
         }
         Holder::Connection | Holder::TimeWait => Outcome::Established,
+    };
+    if let Some(stamp) = stamp {
+        stamp.renew();
+    }
+    outcome
+}
+
+/// No socket has this flow. One that was taken has lost it: its agent has reset it, or was killed,
+/// and the client does not know yet.
+#[inline(always)]
+fn without_socket(headers: &Headers) -> Outcome {
+    if handover::was_taken(headers) {
+        Outcome::Orphaned
+    } else {
+        Outcome::Foreign
     }
 }
 
@@ -127,16 +154,8 @@ fn decide_other(ctx: &TcContext, family: Family, network_offset: usize) -> Outco
 
 #[inline(always)]
 fn decide_new(arrival: &Arrival<'_>) -> Outcome {
-    let headers = &arrival.headers;
-    let flow = Flow {
-        scope: Scope::Forward,
-        protocol: headers.protocol,
-        interface: Skb::new(arrival.ctx).interface(),
-        source: headers.source,
-        source_port: headers.source_port,
-        destination: headers.destination,
-        destination_port: headers.destination_port,
-    };
+    let interface = Skb::new(arrival.ctx).interface();
+    let flow = Flow::of(&arrival.headers, Scope::Forward, interface);
     let Some(found) = rules::find(&flow) else {
         return Outcome::NoRule;
     };
@@ -148,11 +167,13 @@ fn decide_new(arrival: &Arrival<'_>) -> Outcome {
     match found.entry.action() {
         // The listeners of others are not in the tables of sockets yet.
         Action::Pass | Action::Redirect => Outcome::Passed,
-        Action::Drop | Action::Reject => {
-            let length = u64::from(arrival.ctx.len());
-            let bytes = length.saturating_sub(arrival.network_offset as u64);
-            counters::count_discarded(found.entry, bytes);
+        Action::Drop => {
+            counters::count_discarded(found.entry, arrival.length());
             Outcome::Dropped
+        }
+        Action::Reject => {
+            counters::count_discarded(found.entry, arrival.length());
+            Outcome::Rejected
         }
         Action::Relay => hand_over(arrival, &flow, found.entry),
     }
@@ -161,7 +182,7 @@ fn decide_new(arrival: &Arrival<'_>) -> Outcome {
 /// Neither end is this host: what comes from it is its own traffic on a way back, what goes to it
 /// is not routed onwards.
 #[inline(always)]
-fn is_forwarded(flow: &Flow) -> bool {
+pub fn is_forwarded(flow: &Flow) -> bool {
     flow.destination.is_forwardable()
         && !local_prefixes::contains(&flow.destination)
         && !local_prefixes::contains(&flow.source)
@@ -177,11 +198,14 @@ fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
     let worker = worker_of(&flow.source, flow.source_port, state.workers());
     if sockets::with_listener(worker, |_| ()).is_some() {
         handover::announce(&arrival.headers, rule);
+        if let Some(stamp) = Stamp::of(&arrival.headers) {
+            stamp.renew();
+        }
         return Outcome::Taken;
     }
     match rule.on_missing() {
         OnMissing::Pass => Outcome::PassedMissing,
-        OnMissing::Drop if reset::answer(arrival) => Outcome::RefusedMissing,
+        OnMissing::Drop if flow.protocol == Protocol::Tcp => Outcome::RefusedMissing,
         OnMissing::Drop => Outcome::DroppedMissing,
     }
 }

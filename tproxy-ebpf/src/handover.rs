@@ -4,12 +4,7 @@
 //! overwrite an earlier one's word, which the fingerprint in it shows.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
-use tproxy_common::{
-    handover::{Ends, Place},
-    limits::HANDOVERS,
-    packet::Headers,
-    tables::RuleEntry,
-};
+use tproxy_common::{handover::Place, limits::HANDOVERS, packet::Headers, tables::RuleEntry};
 
 #[btf_map]
 static HANDOVER: Array<u64, HANDOVERS, { BPF_F_MMAPABLE as usize }> = Array::new();
@@ -17,21 +12,21 @@ static HANDOVER: Array<u64, HANDOVERS, { BPF_F_MMAPABLE as usize }> = Array::new
 /// Tells the agent which rule took the flow.
 #[inline(always)]
 pub fn announce(headers: &Headers, rule: RuleEntry) {
-    let place = place(headers);
+    let place = Place::of(&headers.ends());
     write(&place, place.word(rule.slot()));
 }
 
 /// Remembers that the flow goes its own way.
 #[inline(always)]
 pub fn let_go(headers: &Headers) {
-    let place = place(headers);
+    let place = Place::of(&headers.ends());
     write(&place, place.let_go());
 }
 
 /// Whether the flow is known to have been taken.
 #[inline(always)]
 pub fn was_taken(headers: &Headers) -> bool {
-    let place = place(headers);
+    let place = Place::of(&headers.ends());
     HANDOVER
         .get(place.index)
         .is_some_and(|word| place.is_taken(*word))
@@ -40,20 +35,10 @@ pub fn was_taken(headers: &Headers) -> bool {
 /// Whether the flow is known to go its own way.
 #[inline(always)]
 pub fn was_let_go(headers: &Headers) -> bool {
-    let place = place(headers);
+    let place = Place::of(&headers.ends());
     HANDOVER
         .get(place.index)
         .is_some_and(|word| *word == place.let_go())
-}
-
-#[inline(always)]
-fn place(headers: &Headers) -> Place {
-    Place::of(&Ends {
-        source: headers.source,
-        source_port: headers.source_port,
-        destination: headers.destination,
-        destination_port: headers.destination_port,
-    })
 }
 
 #[inline(always)]

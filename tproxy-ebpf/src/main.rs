@@ -12,12 +12,16 @@
 )]
 #![expect(
     clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
     reason = "halves of words, small lengths and verdicts; try_from would add branches that can panic"
 )]
 
 mod agent;
+mod answer;
 mod counters;
 mod established;
+mod explain;
+mod flow_filter;
 mod forward;
 mod handover;
 mod interfaces;
@@ -27,25 +31,27 @@ mod reset;
 mod rules;
 mod skb;
 mod sockets;
+mod unreachable;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action},
     macros::{classifier, sk_lookup},
     programs::{SkLookupContext, TcContext},
 };
 use tproxy_common::outcome::Outcome;
 
+const ETHERNET_HEADER: usize = 14;
+
 /// Ingress of interfaces whose frames begin with an Ethernet header.
 #[classifier]
 pub fn tproxy_ether(ctx: TcContext) -> i32 {
-    const ETHERNET_HEADER: usize = 14;
-    steer(&ctx, ETHERNET_HEADER)
+    steer::<ETHERNET_HEADER>(&ctx)
 }
 
 /// Ingress of interfaces whose packets begin with the IP header: tun, ppp, `WireGuard`.
 #[classifier]
 pub fn tproxy_ip(ctx: TcContext) -> i32 {
-    steer(&ctx, 0)
+    steer::<0>(&ctx)
 }
 
 /// Choice of the socket for what is delivered to this host.
@@ -59,9 +65,20 @@ pub fn tproxy_lookup(ctx: SkLookupContext) -> u32 {
     }
 }
 
+/// Says which rule takes an Ethernet frame (`tproxy_common::explanation`). It is loaded by who asks,
+/// over the maps that are there, and never attached.
+#[classifier]
+pub fn tproxy_explain(ctx: TcContext) -> i32 {
+    explain::explain(&ctx, ETHERNET_HEADER).to_code() as i32
+}
+
 #[inline(always)]
-fn steer(ctx: &TcContext, network_offset: usize) -> i32 {
-    let outcome = forward::decide(ctx, network_offset);
+fn steer<const NETWORK_OFFSET: usize>(ctx: &TcContext) -> i32 {
+    let outcome = match decide::<NETWORK_OFFSET>(ctx.skb.skb) {
+        Outcome::Rejected if !answer::refuse(ctx, NETWORK_OFFSET) => Outcome::RejectedUnanswered,
+        Outcome::RefusedMissing if !answer::refuse(ctx, NETWORK_OFFSET) => Outcome::DroppedMissing,
+        outcome => outcome,
+    };
     counters::count(outcome);
     match verdict(outcome) {
         // Not TC_ACT_OK: that would keep programs after this one from running.
@@ -71,8 +88,15 @@ fn steer(ctx: &TcContext, network_offset: usize) -> i32 {
             TC_ACT_UNSPEC
         }
         Verdict::Discard => TC_ACT_SHOT,
-        Verdict::Answer => reset::send_back(ctx),
+        Verdict::Answer => answer::send_back(ctx),
     }
+}
+
+/// A function of its own, so that its stack is free again for the one that makes answers: there are
+/// 512 bytes for all that are called from one another.
+#[inline(never)]
+fn decide<const NETWORK_OFFSET: usize>(skb: *mut __sk_buff) -> Outcome {
+    forward::decide(&TcContext::new(skb), NETWORK_OFFSET)
 }
 
 #[derive(Clone, Copy)]
@@ -111,9 +135,10 @@ const fn verdict(outcome: Outcome) -> Verdict {
         | Outcome::SynCookie
         | Outcome::Orphaned
         | Outcome::IcmpError => Verdict::Mark,
-        Outcome::RefusedMissing => Verdict::Answer,
+        Outcome::RefusedMissing | Outcome::Rejected => Verdict::Answer,
         Outcome::Dropped
         | Outcome::DroppedMissing
+        | Outcome::RejectedUnanswered
         | Outcome::Missing
         | Outcome::DirectRefused
         | Outcome::Probe => Verdict::Discard,

@@ -4,57 +4,26 @@
 //! socket asks for it, and here there is no socket. So the SYN is turned around in place: every
 //! exchange of two fields leaves its checksums as they are, and what else changes is made up for.
 
-use aya_ebpf::{helpers::bpf_redirect, programs::TcContext};
-use tproxy_common::{address::Family, flow::Protocol, packet::Packet as _};
+use aya_ebpf::programs::TcContext;
+use tproxy_common::{address::Family, packet::Packet as _};
 
-use crate::{forward::Arrival, skb::Skb};
+use crate::{answer::exchange, forward::Arrival, skb::Skb};
 
-/// Turns the SYN into the RST that answers it. False when the packet is none or could not be
-/// changed; it is then good for nothing but to be discarded.
+/// Turns the SYN into the RST that answers it, but for its link-layer addresses.
 #[inline(always)]
-pub fn answer(arrival: &Arrival<'_>) -> bool {
+pub fn make(arrival: &Arrival<'_>) -> Option<()> {
     let Arrival {
         ctx,
         family,
         headers,
         network_offset,
     } = *arrival;
-    if headers.protocol != Protocol::Tcp {
-        return false;
-    }
-    exchange_link_addresses(ctx, network_offset)
-        .and_then(|()| match family {
-            Family::V4 => exchange::<4>(ctx, network_offset + 12),
-            Family::V6 => exchange::<16>(ctx, network_offset + 8),
-        })
-        .and_then(|()| exchange::<2>(ctx, headers.transport_offset))
-        .and_then(|()| reset_flags(ctx, headers.transport_offset))
-        .is_some()
-}
-
-/// Sends the packet out of the interface that it came in by.
-#[inline(always)]
-pub fn send_back(ctx: &TcContext) -> i32 {
-    // SAFETY: the helper takes plain numbers.
-    unsafe { bpf_redirect(Skb::new(ctx).interface(), 0) as i32 }
-}
-
-#[inline(always)]
-fn exchange_link_addresses(ctx: &TcContext, network_offset: usize) -> Option<()> {
-    if network_offset == 0 {
-        return Some(());
-    }
-    exchange::<6>(ctx, 0)
-}
-
-/// Exchanges two neighbouring fields.
-#[inline(always)]
-fn exchange<const LENGTH: usize>(ctx: &TcContext, offset: usize) -> Option<()> {
-    let skb = Skb::new(ctx);
-    let first: [u8; LENGTH] = skb.read(offset)?;
-    let second: [u8; LENGTH] = skb.read(offset + LENGTH)?;
-    ctx.store(offset, &second, 0).ok()?;
-    ctx.store(offset + LENGTH, &first, 0).ok()
+    match family {
+        Family::V4 => exchange::<4>(ctx, network_offset + 12),
+        Family::V6 => exchange::<16>(ctx, network_offset + 8),
+    }?;
+    exchange::<2>(ctx, headers.transport_offset)?;
+    reset_flags(ctx, headers.transport_offset)
 }
 
 /// RFC 9293, 3.10.7.1: sequence number zero, the SYN acknowledged, RST and ACK set.

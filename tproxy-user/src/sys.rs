@@ -1,5 +1,5 @@
-//! What the BPF library does not offer: memory of array maps, mapped into this process
-//! (`BPF_F_MMAPABLE`, Linux 5.5), and descriptors of pins whatever they are. Memory of files.
+//! What takes unsafe code: memory that is shared by mapping, of BPF array maps (`BPF_F_MMAPABLE`,
+//! Linux 5.5) and of files, and descriptors of pins whatever they are.
 
 use std::{
     ffi::CString,
@@ -11,7 +11,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
-    sync::atomic::AtomicU64,
+    sync::atomic::{AtomicU8, AtomicU64},
 };
 
 use aya::Pod;
@@ -110,6 +110,15 @@ impl<T: Pod> SharedArray<T> {
     pub(crate) fn get(&self, place: usize) -> Option<&T> {
         // SAFETY: within the mapping, which is aligned for `T` (see `map`); nobody writes it.
         (place < self.elements).then(|| unsafe { &*self.memory.as_ptr().cast::<T>().add(place) })
+    }
+
+    /// The array as bytes that several threads and processes change at once.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> &[AtomicU8] {
+        let first = self.memory.as_ptr().cast::<AtomicU8>();
+        // SAFETY: memory of this many bytes, which every user of the array reaches through atomics
+        // only.
+        unsafe { std::slice::from_raw_parts(first, self.elements * size_of::<T>()) }
     }
 
     /// The array as 64-bit words that several threads and processes change at once.

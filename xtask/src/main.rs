@@ -67,6 +67,9 @@ enum Task {
     Lint,
     /// Measure beside HAProxy, nft TPROXY and plain routing
     Bench {
+        /// What is measured
+        #[arg(value_enum, default_value_t)]
+        subject: bench::Subject,
         /// Three short rounds, under two minutes
         #[arg(long)]
         quick: bool,
@@ -125,7 +128,10 @@ fn perform(arguments: Arguments) -> Result<()> {
         Task::Run { arguments, .. } => host::run(&arguments),
         Task::Test { arguments } => test::test(&arguments),
         Task::Lint => lint::lint(),
-        Task::Bench { quick } => bench::build_and_measure(quick, arguments.verbose),
+        Task::Bench { subject, quick } => match subject {
+            bench::Subject::Relay => bench::build_and_measure(quick, arguments.verbose),
+            bench::Subject::Rules => bench::rules::build_and_measure(quick),
+        },
         Task::Vm { kernel, suites } => vm::test(&kernel, &suites),
         Task::Lab { once } => lab::show(once),
         Task::Measure { quick } => bench::measure(quick),

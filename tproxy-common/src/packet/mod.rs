@@ -3,6 +3,7 @@
 use crate::{
     address::{Address, Family},
     flow::Protocol,
+    handover::Ends,
     limits::EXTENSION_HEADERS,
 };
 
@@ -37,6 +38,20 @@ pub struct Headers {
     pub transport_offset: usize,
 }
 
+impl Headers {
+    /// The two ends of the flow, as seen from the sender of this packet.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ends(&self) -> Ends {
+        Ends {
+            source: self.source,
+            source_port: self.source_port,
+            destination: self.destination,
+            destination_port: self.destination_port,
+        }
+    }
+}
+
 /// The control bits of a TCP segment (RFC 9293, 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct TcpFlags(u8);
@@ -58,6 +73,13 @@ impl TcpFlags {
     #[inline(always)]
     pub const fn opens(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    }
+
+    /// Whether this segment can be the answer to a SYN: the flow may be a moment old.
+    #[must_use]
+    #[inline(always)]
+    pub const fn answers_opening(self) -> bool {
+        self.0 & (Self::SYN | Self::RST) != 0
     }
 
     /// Whether this segment can complete a handshake by SYN cookie.

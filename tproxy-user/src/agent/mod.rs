@@ -1,6 +1,7 @@
 //! The agent: brings an instance up, keeps it current while it relays, and takes it down.
 
 mod expiry;
+mod flow_filter;
 mod leftovers;
 mod options;
 mod reload;
@@ -10,6 +11,7 @@ mod steering;
 mod sys;
 mod upkeep;
 
+pub use flow_filter::{EPOCH, turn};
 pub use options::Options;
 
 use std::{

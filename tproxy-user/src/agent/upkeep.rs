@@ -1,4 +1,7 @@
-//! What an agent does beside relaying: it follows changes of rules, interfaces and addresses.
+//! What an agent does beside relaying: it follows changes of rules, interfaces and addresses, and
+//! keeps the filter of flows young.
+
+use std::pin::pin;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
@@ -6,10 +9,11 @@ use inotify::{EventStream, Inotify, WatchMask};
 use log::{debug, info, warn};
 use tokio::runtime::Handle;
 
-use super::{reload::Reload, shutdown::Hangup, start::Parts};
+use super::{flow_filter::keep_young, reload::Reload, shutdown::Hangup, start::Parts};
 use crate::{
     delivery::{Delivery, Link, LinkEvent, LinkWatch, LocalAddresses, Netlink, Watch},
     instance::{Change, ChangeLock, Error, Instance, LOCK_FILE, State},
+    kernel::FlowFilter,
 };
 
 /// What tells of changes.
@@ -63,6 +67,7 @@ async fn follow(
         mut state_directory,
         _restores,
     } = watches;
+    let mut flow_filter = pin!(keep_young(FlowFilter::open(&running.maps)?));
     // Changes that came before the watches began.
     take_up(running).await;
     catch_up(running, &links.links().cloned().collect::<Vec<_>>()).await;
@@ -78,6 +83,7 @@ async fn follow(
                     remove_strays(running).await;
                 }
             }
+            never = &mut flow_filter => match never {},
             due = running.expiry.due() => {
                 due?;
                 remove_expired(running).await;

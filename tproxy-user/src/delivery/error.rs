@@ -113,6 +113,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The errno of a netlink answer, which is negative there.
+    pub(super) fn from_kernel(negative_errno: i32) -> Self {
+        Self::Kernel(Errno::from_raw(negative_errno.saturating_abs()))
+    }
+
     pub(super) fn is(self, errno: Errno) -> bool {
         self == Self::Kernel(errno)
     }

@@ -9,10 +9,11 @@
 //! - [`Delivery`] writes, restores and removes the rules and routes; [`remove_leftovers`] removes
 //!   those of an agent that was killed.
 //! - [`LinkWatch`] tells of interfaces that come, go or change their name.
+//! - [`for_each_tcp_flow`] lists the flows of the TCP sockets.
 //! - [`LocalAddresses`] is the set of prefixes that are this host's own.
 //!
-//! All of it speaks rtnetlink over a [`Netlink`], which belongs to the network namespace of the
-//! thread that opened it.
+//! All but the list of sockets speaks rtnetlink over a [`Netlink`], which belongs to the network
+//! namespace of the thread that opened it.
 
 mod apply;
 mod clsact;
@@ -26,6 +27,7 @@ mod plan;
 mod policy;
 mod precedence;
 mod repairs;
+mod sockets;
 mod transaction;
 mod watch;
 
@@ -39,4 +41,5 @@ pub use local::{LocalAddresses, local_addresses};
 pub use netlink::Netlink;
 pub use object::{Assignment, PRIORITY};
 pub use plan::{Wanted, choose};
+pub use sockets::for_each_tcp_flow;
 pub use watch::Watch;

@@ -3,7 +3,6 @@
 use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
-use nix::errno::Errno;
 use rtnetlink::{
     Handle, MulticastGroup,
     packet_core::{
@@ -72,7 +71,7 @@ impl Netlink {
             if let NetlinkPayload::Error(error) = answer.payload {
                 return match error.raw_code() {
                     0 => Ok(()),
-                    code => Err(kernel_refusal(code)),
+                    code => Err(Refusal::from_kernel(code)),
                 };
             }
         }
@@ -113,8 +112,8 @@ impl Netlink {
             match answer.payload {
                 NetlinkPayload::InnerMessage(message) => dump.answers.push(message),
                 NetlinkPayload::Done(done) if done.code == 0 => return Ok(dump),
-                NetlinkPayload::Done(done) => return Err(kernel_refusal(done.code)),
-                NetlinkPayload::Error(error) => return Err(kernel_refusal(error.raw_code())),
+                NetlinkPayload::Done(done) => return Err(Refusal::from_kernel(done.code)),
+                NetlinkPayload::Error(error) => return Err(Refusal::from_kernel(error.raw_code())),
                 _ => {}
             }
         }
@@ -125,10 +124,6 @@ impl Netlink {
 struct Dump {
     answers: Vec<RouteNetlinkMessage>,
     consistent: bool,
-}
-
-fn kernel_refusal(negative_errno: i32) -> Refusal {
-    Refusal::Kernel(Errno::from_raw(negative_errno.saturating_abs()))
 }
 
 /// What the kernel says of its own accord.

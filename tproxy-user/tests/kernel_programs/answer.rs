@@ -1,10 +1,73 @@
-//! The RST that answers a SYN, read by a parser that the programs have no part in.
+//! What answers the first packet of a refused flow, read by a parser that the programs have no part
+//! in.
 
-use etherparse::{LinkSlice, NetSlice, SlicedPacket, TcpSlice, TransportSlice};
+use etherparse::{
+    Icmpv4Type, Icmpv6Type, LinkSlice, NetSlice, SlicedPacket, TcpSlice, TransportSlice, icmpv4,
+    icmpv6,
+};
+
+/// Checks that `answer` is what a host sends back where nobody has the port of `frame`.
+#[track_caller]
+pub(crate) fn assert_answers(frame: &[u8], answer: &[u8]) {
+    let packet = SlicedPacket::from_ethernet(frame).expect("a readable frame");
+    match packet.transport {
+        Some(TransportSlice::Udp(_)) => {
+            let (header, packet) = frame.split_at(14);
+            let (answer_header, answer) = answer.split_at(14);
+            assert_eq!(answer_header[..6], header[6..12]);
+            assert_eq!(answer_header[6..12], header[..6]);
+            assert_eq!(answer_header[12..], header[12..]);
+            assert_unreachable(packet, answer);
+        }
+        _ => assert_resets(frame, answer),
+    }
+}
+
+/// Checks that `answer` is the error that says of `datagram`, both from the IP header on, that
+/// nobody has its port, and that it quotes as much of it as there is room for (RFC 1812, RFC 4443).
+#[track_caller]
+pub(crate) fn assert_unreachable(datagram: &[u8], answer: &[u8]) {
+    let asked = SlicedPacket::from_ip(datagram).expect("a readable packet");
+    let parsed = SlicedPacket::from_ip(answer).expect("a readable packet");
+    match (asked.net, parsed.net, parsed.transport) {
+        (
+            Some(NetSlice::Ipv4(asked)),
+            Some(NetSlice::Ipv4(ip)),
+            Some(TransportSlice::Icmpv4(icmp)),
+        ) => {
+            let (asked, ip) = (asked.header(), ip.header());
+            assert_eq!(ip.source(), asked.destination());
+            assert_eq!(ip.destination(), asked.source());
+            assert_eq!(usize::from(ip.total_len()), answer.len());
+            assert_eq!(ip.header_checksum(), ip.to_header().calc_header_checksum());
+            let port = Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port);
+            assert_eq!(icmp.icmp_type(), port);
+            assert_eq!(icmp.checksum(), port.calc_checksum(icmp.payload()));
+            let whole = usize::from(asked.total_len());
+            assert_eq!(icmp.payload(), &datagram[..whole.min(576 - 28)]);
+        }
+        (
+            Some(NetSlice::Ipv6(asked)),
+            Some(NetSlice::Ipv6(ip)),
+            Some(TransportSlice::Icmpv6(icmp)),
+        ) => {
+            let (asked, ip) = (asked.header(), ip.header());
+            assert_eq!(ip.source(), asked.destination());
+            assert_eq!(ip.destination(), asked.source());
+            assert_eq!(usize::from(ip.payload_length()) + 40, answer.len());
+            let port = Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port);
+            assert_eq!(icmp.icmp_type(), port);
+            assert!(icmp.is_checksum_valid(ip.source(), ip.destination()));
+            let whole = usize::from(asked.payload_length()) + 40;
+            assert_eq!(icmp.payload(), &datagram[..whole.min(1280 - 48)]);
+        }
+        unexpected => panic!("no ICMP error: {unexpected:?}"),
+    }
+}
 
 /// Checks that `answer` is the RST that a closed port would send for `syn`.
 #[track_caller]
-pub(crate) fn assert_answers(syn: &[u8], answer: &[u8]) {
+fn assert_resets(syn: &[u8], answer: &[u8]) {
     let syn = Segment::of(syn);
     let answer = Segment::of(answer);
     assert_eq!(answer.link, exchanged(syn.link));

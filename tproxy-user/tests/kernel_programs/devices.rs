@@ -34,7 +34,7 @@ fn drop_on(sandbox: &Sandbox, interface: &str) {
     sandbox.install(&[rule]);
 }
 
-fn attach(sandbox: &Sandbox, name: &str, framing: Framing) {
+pub(crate) fn attach(sandbox: &Sandbox, name: &str, framing: Framing) {
     let link = Link {
         index: index_of(name).expect("the interface"),
         name: name.to_owned(),
@@ -180,7 +180,7 @@ fn packets_of_an_interface_without_ethernet_header() {
 
 /// Makes a tun device whose packets carry no packet information,
 /// <https://docs.kernel.org/networking/tuntap.html>. It is gone when the file is closed.
-fn open_tun(name: &str) -> io::Result<File> {
+pub(crate) fn open_tun(name: &str) -> io::Result<File> {
     let device = File::options()
         .read(true)
         .write(true)

@@ -23,11 +23,13 @@ use proptest::{
 use tproxy_common::{
     agent::AgentState,
     flow::Protocol,
+    flow_filter::GRACE,
     outcome::{OUTCOMES, Outcome},
     tables::{Action, OnMissing},
 };
 use tproxy_user::{
-    kernel::Generation,
+    agent::turn,
+    kernel::{FlowFilter, Generation},
     rule::{AddressMatch, PortRange, Rule},
 };
 
@@ -123,6 +125,11 @@ impl<'a> World<'a> {
             .iter()
             .map(|(client, server)| connection(*client, *server));
         let connections = connections.collect();
+        // The filter of flows is to change nothing but the cost.
+        let filter = FlowFilter::open(&sandbox.maps).expect("the filter of flows");
+        for _ in 0..=GRACE {
+            turn(&filter).expect("the sockets are listed");
+        }
         Self {
             sandbox,
             interfaces: INTERFACES.map(|name| index_of(name).expect("the interface")),
@@ -367,12 +374,16 @@ fn any_rule() -> impl Strategy<Value = Rule> {
             Action::Relay,
             Action::Pass,
             Action::Drop,
+            Action::Reject,
         ]),
         select(vec![OnMissing::Pass, OnMissing::Drop]),
     )
         .prop_map(
             |(addresses, ports, protocols, interfaces, action, on_missing)| Rule {
-                protocols,
+                protocols: match action {
+                    Action::Reject => vec![Protocol::Tcp],
+                    _ => protocols,
+                },
                 source: addresses.0,
                 destination: addresses.1,
                 source_ports: ports.0,
@@ -450,7 +461,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         (link, ether_type),
         (option_words, fragment, extensions),
         any_transport(),
-        0_u8..40,
+        0_u16..40,
     )
         .prop_map(
             |((source, destination), (link, ether_type), header, transport, payload)| Frame {

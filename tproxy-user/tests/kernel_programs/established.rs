@@ -31,13 +31,15 @@ fn address(text: &str) -> SocketAddr {
 }
 
 /// Another port of the same address.
-fn beside(address: SocketAddr) -> SocketAddr {
+pub(crate) fn beside(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port() + 1)
 }
 
 /// Runs a test for each family, with its addresses of [`ENDS`] local and a rule that drops every
 /// new flow.
-fn for_each_family(test: impl Fn(&Sandbox, SocketAddr, SocketAddr) + Copy + Send + 'static) {
+pub(crate) fn for_each_family(
+    test: impl Fn(&Sandbox, SocketAddr, SocketAddr) + Copy + Send + 'static,
+) {
     for (client, server) in ENDS {
         in_sandbox(move |sandbox| {
             let (client, server) = (address(client), address(server));
@@ -52,7 +54,7 @@ fn for_each_family(test: impl Fn(&Sandbox, SocketAddr, SocketAddr) + Copy + Send
     }
 }
 
-fn segment(sandbox: &Sandbox, from: SocketAddr, to: SocketAddr, flags: u8) -> Outcome {
+pub(crate) fn segment(sandbox: &Sandbox, from: SocketAddr, to: SocketAddr, flags: u8) -> Outcome {
     sandbox.outcome(&Frame::tcp_between(from, to, flags))
 }
 
@@ -250,7 +252,7 @@ fn a_miss_is_one_probe_of_the_lookup_program() {
 }
 
 /// Waits until all that is left of a connection is `TIME_WAIT` at `own`.
-fn wait_for_time_wait(own: SocketAddr, peer: SocketAddr) {
+pub(crate) fn wait_for_time_wait(own: SocketAddr, peer: SocketAddr) {
     // include/net/tcp_states.h
     const TCP_TIME_WAIT: &str = "06";
     let table = if own.is_ipv4() { "tcp" } else { "tcp6" };
@@ -283,7 +285,7 @@ fn wait_for_time_wait(own: SocketAddr, peer: SocketAddr) {
 }
 
 /// Connections count as complete only when they carry data (`TCP_DEFER_ACCEPT`, tcp(7)).
-fn defer_accept(listener: &TcpListener) {
+pub(crate) fn defer_accept(listener: &TcpListener) {
     let seconds: libc::c_int = 30;
     // SAFETY: the option's value is an int that lives through the call.
     let result = unsafe {

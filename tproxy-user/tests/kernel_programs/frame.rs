@@ -47,7 +47,7 @@ pub(crate) struct Frame {
     pub(crate) source_port: u16,
     pub(crate) destination_port: u16,
     /// Octets behind the transport header.
-    pub(crate) payload: u8,
+    pub(crate) payload: u16,
 }
 
 /// An IPv6 extension header, RFC 8200, 4, and RFC 4302.
@@ -193,7 +193,7 @@ impl Frame {
                 bytes.extend([0xff, 0xff, 0, 0, 0, 0]);
             }
             Transport::Udp => {
-                bytes.extend((8 + u16::from(self.payload)).to_be_bytes());
+                bytes.extend((8 + self.payload).to_be_bytes());
                 bytes.extend([0, 0]);
             }
             Transport::Other { .. } => {}

@@ -14,7 +14,7 @@ use tproxy_common::{
     agent::AgentState,
     classifier::classify,
     flow::{Flow, Protocol, Scope, worker_of},
-    handover::{Ends, Place},
+    handover::Place,
     icmp::quoted_flow,
     outcome::Outcome,
     packet::{Headers, Unreadable, parse},
@@ -76,7 +76,7 @@ impl Model {
             return Outcome::OwnUpstream;
         }
         if headers.protocol == Protocol::Tcp && !headers.flags.opens() {
-            let place = place(&headers);
+            let place = Place::of(&headers.ends());
             return if self.awaited.contains(&ends(&headers)) {
                 Outcome::Established
             } else if self.handovers.borrow().get(&place.index) == Some(&Some(place)) {
@@ -91,7 +91,7 @@ impl Model {
     }
 
     fn remember(&self, headers: &Headers, outcome: Outcome) {
-        let place = place(headers);
+        let place = Place::of(&headers.ends());
         let mut handovers = self.handovers.borrow_mut();
         match outcome {
             Outcome::Taken => {
@@ -135,15 +135,19 @@ impl Model {
         }
         let worker = worker_of(&flow.source, flow.source_port, self.agent.workers());
         let present = worker < self.listeners;
+        let answerable = flow.source.is_forwardable();
         match (found.entry.action(), found.entry.on_missing()) {
             (Action::Pass | Action::Redirect, _) => Outcome::Passed,
-            (Action::Drop | Action::Reject, _) => Outcome::Dropped,
+            (Action::Drop, _) => Outcome::Dropped,
+            // The answer to a datagram depends on how many there were before: no case has one.
+            (Action::Reject, _) if answerable => Outcome::Rejected,
+            (Action::Reject, _) => Outcome::RejectedUnanswered,
             (Action::Relay, _) if !self.agent.is_accepting() => Outcome::PassedDraining,
             (Action::Relay, _) if present => Outcome::Taken,
             (Action::Relay, OnMissing::Pass) => Outcome::PassedMissing,
             (Action::Relay, OnMissing::Drop) => match flow.protocol {
-                Protocol::Tcp => Outcome::RefusedMissing,
-                Protocol::Udp => Outcome::DroppedMissing,
+                Protocol::Tcp if answerable => Outcome::RefusedMissing,
+                Protocol::Tcp | Protocol::Udp => Outcome::DroppedMissing,
             },
         }
     }
@@ -162,15 +166,6 @@ impl Model {
             differing >= length
         })
     }
-}
-
-fn place(headers: &Headers) -> Place {
-    Place::of(&Ends {
-        source: headers.source,
-        source_port: headers.source_port,
-        destination: headers.destination,
-        destination_port: headers.destination_port,
-    })
 }
 
 /// The ends of a segment, as [`Model::awaited`] holds them.

@@ -14,11 +14,12 @@ use nix::{
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket},
 };
 use socket2::SockRef;
-use tproxy_common::{address::Family, outcome::Outcome, packet::parse};
+use tproxy_common::{address::Family, flow_filter::GRACE, outcome::Outcome, packet::parse};
+use tproxy_user::{agent::turn, kernel::FlowFilter};
 
 use crate::{
     frame::{ACK, ETHERNET_HEADER, RST, SYN},
-    sandbox::{Metadata, Sandbox, Workers, bound, in_sandbox, make_local},
+    sandbox::{Metadata, Sandbox, Workers, bound, in_sandbox, make_local, rule},
 };
 
 /// Client and server of each family.
@@ -77,6 +78,38 @@ fn an_ack_means_nothing_without_a_listener() {
         assert_eq!(ack(), Outcome::SynCookie);
         drop(workers);
         assert_eq!(ack(), Outcome::Foreign);
+    });
+}
+
+/// No socket is listed for it; the SYN that was answered with the cookie is what makes it ours.
+#[test]
+fn the_filter_of_flows_knows_a_handshake_by_its_syn() {
+    in_sandbox(|sandbox| {
+        let workers = prepare(sandbox, 1);
+        sandbox.install(&[rule(|_| ())]);
+        let filter = FlowFilter::open(&sandbox.maps).expect("the filter of flows");
+        for (client, server) in ENDS {
+            let handshake = Handshake::by_cookie(sandbox, &workers.listeners, client, server);
+            let age = || {
+                for _ in 0..GRACE {
+                    turn(&filter).expect("the sockets are listed");
+                }
+            };
+            let with = |flags| {
+                let mut frame = handshake.ack.clone();
+                frame[handshake.tcp + FLAGS] = flags;
+                sandbox.outcome_with(&frame, Metadata::default())
+            };
+            age();
+            age();
+            assert_eq!(with(ACK), Outcome::Foreign, "no SYN of it passed here");
+            assert_eq!(with(SYN), Outcome::Taken);
+            age();
+            assert_eq!(with(ACK), Outcome::SynCookie);
+            // What follows the ACK, should the socket not be there yet.
+            age();
+            assert_eq!(with(ACK), Outcome::SynCookie);
+        }
     });
 }
 

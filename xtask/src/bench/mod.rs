@@ -3,14 +3,17 @@
 mod accounting;
 pub(crate) mod load_client;
 pub(crate) mod load_server;
+mod machine;
 mod measurement;
 mod nft_steering;
 mod peer;
 mod report;
+pub(crate) mod rules;
 
 use std::{fs, io::Write as _, time::Instant};
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 
 use crate::{build, command, interrupt, privilege::Privilege, topology::Lock};
 
@@ -18,6 +21,16 @@ use self::{
     measurement::{Durations, Load, Sample},
     peer::Peer,
 };
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum Subject {
+    /// Relayed flows, beside HAProxy, nft TPROXY and plain routing
+    #[default]
+    Relay,
+    /// What rules cost a packet, and to load, beside nft
+    Rules,
+}
 
 /// Builds as this user, then measures as root with an optimised load client and server.
 ///
@@ -64,7 +77,7 @@ pub(crate) fn measure(quick: bool) -> Result<()> {
     }
     let report = report::Report::of(samples, load_before, rounds, started.elapsed());
     report.print();
-    report.write(if quick { "quick.json" } else { "full.json" })
+    report::write(if quick { "quick.json" } else { "full.json" }, &report)
 }
 
 /// A B C, then C B A, then A B C: what drifts on the machine hits all alike.

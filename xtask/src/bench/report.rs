@@ -8,22 +8,18 @@ use serde::Serialize;
 
 use crate::{
     bench::{
+        machine::Machine,
         measurement::{Load, Sample},
         peer::Peer,
     },
     command, terminal,
 };
 
-/// A load average below this is an idle machine.
-const QUIET: f64 = 0.7;
-
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    kernel: String,
-    cores: usize,
-    /// Processes that wanted to run before the first round.
-    load_before: f64,
+    #[serde(flatten)]
+    machine: Machine,
     rounds: usize,
     seconds: f64,
     medians: Vec<Median>,
@@ -79,10 +75,7 @@ impl Report {
             .filter_map(|(load, peer)| Median::of(&samples, load, peer))
             .collect();
         Self {
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
-                .map_or_else(|_| "unknown".into(), |release| release.trim().into()),
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-            load_before,
+            machine: Machine::here(load_before),
             rounds,
             seconds: took.as_secs_f64(),
             medians,
@@ -92,23 +85,17 @@ impl Report {
 
     pub(crate) fn print(&self) {
         let Self {
-            kernel,
-            cores,
+            machine,
             rounds,
             seconds,
             ..
         } = self;
+        let Machine { kernel, cores, .. } = machine;
         println!(
             "\nLinux {kernel}, {cores} cores shared by client, proxy and server; medians of {rounds} rounds, {seconds:.0} s"
         );
         println!("{}", terminal::dim("Differences under 15 % are noise."));
-        if self.load_before > QUIET {
-            let busy = format!(
-                "The machine was busy with something else (load {:.1}): trust the ratios little and the rates not at all.",
-                self.load_before
-            );
-            println!("{}", terminal::red(&busy));
-        }
+        machine.print_if_busy();
         for load in Load::ALL {
             println!("\n{}", terminal::bold(load.name()));
             println!("{}", self.table(load));
@@ -154,18 +141,20 @@ impl Report {
             println!(" {}: {:.1} MB resident{ready}", median.peer.name(), memory);
         }
     }
+}
 
-    /// # Errors
-    ///
-    /// When the file cannot be written.
-    pub(crate) fn write(&self, name: &str) -> Result<()> {
-        let path = directory().join(name);
-        fs::create_dir_all(directory()).context("cannot make target/bench")?;
-        fs::write(&path, serde_json::to_vec_pretty(self)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        println!("\nAll samples: {}", path.display());
-        Ok(())
-    }
+/// Keeps a report under this name.
+///
+/// # Errors
+///
+/// When the file cannot be written.
+pub(crate) fn write(name: &str, report: &impl Serialize) -> Result<()> {
+    let path = directory().join(name);
+    fs::create_dir_all(directory()).context("cannot make target/bench")?;
+    fs::write(&path, serde_json::to_vec_pretty(report)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    println!("\nAll samples: {}", path.display());
+    Ok(())
 }
 
 impl Median {

@@ -1,0 +1,57 @@
+//! The agent's side of [`tproxy_common::flow_filter`].
+
+use std::sync::atomic::Ordering;
+
+use aya::maps::Map;
+use tproxy_common::{
+    flow_filter::{FlowFilter as Element, STAMPS_OFFSET, slot_of},
+    handover::Ends,
+};
+
+use super::{Error, Maps};
+use crate::sys::SharedArray;
+
+const NAME: &str = "FLOW_FILTER";
+
+/// Where the epoch is, in bytes.
+const EPOCH: usize = std::mem::offset_of!(Element, epoch);
+
+/// The filter by which the kernel tells segments of other people's flows.
+pub struct FlowFilter {
+    memory: SharedArray<u64>,
+}
+
+impl FlowFilter {
+    /// Maps the filter into memory.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there or not mappable.
+    pub fn open(maps: &Maps) -> Result<Self, Error> {
+        let map = maps.open(NAME, Ok)?;
+        let Map::Array(map) = map else {
+            return Err(Error::not_an_array(NAME));
+        };
+        let words = size_of::<Element>() / size_of::<u64>();
+        let memory = SharedArray::map(map.fd(), words).map_err(Error::Memory)?;
+        Ok(Self { memory })
+    }
+
+    /// Notes that a socket has the flow between these ends, as seen from its peer.
+    pub fn stamp(&self, ends: &Ends) {
+        let stamps = &self.memory.bytes()[STAMPS_OFFSET..];
+        stamps[slot_of(ends)].store(self.epoch(), Ordering::Relaxed);
+    }
+
+    /// Begins the next epoch. Every socket has to have been stamped since the last turn.
+    pub fn turn(&self) {
+        let next = self.epoch().wrapping_add(1);
+        self.memory.bytes()[EPOCH].store(next, Ordering::Release);
+    }
+
+    /// The epoch, which wraps around.
+    #[must_use]
+    pub fn epoch(&self) -> u8 {
+        self.memory.bytes()[EPOCH].load(Ordering::Relaxed)
+    }
+}
