@@ -21,6 +21,7 @@ use crate::{
     kernel::{self, Generation},
     requirements,
     rule::{Condition, NamedFlow},
+    set::Sets,
 };
 
 #[derive(Args)]
@@ -141,7 +142,7 @@ fn explain_one_generation(instance: &Instance, arguments: &Arguments) -> anyhow:
 }
 
 fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<(Answer, u64)> {
-    let (state, tables) = instance.in_force()?;
+    let (state, tables, sets) = instance.in_force_with_sets(|_| true)?;
     let (interface, index) = interface(instance, &state, arguments.iface.as_deref())?;
     let flow = NamedFlow {
         scope: Scope::Forward,
@@ -151,7 +152,7 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<(Answer
         source: arguments.source,
         destination: arguments.destination,
     };
-    let verdict = judge(instance, &state, &tables, &flow, index)?;
+    let verdict = judge(instance, &state, &sets, &tables, &flow, index)?;
     let kernel = match ask_kernel(instance, &state, &flow, index) {
         Ok(rule) => KernelAnswer::Rule {
             agrees: rule == verdict.rule,
@@ -215,11 +216,12 @@ struct Verdict {
 fn judge(
     instance: &Instance,
     state: &State,
+    sets: &Sets,
     tables: &Generation,
     named: &NamedFlow,
     index: u32,
 ) -> anyhow::Result<Verdict> {
-    let rules = considered(state, named)?;
+    let rules = considered(state, sets, named)?;
     let maps = instance.maps()?;
     if !Address::from(named.destination.ip()).is_forwardable() {
         let reason = format!(
@@ -281,12 +283,12 @@ fn judge(
     })
 }
 
-fn considered(state: &State, flow: &NamedFlow) -> anyhow::Result<Vec<Considered>> {
+fn considered(state: &State, sets: &Sets, flow: &NamedFlow) -> anyhow::Result<Vec<Considered>> {
     state
         .rules
         .iter()
         .map(|stored| {
-            let conditions = stored.spec.validate()?.conditions(flow);
+            let conditions = stored.spec.validate()?.conditions(flow, sets);
             Ok(Considered {
                 name: stored.name().to_owned(),
                 action: stored.spec.action_word().to_owned(),
