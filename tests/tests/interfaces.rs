@@ -132,7 +132,8 @@ fn two_instances_work_side_by_side() {
     assert_eq!(one.stop().len(), 4);
 }
 
-/// An interface that is deleted and made again is attached again within a second, and by itself.
+/// An interface that is deleted and made again is attached again by itself, within two seconds on a machine that is
+/// busy with other tests.
 #[test]
 fn an_interface_made_again_is_attached_again() {
     for mode in MODES {
@@ -189,7 +190,7 @@ fn a_renamed_interface_stays_attached() {
                     .filter(|exchange| exchange.seen_client != exchange.client)
             });
             exchange
-                .expect("relayed within a second of the renaming")
+                .expect("relayed within two seconds of the renaming")
                 .assert_relayed(&agent);
         }
         agent.stop();
