@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
@@ -92,7 +91,33 @@ fn one_set_serves_many_rules() {
     agent.run("rule add --dport 81 --dst !set:some");
     agent.run("rule add --dport 82 --src set:some --dst 0.0.0.0/0,::/0,!203.0.113.9");
     let rules = agent.rule_names();
-    assert_eq!(sets(&agent), [("some".to_owned(), 1, rules)]);
+    assert_eq!(sets(&agent), [("some".to_owned(), 1, rules.clone())]);
+    for (server, rule, reason) in [
+        (
+            "203.0.113.1:80",
+            &json!(rules[0]),
+            "203.0.113.1 is in set:some by 203.0.113.1/32",
+        ),
+        (
+            "203.0.113.1:81",
+            &Value::Null,
+            "203.0.113.1 is excluded by !set:some",
+        ),
+        (
+            "203.0.113.2:81",
+            &json!(rules[1]),
+            "203.0.113.2 is not excluded",
+        ),
+        (
+            "203.0.113.2:82",
+            &Value::Null,
+            "10.77.1.2 is not in set:some",
+        ),
+    ] {
+        let answer = agent.json(&format!("explain tcp 10.77.1.2 {server}"));
+        assert_eq!(&answer["rule"], rule, "{answer}");
+        assert!(answer.to_string().contains(reason), "{reason} in {answer}");
+    }
     let ports_taken = |family: Family, taken: [bool; 3]| {
         for (port, taken) in (80..).zip(taken) {
             let exchange = lab.ask(family.near(), port);
@@ -211,7 +236,11 @@ fn files_of_rules_are_kept_as_they_were_read() {
 fn files(agent: &Agent) -> Vec<PathBuf> {
     let entries = fs::read_dir(Path::new("/run/tproxy").join(agent.instance())).unwrap();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| !path.to_str().unwrap().ends_with("lock"));
+    // Those of the state and of its sets; locks and what never changes are beside them.
+    files.retain(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.starts_with("state-") || name.starts_with("set-")
+    });
     files.sort();
     files
 }
@@ -299,17 +328,14 @@ fn readers_see_one_state_whole() {
     });
     agent.run(&format!("set load some {}", lists[0]));
     agent.run("rule add --dst set:some");
-    let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let cli = (*agent).clone();
-        let over = &over;
-        scope.spawn(move || {
+        let changes = scope.spawn(move || {
             for list in lists.iter().cycle().take(40) {
                 cli.run(&format!("set load some {list}"));
             }
-            over.store(true, Ordering::Relaxed);
         });
-        while !over.load(Ordering::Relaxed) {
+        while !changes.is_finished() {
             let seen = cidrs(&agent, "some").len();
             assert!([10, 3000].contains(&seen), "{seen}");
         }

@@ -1,6 +1,6 @@
 //! The key that rules are matched against.
 
-use crate::address::Address;
+use crate::{address::Address, packet::Headers};
 
 /// Where a flow is caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +58,23 @@ pub struct Flow {
     pub destination: Address,
     /// The port there.
     pub destination_port: u16,
+}
+
+impl Flow {
+    /// The flow that a packet begins or belongs to.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(headers: &Headers, scope: Scope, interface: u32) -> Self {
+        Self {
+            scope,
+            protocol: headers.protocol,
+            interface,
+            source: headers.source,
+            source_port: headers.source_port,
+            destination: headers.destination,
+            destination_port: headers.destination_port,
+        }
+    }
 }
 
 /// The process of this host that opens a flow, as the hook at connect(2) sees it.

@@ -19,6 +19,7 @@ pub mod allowance;
 pub mod checksum;
 pub mod classifier;
 pub mod counters;
+pub mod explanation;
 pub mod flow;
 pub mod flow_filter;
 pub mod handover;

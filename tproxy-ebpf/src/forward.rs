@@ -154,16 +154,8 @@ fn decide_other(ctx: &TcContext, family: Family, network_offset: usize) -> Outco
 
 #[inline(always)]
 fn decide_new(arrival: &Arrival<'_>) -> Outcome {
-    let headers = &arrival.headers;
-    let flow = Flow {
-        scope: Scope::Forward,
-        protocol: headers.protocol,
-        interface: Skb::new(arrival.ctx).interface(),
-        source: headers.source,
-        source_port: headers.source_port,
-        destination: headers.destination,
-        destination_port: headers.destination_port,
-    };
+    let interface = Skb::new(arrival.ctx).interface();
+    let flow = Flow::of(&arrival.headers, Scope::Forward, interface);
     let Some(found) = rules::find(&flow) else {
         return Outcome::NoRule;
     };
@@ -190,7 +182,7 @@ fn decide_new(arrival: &Arrival<'_>) -> Outcome {
 /// Neither end is this host: what comes from it is its own traffic on a way back, what goes to it
 /// is not routed onwards.
 #[inline(always)]
-fn is_forwarded(flow: &Flow) -> bool {
+pub fn is_forwarded(flow: &Flow) -> bool {
     flow.destination.is_forwardable()
         && !local_prefixes::contains(&flow.destination)
         && !local_prefixes::contains(&flow.source)

@@ -12,6 +12,7 @@
 )]
 #![expect(
     clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
     reason = "halves of words, small lengths and verdicts; try_from would add branches that can panic"
 )]
 
@@ -19,6 +20,7 @@ mod agent;
 mod answer;
 mod counters;
 mod established;
+mod explain;
 mod flow_filter;
 mod forward;
 mod handover;
@@ -38,10 +40,11 @@ use aya_ebpf::{
 };
 use tproxy_common::outcome::Outcome;
 
+const ETHERNET_HEADER: usize = 14;
+
 /// Ingress of interfaces whose frames begin with an Ethernet header.
 #[classifier]
 pub fn tproxy_ether(ctx: TcContext) -> i32 {
-    const ETHERNET_HEADER: usize = 14;
     steer::<ETHERNET_HEADER>(&ctx)
 }
 
@@ -60,6 +63,13 @@ pub fn tproxy_lookup(ctx: SkLookupContext) -> u32 {
         Verdict::Continue | Verdict::Mark | Verdict::Answer => sk_action::SK_PASS,
         Verdict::Discard => sk_action::SK_DROP,
     }
+}
+
+/// Says which rule takes an Ethernet frame (`tproxy_common::explanation`). It is loaded by who asks,
+/// over the maps that are there, and never attached.
+#[classifier]
+pub fn tproxy_explain(ctx: TcContext) -> i32 {
+    explain::explain(&ctx, ETHERNET_HEADER).to_code() as i32
 }
 
 #[inline(always)]

@@ -18,7 +18,7 @@ const ARENA_FLAGS: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
 
 /// Words rather than [`Block`]s: up to Linux 6.1 a map whose values are described as a struct does
 /// not equal one whose values are not described, such as the agent creates (`timer_off` in
-/// `bpf_map_meta_equal`, kernel/bpf/map_in_map.c).
+/// `bpf_map_meta_equal`, `kernel/bpf/map_in_map.c`).
 type Arena = Array<[u64; BLOCK_WORDS], 1, ARENA_FLAGS>;
 
 #[btf_map]

@@ -2,22 +2,26 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde::Serialize;
 use tproxy_common::{
     address::Address,
     classifier::classify,
+    explanation::Explanation,
     flow::{Flow, Protocol, Scope},
 };
 
 use super::{
-    interface_name,
+    go_there, interface_name,
     output::{print_json, print_line},
 };
 use crate::{
     instance::{Instance, State},
+    kernel::{self, Generation},
     requirements,
     rule::{Condition, NamedFlow},
+    set::Sets,
 };
 
 #[derive(Args)]
@@ -62,6 +66,17 @@ struct Answer {
     reason: String,
     /// The rules up to the one that takes the flow, each with what was asked of the flow.
     rules: Vec<Considered>,
+    /// The same question, answered by the kernel.
+    kernel: KernelAnswer,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum KernelAnswer {
+    /// The rule by which it would take the flow.
+    Rule { rule: Option<String>, agrees: bool },
+    /// It could not be asked.
+    Unasked { error: String },
 }
 
 impl Answer {
@@ -95,7 +110,7 @@ pub(super) fn execute(
     if arguments.source.address.is_ipv4() != arguments.destination.is_ipv4() {
         return Err(super::Usage("source and destination are of different families".into()).into());
     }
-    let mut answer = explain(instance, arguments)?;
+    let mut answer = explain_one_generation(instance, arguments)?;
     if arguments.source.port.is_none() && answer.asks_for_client_port() {
         let assumed = format!(" (assuming client port {})", Source::EPHEMERAL);
         answer.reason.push_str(&assumed);
@@ -119,13 +134,44 @@ pub(super) fn execute(
             reasons.join("; ")
         ))?;
     }
-    print_line(&format!("{}: {}", answer.action, answer.reason))
+    print_line(&format!("{}: {}", answer.action, answer.reason))?;
+    answer
+        .kernel
+        .remark()
+        .map_or(Ok(()), |text| print_line(&text))
 }
 
-fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer> {
-    let (state, tables) = instance.in_force()?;
+impl KernelAnswer {
+    /// What is to be said of it: nothing when it agrees.
+    fn remark(&self) -> Option<String> {
+        match self {
+            Self::Rule { agrees: true, .. } => None,
+            Self::Rule { rule: None, .. } => Some("kernel: differs, no rule takes it".to_owned()),
+            Self::Rule {
+                rule: Some(rule), ..
+            } => Some(format!("kernel: differs, rule {rule} takes it")),
+            Self::Unasked { error } => Some(format!("kernel: not asked: {error}")),
+        }
+    }
+}
+
+/// The rules may change between the two answers, which is no difference.
+fn explain_one_generation(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer> {
+    const ATTEMPTS: usize = 5;
+    for _ in 1..ATTEMPTS {
+        let (answer, generation) = explain(instance, arguments)?;
+        let differs = matches!(answer.kernel, KernelAnswer::Rule { agrees: false, .. });
+        if !differs || instance.in_force()?.1.number() == generation {
+            return Ok(answer);
+        }
+    }
+    explain(instance, arguments).map(|(answer, _)| answer)
+}
+
+fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<(Answer, u64)> {
+    let (state, tables, sets) = instance.in_force_with_sets(|_| true)?;
     let (interface, index) = interface(instance, &state, arguments.iface.as_deref())?;
-    let named = NamedFlow {
+    let flow = NamedFlow {
         scope: Scope::Forward,
         owner: None,
         protocol: arguments.proto,
@@ -133,14 +179,83 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer>
         source: arguments.source.end(),
         destination: arguments.destination,
     };
-    let rules = considered(&state, &named)?;
+    let verdict = judge(instance, &state, &sets, &tables, &flow, index)?;
+    let kernel = match ask_kernel(instance, &state, &flow, index) {
+        Ok(rule) => KernelAnswer::Rule {
+            agrees: rule == verdict.rule,
+            rule,
+        },
+        Err(error) => KernelAnswer::Unasked {
+            error: format!("{error:#}"),
+        },
+    };
+    let answer = Answer {
+        rule: verdict.rule,
+        action: verdict.action,
+        reason: verdict.reason,
+        rules: verdict.rules,
+        kernel,
+    };
+    Ok((answer, tables.number()))
+}
+
+/// The rule by which the kernel would take the flow.
+fn ask_kernel(
+    instance: &Instance,
+    state: &State,
+    flow: &NamedFlow,
+    interface: u32,
+) -> anyhow::Result<Option<String>> {
+    let pins = instance.pins().context("there are no pins")?;
+    ensure!(
+        state.loaded.is_whole_and_current(&pins),
+        "the programs are of another build than this command"
+    );
+    go_there(instance, state)?;
+    let said = kernel::ask(
+        &pins,
+        flow.protocol,
+        flow.source,
+        flow.destination,
+        interface,
+    )?;
+    Ok(match said {
+        Explanation::Rule(rule) => {
+            let rule = state.rules.get(rule as usize);
+            Some(
+                rule.context("of a rule that is not there")?
+                    .name()
+                    .to_owned(),
+            )
+        }
+        _ => None,
+    })
+}
+
+/// What the rules of the state and the tables say.
+struct Verdict {
+    rule: Option<String>,
+    action: String,
+    reason: String,
+    rules: Vec<Considered>,
+}
+
+fn judge(
+    instance: &Instance,
+    state: &State,
+    sets: &Sets,
+    tables: &Generation,
+    named: &NamedFlow,
+    index: u32,
+) -> anyhow::Result<Verdict> {
+    let rules = considered(state, sets, named)?;
     let maps = instance.maps()?;
     if !Address::from(named.destination.ip()).is_forwardable() {
         let reason = format!(
             "{} is no address that is forwarded to",
             named.destination.ip()
         );
-        return Ok(Answer {
+        return Ok(Verdict {
             rule: None,
             action: "pass".into(),
             reason,
@@ -153,7 +268,7 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer>
                 "{} is an address of this host, and traffic {role} it is not forwarded",
                 end.ip()
             );
-            return Ok(Answer {
+            return Ok(Verdict {
                 rule: None,
                 action: "pass".into(),
                 reason,
@@ -171,8 +286,8 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer>
         destination_port: named.destination.port(),
     };
     // The tables in force have the last word; what was typed only explains it.
-    let Some(found) = classify(&tables, &flow) else {
-        return Ok(Answer {
+    let Some(found) = classify(tables, &flow) else {
+        return Ok(Verdict {
             rule: None,
             action: "pass".into(),
             reason: "no rule takes this flow".into(),
@@ -187,7 +302,7 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer>
     let action = rules
         .last()
         .map_or_else(|| "relay".into(), |rule| rule.action.clone());
-    Ok(Answer {
+    Ok(Verdict {
         reason: format!("by rule {}", name.as_deref().unwrap_or("-")),
         rule: name,
         action,
@@ -195,12 +310,12 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Answer>
     })
 }
 
-fn considered(state: &State, flow: &NamedFlow) -> anyhow::Result<Vec<Considered>> {
+fn considered(state: &State, sets: &Sets, flow: &NamedFlow) -> anyhow::Result<Vec<Considered>> {
     state
         .rules
         .iter()
         .map(|stored| {
-            let conditions = stored.spec.validate()?.conditions(flow);
+            let conditions = stored.spec.validate()?.conditions(flow, sets);
             Ok(Considered {
                 name: stored.name().to_owned(),
                 action: stored.spec.action_word().to_owned(),
@@ -259,4 +374,52 @@ fn source(word: &str) -> Result<Source, String> {
             })
         })
         .map_err(|_| "not an address, with or without a port".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::KernelAnswer;
+
+    #[test]
+    fn a_kernel_that_differs_is_spoken_of() {
+        let rule = |rule: Option<&str>, agrees| KernelAnswer::Rule {
+            rule: rule.map(str::to_owned),
+            agrees,
+        };
+        let unasked = KernelAnswer::Unasked {
+            error: "it sleeps".into(),
+        };
+        for (answer, remark, value) in [
+            (
+                rule(Some("web"), true),
+                None,
+                json!({"rule": "web", "agrees": true}),
+            ),
+            (
+                rule(None, true),
+                None,
+                json!({"rule": null, "agrees": true}),
+            ),
+            (
+                rule(Some("web"), false),
+                Some("kernel: differs, rule web takes it"),
+                json!({"rule": "web", "agrees": false}),
+            ),
+            (
+                rule(None, false),
+                Some("kernel: differs, no rule takes it"),
+                json!({"rule": null, "agrees": false}),
+            ),
+            (
+                unasked,
+                Some("kernel: not asked: it sleeps"),
+                json!({"error": "it sleeps"}),
+            ),
+        ] {
+            assert_eq!(answer.remark().as_deref(), remark);
+            assert_eq!(serde_json::to_value(&answer).unwrap(), value);
+        }
+    }
 }

@@ -26,7 +26,7 @@ use logging::Log;
 use crate::{
     config::Problems,
     delivery,
-    instance::{self, AgentLock, Change, Instance, enter_namespace},
+    instance::{self, AgentLock, Change, Instance, State, enter_namespace},
     rule::RuleSpec,
     set::{LoadError, absolute_word},
 };
@@ -252,11 +252,17 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Begins a change, in the network namespace of the instance.
 fn begin_there(instance: &Instance) -> anyhow::Result<Change> {
     let change = Change::begin(instance)?;
+    go_there(instance, change.state())?;
+    Ok(change)
+}
+
+/// Moves this thread into the network namespace of the instance.
+fn go_there(instance: &Instance, state: &State) -> anyhow::Result<()> {
     let agent = AgentLock::holder(instance).and_then(|agent| agent.process());
-    if !change.state().namespace.enter(agent)? {
+    if !state.namespace.enter(agent)? {
         return Err(instance::Error::Namespace(instance.name().to_owned()).into());
     }
-    Ok(change)
+    Ok(())
 }
 
 /// Runs what speaks to netlink, on this thread.

@@ -75,6 +75,11 @@ impl Change {
         let Some(edits) = self.set_edits().map(<[_]>::to_vec) else {
             return Ok(false);
         };
+        // Control groups come and go: where nothing else changes, they may be why this is done.
+        let names_cgroups = |source: &Source<'_>| !source.rule.cgroups.is_empty();
+        if edits.is_empty() && sources.iter().any(names_cgroups) {
+            return Ok(false);
+        }
         let in_force = Generation::in_force(&self.maps)?;
         let Some(tables) = in_force.filter(|tables| tables.number() == before.generation) else {
             return Ok(false);

@@ -2,6 +2,7 @@
 
 pub mod bpffs;
 mod counters;
+mod explanation;
 mod flow_filter;
 mod generation;
 mod handover;
@@ -10,6 +11,7 @@ mod maps;
 mod object;
 
 pub use counters::{Counters, RelayCounters, RuleTotals};
+pub use explanation::ask;
 pub use flow_filter::FlowFilter;
 pub use generation::Generation;
 pub use handover::Handover;
@@ -45,6 +47,12 @@ pub enum Error {
         program: String,
         /// The refusal.
         cause: ProgramError,
+    },
+    /// The program that explains answers something that nobody knows.
+    #[error("the kernel program that explains answers {code:#x}, which means nothing")]
+    Explanation {
+        /// What it returned.
+        code: u32,
     },
     /// A thread that loads programs ended without an answer.
     #[error("a thread that loads kernel programs died; its message is on standard error")]

@@ -17,7 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, RelayCounters, links::LOOKUP_LINK};
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tproxy-ebpf.o"));
+/// The program that only explains: loaded by who asks, so that a start does not wait for it.
+pub(super) const EXPLAIN_PROGRAM: &str = "tproxy_explain";
+
+pub(super) static OBJECT: &[u8] =
+    include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tproxy-ebpf.o"));
 
 /// What is fixed when the programs are loaded.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +99,7 @@ fn load_programs(object: &mut Ebpf, directory: &Path) -> Result<(), Error> {
     thread::scope(|scope| {
         let loading: Vec<_> = object
             .programs_mut()
+            .filter(|(name, _)| *name != EXPLAIN_PROGRAM)
             .map(|(name, program)| {
                 let name = name.to_owned();
                 scope.spawn(move || load_program(&name, program, &directory.join(&name)))

@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use log::{error, info};
+use log::error;
 use mio::Waker;
 
 pub use capacity::Capacity;
@@ -125,13 +125,6 @@ impl Relay {
         }
         let failed = |call| move |source| RelayError::Start { call, source };
         let capacity = check_limits(&settings, listeners.len())?;
-        info!(
-            "serving at most {} flows at once: {} open files are allowed, 2 for a flow, {} for pipes",
-            capacity.flows,
-            capacity.descriptors,
-            capacity.pipes * 2,
-        );
-
         let mut own_ports = HashSet::new();
         for listener in &listeners {
             listener::prepare(listener).map_err(failed("setsockopt on a listener"))?;

@@ -1,0 +1,122 @@
+//! `explain`: what it says is what happens, in the kernel too, and asking changes nothing.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tproxy_tests::{Agent, Cli, Family, Lab, Snapshot, address::FAMILIES, peer::Witness};
+
+/// What `explain` says of a TCP flow from the client.
+fn explained(cli: &Cli<'_>, family: Family, protocol: &str, target: SocketAddr) -> Value {
+    cli.json(&format!("explain {protocol} {} {target}", family.client()))
+}
+
+fn agent_with_rules(lab: &Lab) -> Agent<'_> {
+    let agent = lab.agent("--iface cl0 --dport 80 --name web");
+    agent.run("rule add --name closed --proto any --dport 81 --action reject");
+    agent.run("rule add --name open --proto any --dport 82 --action pass");
+    agent.run("rule add --name dark --proto udp --dport 83 --action drop");
+    agent
+}
+
+/// For each action and for none, over both families: the answer and the kernel's are one, and those that let a flow
+/// through are true.
+#[test]
+fn the_kernel_agrees() {
+    let lab = Lab::new();
+    let _witnesses = [80, 82, 83].map(|port| Witness::start(&lab.server, port));
+    let agent = agent_with_rules(&lab);
+    for family in FAMILIES {
+        for (protocol, port, rule, action) in [
+            ("tcp", 80, Some("web"), "relay"),
+            ("tcp", 81, Some("closed"), "reject"),
+            ("udp", 81, Some("closed"), "reject"),
+            ("tcp", 82, Some("open"), "pass"),
+            ("udp", 83, Some("dark"), "drop"),
+            ("tcp", 83, None, "pass"),
+            ("udp", 80, None, "pass"),
+        ] {
+            let target = SocketAddr::new(family.server(), port);
+            let answer = explained(&agent, family, protocol, target);
+            assert_eq!(answer["rule"], json!(rule), "{answer}");
+            assert_eq!(answer["action"], action, "{answer}");
+            assert_eq!(
+                answer["kernel"],
+                json!({"rule": rule, "agrees": true}),
+                "{protocol} {target}"
+            );
+        }
+        lab.ask(family.server(), 80).assert_relayed(&agent);
+        lab.ask(family.server(), 82).assert_direct(&agent);
+        lab.ask(family.server(), 83).assert_direct(&agent);
+        // To this host itself, and to nowhere that is routed to.
+        let nowhere = match family {
+            Family::V4 => "127.0.0.1:80",
+            Family::V6 => "[fe80::1]:80",
+        };
+        let own = SocketAddr::new(family.gateway(), 80);
+        for target in [own, nowhere.parse().unwrap()] {
+            let answer = explained(&agent, family, "tcp", target);
+            assert_eq!(answer["rule"], Value::Null, "{answer}");
+            assert_eq!(answer["kernel"], json!({"rule": null, "agrees": true}));
+        }
+    }
+}
+
+/// The question is asked about the interface that is named, from whatever network namespace.
+#[test]
+fn the_kernel_is_asked_about_an_interface() {
+    let lab = Lab::new();
+    let agent = lab.agent("--iface cl0,sv0");
+    agent.run("rule add --name left --dport 80 --iface cl0");
+    agent.run("rule add --name right --dport 80 --iface sv0");
+    let elsewhere = Cli::new(&lab.server, agent.instance());
+    for cli in [&*agent, &elsewhere] {
+        for (interface, rule) in [("cl0", "left"), ("sv0", "right")] {
+            let question = format!("explain --iface {interface} tcp 10.77.1.2 192.0.2.1:80");
+            let answer = cli.json(&question);
+            assert_eq!(answer["rule"], rule);
+            assert_eq!(answer["kernel"], json!({"rule": rule, "agrees": true}));
+            let text = cli.output(&question);
+            assert!(!text.contains("kernel"), "nothing to remark: {text}");
+        }
+    }
+}
+
+/// Neither a counter nor anything else that can be seen is different afterwards.
+#[test]
+fn asking_changes_nothing() {
+    let lab = Lab::new();
+    let agent = agent_with_rules(&lab);
+    let seen = || {
+        let snapshot = Snapshot::of(&lab.gateway, agent.instance());
+        (snapshot, agent.rules(), counters(&agent))
+    };
+    let before = seen();
+    for family in FAMILIES {
+        for (protocol, port) in [
+            ("tcp", 80),
+            ("udp", 81),
+            ("tcp", 82),
+            ("udp", 83),
+            ("tcp", 84),
+        ] {
+            let target = SocketAddr::new(family.server(), port);
+            let _ = explained(&agent, family, protocol, target);
+        }
+    }
+    assert_eq!(seen(), before);
+}
+
+/// What the tc program and sk_lookup counted of flows. Neighbour discovery goes on meanwhile.
+fn counters(agent: &Agent<'_>) -> Vec<u64> {
+    let names = [
+        "taken",
+        "rejected",
+        "passed",
+        "dropped",
+        "no_rule",
+        "established",
+        "foreign",
+    ];
+    names.map(|name| agent.counter(name)).to_vec()
+}

@@ -1,0 +1,108 @@
+//! Asks the kernel which rule takes a flow: a program runs over the maps in force on a packet that
+//! was made for it (`BPF_PROG_TEST_RUN`).
+
+use std::{fs, io, net::SocketAddr, path::Path};
+
+use aya::{
+    EbpfLoader, TestRun as _, TestRunOptions,
+    programs::{Program, ProgramError, SchedClassifier},
+};
+use etherparse::PacketBuilder;
+use tproxy_common::{explanation::Explanation, flow::Protocol};
+
+use super::{
+    Error,
+    object::{EXPLAIN_PROGRAM, OBJECT},
+};
+
+/// What the kernel says about the first packet of a flow that arrives on the interface with this
+/// index, which is in the calling thread's network namespace. `directory` has the pinned maps. Neither
+/// they nor anything else changes, and nothing is counted.
+///
+/// # Errors
+///
+/// When the kernel refuses the program or the run.
+pub fn ask(
+    directory: &Path,
+    protocol: Protocol,
+    source: SocketAddr,
+    destination: SocketAddr,
+    interface: u32,
+) -> Result<Explanation, Error> {
+    let unreadable = |cause| Error::Path {
+        path: directory.into(),
+        cause,
+    };
+    let pins = fs::read_dir(directory)
+        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+        .map_err(unreadable)?;
+    let names: Vec<_> = pins.iter().map(fs::DirEntry::file_name).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, pin) in names.iter().zip(&pins) {
+        // What is no map of the object is passed over.
+        if let Some(name) = name.to_str() {
+            loader.map_pin_path(name, pin.path());
+        }
+    }
+    let mut object = loader
+        .load(OBJECT)
+        .map_err(|cause| Error::Object { cause })?;
+    let packet = packet(protocol, source, destination);
+    let code = run(object.program_mut(EXPLAIN_PROGRAM), &packet, interface).map_err(|cause| {
+        Error::Program {
+            program: EXPLAIN_PROGRAM.to_owned(),
+            cause,
+        }
+    })?;
+    Explanation::from_code(code).ok_or(Error::Explanation { code })
+}
+
+fn run(program: Option<&mut Program>, packet: &[u8], interface: u32) -> Result<u32, ProgramError> {
+    let program: &mut SchedClassifier = program.ok_or(ProgramError::NotLoaded)?.try_into()?;
+    program.load()?;
+    let context = context(interface);
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(packet),
+        ctx_in: Some(&context),
+        ..TestRunOptions::new()
+    })?;
+    Ok(result.return_value)
+}
+
+/// A frame with the SYN or the datagram that begins the flow.
+fn packet(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    const HOP_LIMIT: u8 = 64;
+    let link = PacketBuilder::ethernet2([0; 6], [0; 6]);
+    let network = match (source, destination) {
+        (SocketAddr::V4(source), SocketAddr::V4(destination)) => {
+            link.ipv4(source.ip().octets(), destination.ip().octets(), HOP_LIMIT)
+        }
+        _ => link.ipv6(octets(source), octets(destination), HOP_LIMIT),
+    };
+    let (source, destination) = (source.port(), destination.port());
+    let mut packet = Vec::new();
+    let written = match protocol {
+        Protocol::Tcp => {
+            let segment = network.tcp(source, destination, 0, u16::MAX).syn();
+            segment.write(&mut packet, &[])
+        }
+        Protocol::Udp => network.udp(source, destination).write(&mut packet, &[]),
+    };
+    // A vector takes everything; the kernel refuses a packet that is none.
+    written.map_or_else(|_| Vec::new(), |()| packet)
+}
+
+fn octets(address: SocketAddr) -> [u8; 16] {
+    match address {
+        SocketAddr::V4(v4) => v4.ip().to_ipv6_mapped().octets(),
+        SocketAddr::V6(v6) => v6.ip().octets(),
+    }
+}
+
+/// `struct __sk_buff` with an interface (include/uapi/linux/bpf.h).
+fn context(interface: u32) -> [u8; 192] {
+    const IFINDEX: usize = 40;
+    let mut context = [0; 192];
+    context[IFINDEX..][..4].copy_from_slice(&interface.to_ne_bytes());
+    context
+}
