@@ -99,6 +99,9 @@ pub enum Error {
     /// The interface is one of this instance already.
     #[error("interface {0} is attached to this instance already: `tproxy status` shows it")]
     AttachedAlready(String),
+    /// A list of interfaces to attach has one twice.
+    #[error("interface {0} is named twice: leave one out")]
+    NamedTwice(String),
     /// Link types whose headers are unknown.
     #[error(
         "interface {interface} has a link type (ARPHRD {kind}) that is neither Ethernet nor plain IP: it cannot be attached"
