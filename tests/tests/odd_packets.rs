@@ -111,6 +111,46 @@ fn odd_packets_pass_unchanged() {
     assert_eq!(agent.stop(), []);
 }
 
+/// A short packet passes although its frame goes on with what would make it a SYN for a named port.
+#[test]
+fn padding_is_no_part_of_a_packet() {
+    let lab = Lab::new();
+    let own = hardware_address(&lab.client, "eth0");
+    let gateway = hardware_address(&lab.gateway, "cl0");
+    let mut agent = lab.agent("--iface cl0,sv0 --dport 80");
+    for family in FAMILIES {
+        let (client, server) = (family.client(), family.near());
+        let syn = tcp_syn(client, server, 80);
+        let wire = Wire::open(&lab.client, "eth0");
+        let at_server = Wire::open(&lab.server, "eth0");
+        for length in 0..syn.len() {
+            let (segment, padding) = syn.split_at(length);
+            let packet = ip(client, server, IpNumber::TCP, &[], segment);
+            let frame = ethernet(own, gateway, &packet);
+            wire.send(&[&frame, padding].concat());
+            let sent = Frame {
+                direction: Direction::In,
+                vlan: None,
+                bytes: frame,
+            };
+            let arrived = wait::within(Duration::from_secs(5), || {
+                let mut frames = at_server
+                    .frames()
+                    .into_iter()
+                    .filter(|frame| frame.direction == Direction::In);
+                frames.find_map(|frame| frame.routed_packet(client, server))
+            });
+            // The router takes the padding off.
+            assert_eq!(
+                arrived,
+                sent.routed_packet(client, server),
+                "{family:?}, {length} octets of TCP"
+            );
+        }
+    }
+    assert_eq!(agent.stop(), []);
+}
+
 fn odd_ipv4_packets() -> Vec<(&'static str, Vec<u8>)> {
     let (client, server) = (Family::V4.client(), Family::V4.near());
     let syn_to_80 = tcp_syn(client, server, 80);

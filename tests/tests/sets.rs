@@ -4,14 +4,13 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tproxy_tests::{
-    Agent, Family, Lab, Snapshot, address::FAMILIES, agent::unique_instance,
+    Agent, Cli, Family, Lab, Snapshot, address::FAMILIES, agent::unique_instance,
     interruption::at_every_step, peer::Witness,
 };
 
@@ -92,7 +91,33 @@ fn one_set_serves_many_rules() {
     agent.run("rule add --dport 81 --dst !set:some");
     agent.run("rule add --dport 82 --src set:some --dst 0.0.0.0/0,::/0,!203.0.113.9");
     let rules = agent.rule_names();
-    assert_eq!(sets(&agent), [("some".to_owned(), 1, rules)]);
+    assert_eq!(sets(&agent), [("some".to_owned(), 1, rules.clone())]);
+    for (server, rule, reason) in [
+        (
+            "203.0.113.1:80",
+            &json!(rules[0]),
+            "203.0.113.1 is in set:some by 203.0.113.1/32",
+        ),
+        (
+            "203.0.113.1:81",
+            &Value::Null,
+            "203.0.113.1 is excluded by !set:some",
+        ),
+        (
+            "203.0.113.2:81",
+            &json!(rules[1]),
+            "203.0.113.2 is not excluded",
+        ),
+        (
+            "203.0.113.2:82",
+            &Value::Null,
+            "10.77.1.2 is not in set:some",
+        ),
+    ] {
+        let answer = agent.json(&format!("explain tcp 10.77.1.2 {server}"));
+        assert_eq!(&answer["rule"], rule, "{answer}");
+        assert!(answer.to_string().contains(reason), "{reason} in {answer}");
+    }
     let ports_taken = |family: Family, taken: [bool; 3]| {
         for (port, taken) in (80..).zip(taken) {
             let exchange = lab.ask(family.near(), port);
@@ -207,11 +232,14 @@ fn files_of_rules_are_kept_as_they_were_read() {
     agent.stop();
 }
 
-/// What is in the instance's directory, other than locks.
+/// The files of the instance's state and of its sets.
 fn files(agent: &Agent) -> Vec<PathBuf> {
     let entries = fs::read_dir(Path::new("/run/tproxy").join(agent.instance())).unwrap();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| !path.to_str().unwrap().ends_with("lock"));
+    files.retain(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.starts_with("state-") || name.starts_with("set-")
+    });
     files.sort();
     files
 }
@@ -299,17 +327,14 @@ fn readers_see_one_state_whole() {
     });
     agent.run(&format!("set load some {}", lists[0]));
     agent.run("rule add --dst set:some");
-    let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let cli = (*agent).clone();
-        let over = &over;
-        scope.spawn(move || {
+        let changes = scope.spawn(move || {
             for list in lists.iter().cycle().take(40) {
                 cli.run(&format!("set load some {list}"));
             }
-            over.store(true, Ordering::Relaxed);
         });
-        while !over.load(Ordering::Relaxed) {
+        while !changes.is_finished() {
             let seen = cidrs(&agent, "some").len();
             assert!([10, 3000].contains(&seen), "{seen}");
         }
@@ -443,6 +468,40 @@ fn files_that_are_no_lists() {
     }
     agent.run("set del most 192.0.2.1");
     agent.run("set add new 192.0.2.2");
+}
+
+/// The agent does not start with a rule whose set or file is not there, and leaves nothing; it does
+/// with a file.
+#[test]
+fn starting_with_sets_of_rules() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let cli = Cli::new(&lab.gateway, &instance);
+    let directory = TempDir::new().unwrap();
+    let bad = file(&directory, "bad", "10.0.0.0/8\nhost\n");
+    let missing = format!("{}/missing", directory.path().display());
+    for (word, code, words) in [
+        ("set:none".to_owned(), FAILED, &["no set none"][..]),
+        (format!("@{missing}"), FAILED, &[&missing]),
+        (format!("@{bad}"), USAGE, &[&format!("{bad}:2: \"host\"")]),
+    ] {
+        let attempt = cli.attempt(&format!("run --iface cl0 --dst {word}"));
+        attempt.assert_refused(code, words);
+        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+    }
+    let list = file(
+        &directory,
+        "list",
+        FAMILIES.map(Family::near_prefix).join("\n"),
+    );
+    let mut agent = lab.agent(&format!("--iface cl0 --dport 80 --dst @{list}"));
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+        lab.ask(family.far(), 80).assert_direct(&agent);
+    }
+    agent.stop();
 }
 
 /// The file of a set that somebody damaged: commands say so, and a new list mends it.

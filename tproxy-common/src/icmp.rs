@@ -7,7 +7,7 @@
 use crate::{
     address::{Address, Family},
     flow::Protocol,
-    packet::{Headers, Packet, TcpFlags},
+    packet::{Bounded, Headers, Packet, TcpFlags},
 };
 
 const TCP: u8 = 6;
@@ -24,34 +24,41 @@ pub fn quoted_flow<P: Packet + ?Sized>(
     family: Family,
     offset: usize,
 ) -> Option<Headers> {
-    let (source, destination, ports_offset) = match family {
+    let quoted = match family {
         Family::V4 => quoted_v4(packet, offset)?,
         Family::V6 => quoted_v6(packet, offset)?,
     };
-    let [source_high, source_low, destination_high, destination_low] =
-        packet.read::<4>(ports_offset)?;
+    let [source_high, source_low, destination_high, destination_low] = quoted.ports;
     Some(Headers {
         protocol: Protocol::Tcp,
-        source: destination,
-        destination: source,
+        source: quoted.destination,
+        destination: quoted.source,
         source_port: u16::from_be_bytes([destination_high, destination_low]),
         destination_port: u16::from_be_bytes([source_high, source_low]),
         flags: TcpFlags::default(),
-        transport_offset: ports_offset,
+        transport_offset: quoted.transport_offset,
     })
 }
 
-/// Source, destination and place of the ports of the quoted packet.
+/// The headers of a quoted packet, as its sender wrote them.
+struct Quoted {
+    source: Address,
+    destination: Address,
+    ports: [u8; 4],
+    transport_offset: usize,
+}
+
 #[inline(always)]
-fn quoted_v4<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<(Address, Address, usize)> {
+fn quoted_v4<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<Quoted> {
     const ICMP: u8 = 1;
     // RFC 792: destination unreachable, time exceeded, parameter problem.
     const ERRORS: [u8; 3] = [3, 11, 12];
 
-    let outer: [u8; 20] = packet.read(offset)?;
+    let outer: [u8; 20] = frame.read(offset)?;
     if outer[9] != ICMP || outer[6] & 0x3f != 0 || outer[7] != 0 {
         return None;
     }
+    let packet = Bounded::by_v4(frame, offset, &outer);
     let icmp = offset + usize::from(outer[0] & 0x0f) * 4;
     let [kind] = packet.read::<1>(icmp)?;
     if kind != ERRORS[0] && kind != ERRORS[1] && kind != ERRORS[2] {
@@ -64,23 +71,26 @@ fn quoted_v4<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<(Address, 
     if quoted[0] >> 4 != 4 || quoted[9] != TCP || offset_of_fragment {
         return None;
     }
-    Some((
-        Address::v4([quoted[12], quoted[13], quoted[14], quoted[15]]),
-        Address::v4([quoted[16], quoted[17], quoted[18], quoted[19]]),
-        at + usize::from(quoted[0] & 0x0f) * 4,
-    ))
+    let transport_offset = at + usize::from(quoted[0] & 0x0f) * 4;
+    Some(Quoted {
+        source: Address::v4([quoted[12], quoted[13], quoted[14], quoted[15]]),
+        destination: Address::v4([quoted[16], quoted[17], quoted[18], quoted[19]]),
+        ports: packet.read(transport_offset)?,
+        transport_offset,
+    })
 }
 
 /// As [`quoted_v4`]. Neither errors nor what the relay sends have extension headers in practice;
 /// those that do are passed on.
 #[inline(always)]
-fn quoted_v6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<(Address, Address, usize)> {
+fn quoted_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<Quoted> {
     const ICMPV6: u8 = 58;
     const FIXED_HEADER: usize = 40;
     // RFC 4443: destination unreachable, too big, time exceeded, parameter problem.
     const LAST_ERROR: u8 = 4;
 
-    let outer: [u8; 8] = packet.read(offset)?;
+    let outer: [u8; 8] = frame.read(offset)?;
+    let packet = Bounded::by_v6(frame, offset, &outer);
     let icmp = offset + FIXED_HEADER;
     let [kind] = packet.read::<1>(icmp)?;
     if outer[6] != ICMPV6 || kind == 0 || kind > LAST_ERROR {
@@ -91,11 +101,13 @@ fn quoted_v6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<(Address, 
     if quoted[0] >> 4 != 6 || quoted[6] != TCP {
         return None;
     }
-    Some((
-        Address::v6(packet.read(at + 8)?),
-        Address::v6(packet.read(at + 24)?),
-        at + FIXED_HEADER,
-    ))
+    let transport_offset = at + FIXED_HEADER;
+    Some(Quoted {
+        source: Address::v6(packet.read(at + 8)?),
+        destination: Address::v6(packet.read(at + 24)?),
+        ports: packet.read(transport_offset)?,
+        transport_offset,
+    })
 }
 
 #[cfg(test)]
@@ -115,16 +127,16 @@ mod tests {
     }
 
     fn error_v6(kind: u8) -> Vec<u8> {
-        let header = |next, source: u8, destination: u8| {
-            let mut header = vec![0x60, 0, 0, 0, 0, 28, next, 64];
+        let header = |next, length, source: u8, destination: u8| {
+            let mut header = vec![0x60, 0, 0, 0, 0, length, next, 64];
             for last in [source, destination] {
                 header.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
             }
             header
         };
-        let mut packet = header(58, 3, 9);
+        let mut packet = header(58, 56, 3, 9);
         packet.extend([kind, 0, 0, 0, 0, 0, 5, 0]);
-        packet.extend(header(TCP, 9, 1));
+        packet.extend(header(TCP, 28, 9, 1));
         packet.extend([1, 0xbb, 0x9c, 0x40, 0, 0, 0, 0]);
         packet
     }
@@ -157,6 +169,26 @@ mod tests {
         }
         for kind in [0, 128, 129, 135] {
             assert_eq!(quoted_flow(error_v6(kind).as_slice(), Family::V6, 0), None);
+        }
+    }
+
+    #[test]
+    fn a_quotation_behind_the_length_of_the_packet_is_padding() {
+        for (packet, family, field) in [(error_v4(3), Family::V4, 2), (error_v6(2), Family::V6, 4)]
+        {
+            let stated = u16::from_be_bytes([packet[field], packet[field + 1]]);
+            let quoted = |length: u16| {
+                let mut packet = packet.clone();
+                packet[field..field + 2].copy_from_slice(&length.to_be_bytes());
+                quoted_flow(packet.as_slice(), family, 0)
+            };
+            // The ports are the first four of the eight octets that are quoted of the segment.
+            for length in 0..stated - 4 {
+                assert_eq!(quoted(length), None, "{length}, {family:?}");
+            }
+            for length in [stated - 4, stated, 0xffff] {
+                assert!(quoted(length).is_some(), "{length}, {family:?}");
+            }
         }
     }
 

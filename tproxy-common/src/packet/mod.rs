@@ -19,6 +19,56 @@ impl Packet for [u8] {
     }
 }
 
+/// The packet as far as its IP header says that it goes. What a frame has behind that is padding,
+/// which a sender may have filled with anything.
+#[derive(Clone, Copy)]
+pub struct Bounded<'a, P: ?Sized> {
+    frame: &'a P,
+    end: usize,
+}
+
+impl<'a, P: Packet + ?Sized> Bounded<'a, P> {
+    /// The IPv4 packet at `offset` of `frame` with this header: by its total length (RFC 791, 3.1).
+    #[must_use]
+    #[inline(always)]
+    pub fn by_v4(frame: &'a P, offset: usize, header: &[u8; 20]) -> Self {
+        let total = u16::from_be_bytes([header[2], header[3]]);
+        Self::ending(frame, offset, total, 0)
+    }
+
+    /// The IPv6 packet at `offset` of `frame`, whose header begins so: by its payload length
+    /// (RFC 8200, 3).
+    #[must_use]
+    #[inline(always)]
+    pub fn by_v6(frame: &'a P, offset: usize, header: &[u8; 8]) -> Self {
+        let payload = u16::from_be_bytes([header[4], header[5]]);
+        Self::ending(frame, offset, payload, V6_HEADER)
+    }
+
+    /// A length of zero stands for one too great for the field (RFC 2675; BIG TCP in Linux) when the
+    /// frame has more than the field can say. Such a packet ends with its frame.
+    #[inline(always)]
+    fn ending(frame: &'a P, offset: usize, length: u16, fixed: usize) -> Self {
+        let start = offset + fixed;
+        let end = if length == 0 && frame.read::<1>(start + usize::from(u16::MAX)).is_some() {
+            usize::MAX
+        } else {
+            start + usize::from(length)
+        };
+        Self { frame, end }
+    }
+}
+
+impl<P: Packet + ?Sized> Packet for Bounded<'_, P> {
+    #[inline(always)]
+    fn read<const LENGTH: usize>(&self, offset: usize) -> Option<[u8; LENGTH]> {
+        if offset + LENGTH > self.end {
+            return None;
+        }
+        self.frame.read(offset)
+    }
+}
+
 /// The headers that matter of a TCP segment or UDP datagram. Ports in host byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
@@ -93,7 +143,8 @@ impl TcpFlags {
 /// Why a packet carries nothing to match rules against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreadable {
-    /// Headers cut short or contradictory.
+    /// Headers cut short, by the end of the frame or by the length in the IP header, or
+    /// contradictory.
     Malformed,
     /// A fragment of a larger packet.
     Fragment,
@@ -108,6 +159,7 @@ const UDP: u8 = 17;
 
 const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
+const V6_HEADER: usize = 40;
 
 /// Parses the packet whose IP header begins at `offset`.
 ///
@@ -127,7 +179,7 @@ pub fn parse<P: Packet + ?Sized>(
     let at = network.transport_offset;
     let (protocol, ports, flags) = match network.protocol {
         TCP => {
-            let header: [u8; TCP_HEADER] = packet.read(at).ok_or(Unreadable::Malformed)?;
+            let header: [u8; TCP_HEADER] = network.packet.read(at).ok_or(Unreadable::Malformed)?;
             if header[12] >> 4 < 5 {
                 return Err(Unreadable::Malformed);
             }
@@ -135,7 +187,7 @@ pub fn parse<P: Packet + ?Sized>(
             (Protocol::Tcp, ports, TcpFlags(header[13]))
         }
         UDP => {
-            let header: [u8; UDP_HEADER] = packet.read(at).ok_or(Unreadable::Malformed)?;
+            let header: [u8; UDP_HEADER] = network.packet.read(at).ok_or(Unreadable::Malformed)?;
             let ports = [header[0], header[1], header[2], header[3]];
             (Protocol::Udp, ports, TcpFlags::default())
         }
@@ -153,7 +205,8 @@ pub fn parse<P: Packet + ?Sized>(
     })
 }
 
-struct Network {
+struct Network<'a, P: ?Sized> {
+    packet: Bounded<'a, P>,
     protocol: u8,
     source: Address,
     destination: Address,
@@ -162,8 +215,8 @@ struct Network {
 
 /// RFC 791, 3.1.
 #[inline(always)]
-fn parse_v4<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Network, Unreadable> {
-    let header: [u8; 20] = packet.read(offset).ok_or(Unreadable::Malformed)?;
+fn parse_v4<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, P>, Unreadable> {
+    let header: [u8; 20] = frame.read(offset).ok_or(Unreadable::Malformed)?;
     let header_length = usize::from(header[0] & 0x0f) * 4;
     if header[0] >> 4 != 4 || header_length < header.len() {
         return Err(Unreadable::Malformed);
@@ -173,6 +226,7 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Network, Un
         return Err(Unreadable::Fragment);
     }
     Ok(Network {
+        packet: Bounded::by_v4(frame, offset, &header),
         protocol: header[9],
         source: Address::v4([header[12], header[13], header[14], header[15]]),
         destination: Address::v4([header[16], header[17], header[18], header[19]]),
@@ -182,15 +236,16 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Network, Un
 
 /// RFC 8200, 3 and 4; the authentication header counts its length in 4 octets (RFC 4302, 2.2).
 #[inline(always)]
-fn parse_v6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Network, Unreadable> {
-    let fixed: [u8; 8] = packet.read(offset).ok_or(Unreadable::Malformed)?;
+fn parse_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, P>, Unreadable> {
+    let fixed: [u8; 8] = frame.read(offset).ok_or(Unreadable::Malformed)?;
     if fixed[0] >> 4 != 6 {
         return Err(Unreadable::Malformed);
     }
-    let source: [u8; 16] = packet.read(offset + 8).ok_or(Unreadable::Malformed)?;
-    let destination: [u8; 16] = packet.read(offset + 24).ok_or(Unreadable::Malformed)?;
+    let source: [u8; 16] = frame.read(offset + 8).ok_or(Unreadable::Malformed)?;
+    let destination: [u8; 16] = frame.read(offset + 24).ok_or(Unreadable::Malformed)?;
+    let packet = Bounded::by_v6(frame, offset, &fixed);
     let mut protocol = fixed[6];
-    let mut at = offset + 40;
+    let mut at = offset + V6_HEADER;
     for _ in 0..EXTENSION_HEADERS {
         if !is_extension(protocol) {
             break;
@@ -215,6 +270,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Network, Un
         return Err(Unreadable::TooManyExtensions);
     }
     Ok(Network {
+        packet,
         protocol,
         source: Address::v6(source),
         destination: Address::v6(destination),

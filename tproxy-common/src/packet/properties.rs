@@ -181,8 +181,12 @@ fn any_v6() -> impl Strategy<Value = IpHeaders> {
         )
 }
 
-/// Octets that are changed, anywhere, and where the packet ends.
-type Damage = (Vec<(prop::sample::Index, u8)>, Option<prop::sample::Index>);
+/// Octets that are changed, anywhere; the packet's length, if it is another; where the frame ends.
+type Damage = (
+    Vec<(prop::sample::Index, u8)>,
+    Option<u16>,
+    Option<prop::sample::Index>,
+);
 
 fn any_damage() -> impl Strategy<Value = Damage> {
     // Most fields that matter are among the first octets, and small numbers mean something there.
@@ -192,14 +196,20 @@ fn any_damage() -> impl Strategy<Value = Damage> {
     ];
     (
         prop::collection::vec((any::<prop::sample::Index>(), octet), 0..4),
+        // Most packets are shorter than this.
+        prop::option::weighted(0.3, prop_oneof![0_u16..120, any::<u16>()]),
         prop::option::weighted(0.2, any::<prop::sample::Index>()),
     )
 }
 
-fn damaged(mut bytes: Vec<u8>, (changes, end): &Damage) -> Vec<u8> {
+fn damaged(mut bytes: Vec<u8>, (changes, length, end): &Damage) -> Vec<u8> {
     for (place, octet) in changes {
         let place = place.index(bytes.len());
         bytes[place] = *octet;
+    }
+    if let Some(length) = length {
+        let field = if bytes[0] >> 4 == 4 { 2 } else { 4 };
+        bytes[field..field + 2].copy_from_slice(&length.to_be_bytes());
     }
     if let Some(end) = end {
         bytes.truncate(end.index(bytes.len()));
@@ -286,7 +296,9 @@ fn plain_reading(frame: &[u8], family: Family, offset: usize) -> Result<Headers,
     let packet = frame.get(offset..).ok_or(cut)?;
     let octet = |at: usize| packet.get(at).map(|octet| usize::from(*octet)).ok_or(cut);
     let version = octet(0)? >> 4;
-    let (source, destination, protocol, transport) = match family {
+    // Nothing is read behind the packet's own end.
+    let within = |length: usize| packet.get(..length).unwrap_or(packet);
+    let (source, destination, protocol, transport, packet) = match family {
         Family::V4 => {
             let fixed = packet.get(..20).ok_or(cut)?;
             let length = (octet(0)? & 0xf) * 4;
@@ -302,6 +314,7 @@ fn plain_reading(frame: &[u8], family: Family, offset: usize) -> Result<Headers,
                 Address::v4(fixed[16..20].try_into().unwrap()),
                 fixed[9],
                 length,
+                within(octet(2)? * 256 + octet(3)?),
             )
         }
         Family::V6 => {
@@ -309,12 +322,14 @@ fn plain_reading(frame: &[u8], family: Family, offset: usize) -> Result<Headers,
             if version != 6 {
                 return Err(Unreadable::Malformed);
             }
+            let packet = within(40 + octet(4)? * 256 + octet(5)?);
             let (protocol, transport) = plain_walk(packet, fixed[6], 40, 0)?;
             (
                 Address::v6(fixed[8..24].try_into().unwrap()),
                 Address::v6(fixed[24..40].try_into().unwrap()),
                 protocol,
                 transport,
+                packet,
             )
         }
     };

@@ -31,7 +31,9 @@ fn udp() -> Vec<u8> {
 /// An Ethernet frame with an IPv4 packet; `options` in whole words.
 fn v4(options: &[u8], protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut header = [0; 20];
+    let length = u16::try_from(header.len() + options.len() + payload.len()).unwrap();
     header[0] = 0x40 | u8::try_from(5 + options.len() / 4).unwrap();
+    header[2..4].copy_from_slice(&length.to_be_bytes());
     header[9] = protocol;
     header[12..16].copy_from_slice(&SOURCE_V4);
     header[16..20].copy_from_slice(&DESTINATION_V4);
@@ -58,6 +60,8 @@ fn v6(extensions: &[Extension<'_>], protocol: u8, payload: &[u8]) -> Vec<u8> {
         frame.extend(*octets);
     }
     frame.extend(payload);
+    let length = u16::try_from(frame.len() - ETHERNET - V6_HEADER).unwrap();
+    frame[ETHERNET + 4..][..2].copy_from_slice(&length.to_be_bytes());
     frame
 }
 
@@ -370,6 +374,67 @@ fn packets_cut_short_at_every_byte() {
                 frame.len()
             );
         }
+    }
+}
+
+/// What a frame has behind the end of its packet is padding, whatever it looks like.
+#[test]
+fn headers_behind_the_length_of_the_packet_are_not_there() {
+    let extensions: [Extension<'_>; 2] = [
+        (HOP_BY_HOP, &[0; 7]),
+        (AUTHENTICATION, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ];
+    for (family, frame) in [
+        (Family::V4, v4(&[], TCP, &tcp(SYN))),
+        (Family::V4, v4(&[1; 8], UDP, &udp())),
+        (Family::V6, v6(&[], TCP, &tcp(SYN))),
+        (Family::V6, v6(&extensions, UDP, &udp())),
+    ] {
+        let whole = parsed(&frame, family).unwrap();
+        let (field, stated) = match family {
+            Family::V4 => (2, frame.len() - ETHERNET),
+            Family::V6 => (4, frame.len() - ETHERNET - V6_HEADER),
+        };
+        let with_length = |length: usize| {
+            let mut frame = frame.clone();
+            let octets = u16::try_from(length).unwrap().to_be_bytes();
+            frame[ETHERNET + field..][..2].copy_from_slice(&octets);
+            frame
+        };
+        for length in 0..stated {
+            assert_eq!(
+                parsed(&with_length(length), family),
+                Err(Unreadable::Malformed),
+                "{length} of {stated} octets, {family:?}"
+            );
+        }
+        for length in [stated, stated + 1, 0xffff] {
+            assert_eq!(parsed(&with_length(length), family), Ok(whole), "{length}");
+        }
+        // Zero means more than the field can say, if the frame has more.
+        let counted_from = if family == Family::V4 { 0 } else { V6_HEADER };
+        let mut long = with_length(0);
+        long.resize(ETHERNET + counted_from + 0xffff, 0);
+        assert_eq!(parsed(&long, family), Err(Unreadable::Malformed));
+        long.push(0);
+        assert_eq!(parsed(&long, family), Ok(whole));
+    }
+}
+
+/// An extension header in the padding does not even say that there is a fragment.
+#[test]
+fn extension_headers_behind_the_length_of_the_packet_are_not_walked() {
+    for (number, octets) in [
+        (FRAGMENT, [0, 0, 9, 0, 0, 0, 0]),
+        (ROUTING, [0, 4, 1, 0, 0, 0, 0]),
+    ] {
+        let mut frame = v6(&[(HOP_BY_HOP, &[0; 7]), (number, &octets)], TCP, &tcp(SYN));
+        for length in 8_u8..12 {
+            frame[ETHERNET + 5] = length;
+            assert_eq!(parsed(&frame, Family::V6), Err(Unreadable::Malformed));
+        }
+        frame[ETHERNET + 5] = 12;
+        assert_ne!(parsed(&frame, Family::V6), Err(Unreadable::Malformed));
     }
 }
 

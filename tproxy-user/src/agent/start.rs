@@ -5,6 +5,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use log::info;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
 
 use super::{Options, expiry::Expiry, leftovers, steering::Steering, upkeep::Watches};
@@ -18,7 +19,7 @@ use crate::{
         State, check_attachable, clear, private_directory, remove,
     },
     kernel::{self, Loaded, Maps, bpffs},
-    relay::{self, Relay},
+    relay::{self, Capacity, Relay},
     requirements,
 };
 
@@ -257,6 +258,15 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, W
     expiry.follow(&state)?;
     delivery.apply(&state.interface_names()).await?;
     steering.follow(&state, tables);
+    let Capacity {
+        flows,
+        descriptors,
+        pipes,
+    } = relay.capacity();
+    info!(
+        "serving at most {flows} flows at once: {descriptors} open files are allowed, 2 for a flow, {} for pipes",
+        pipes * 2
+    );
     let parts = Parts {
         instance: instance.clone(),
         maps,

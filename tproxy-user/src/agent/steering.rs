@@ -1,6 +1,9 @@
 //! The relay's view of rules: which one took a flow, and what it counts.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use log::info;
@@ -21,6 +24,7 @@ use crate::{
 pub(super) struct Steering {
     handover: Handover,
     counters: RelayCounters,
+    maps: Maps,
     rules: ArcSwap<Rules>,
 }
 
@@ -39,6 +43,7 @@ impl Steering {
         Ok(Self {
             handover: Handover::open(maps)?,
             counters,
+            maps: maps.clone(),
             rules: ArcSwap::from_pointee(Rules {
                 tables: None,
                 tags: Vec::new(),
@@ -75,6 +80,11 @@ impl Policy for Steering {
             None => rules.classify(&ends),
         };
         Some(Admission::direct(tag, destination))
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        // Of two mistakes, refusing a flow is the one without a loop.
+        self.maps.is_local(address).unwrap_or(true)
     }
 
     fn opened(&self, rule: &RuleTag) {

@@ -17,14 +17,19 @@ const _: () = assert!(CLASS_WORDS * 64 == RULES);
 /// Blocks under construction, which are to lie behind those that are there already.
 pub(super) struct Arena {
     first: u32,
+    most: usize,
     blocks: Vec<Block>,
     classes: HashMap<Bitmap, Child>,
 }
 
 impl Arena {
-    /// An arena that begins with block 0, which is left for [`Arena::finish`].
-    pub(super) fn new() -> Self {
-        let mut arena = Self::behind(0);
+    /// An arena of at most so many blocks. It begins with block 0, which is left for
+    /// [`Arena::finish`].
+    pub(super) fn new(most: usize) -> Self {
+        let mut arena = Self {
+            most,
+            ..Self::behind(0)
+        };
         arena.append(&[Block::ZERO]);
         arena
     }
@@ -33,6 +38,7 @@ impl Arena {
     pub(super) fn behind(first: u32) -> Self {
         Self {
             first,
+            most: BLOCKS,
             blocks: Vec::new(),
             classes: HashMap::new(),
         }
@@ -79,8 +85,9 @@ impl Arena {
 
     /// Refuses to grow without bounds.
     pub(super) fn check_size(&self) -> Result<(), CompileError> {
-        if self.blocks.len() > BLOCKS {
+        if self.blocks.len() > self.most {
             return Err(CompileError::TooManyBlocks {
+                most: self.most,
                 classes: self.classes.len(),
             });
         }

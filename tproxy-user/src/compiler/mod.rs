@@ -69,9 +69,11 @@ pub enum CompileError {
     TooManySets(usize),
     /// Over [`BLOCKS`].
     #[error(
-        "the tables would need more than the limit of {BLOCKS} blocks, with over {classes} different sets of rules that addresses and ports satisfy: let rules overlap less"
+        "the tables would need more than the limit of {most} blocks, with {classes} different sets of rules by then that addresses and ports satisfy: remove CIDRs, or let rules overlap less"
     )]
     TooManyBlocks {
+        /// The limit.
+        most: usize,
         /// Classes that were found by then.
         classes: usize,
     },
@@ -101,7 +103,17 @@ pub fn compile(
     if owners > OWNERS {
         return Err(CompileError::TooManyOwners(owners));
     }
-    let mut arena = Arena::new();
+    compile_within(BLOCKS, rules, sets, generation)
+}
+
+/// [`compile`] to at most so many blocks.
+fn compile_within(
+    most_blocks: usize,
+    rules: &[Source<'_>],
+    sets: &Sets,
+    generation: u64,
+) -> Result<Compiled, CompileError> {
+    let mut arena = Arena::new(most_blocks);
     let mut roots = [Child::class(0); Dimension::ALL.len()];
     roots[Dimension::Origin as usize] = narrow_dimension(&mut arena, rules, origins)?;
     roots[Dimension::Interface as usize] = narrow_dimension(&mut arena, rules, interfaces)?;

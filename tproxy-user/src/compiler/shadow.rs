@@ -56,7 +56,7 @@ impl Shadowed {
 /// them. `lasting` says of a place whether its rule will stay: one that will not hides none.
 ///
 /// Every rule named is one. One that a single rule hides is always found; one that several hide
-/// between them unless it takes too many [`STEPS`] to tell.
+/// between them unless that takes too many [`STEPS`] to tell, or more [`MEMBERSHIPS`] than are kept.
 #[must_use]
 pub fn shadowed<T: Tables + ?Sized>(tables: &T, lasting: impl Fn(usize) -> bool) -> Vec<Shadowed> {
     let Some(header) = tables.header() else {
@@ -80,6 +80,9 @@ pub fn shadowed<T: Tables + ?Sized>(tables: &T, lasting: impl Fn(usize) -> bool)
 /// The choices that are looked at for one rule before it is given up, and taken for one that can
 /// match.
 const STEPS: usize = 4096;
+
+/// The places of rules in classes of a dimension that are kept: 64 MiB of them.
+const MEMBERSHIPS: usize = 1 << 24;
 
 /// The dimensions that tell flows of a family apart.
 const FAMILIES: [[Dimension; 8]; 2] = [
@@ -110,6 +113,8 @@ const EMPTY: Bitmap = [0; CLASS_WORDS];
 /// What the classes of one dimension say.
 struct Face {
     classes: Vec<Bitmap>,
+    /// For each rule: the classes that it is in. Nothing when these are too many altogether.
+    of_rule: Option<Vec<Vec<u32>>>,
     /// For each rule: the rules that are in some class that it is in. Itself, unless it is in none.
     meets: Vec<Bitmap>,
     /// For each rule: the rules that are in every class that it is in.
@@ -123,13 +128,20 @@ impl Face {
         dimension: Dimension,
         rules: usize,
     ) -> Self {
+        let classes = classes(tables, header, dimension);
+        let memberships: u32 = classes.iter().flatten().map(|word| word.count_ones()).sum();
+        let is_kept = usize::try_from(memberships).is_ok_and(|all| all <= MEMBERSHIPS);
         let mut face = Self {
-            classes: classes(tables, header, dimension),
+            classes,
+            of_rule: is_kept.then(|| vec![Vec::new(); rules]),
             meets: vec![EMPTY; rules],
             follows: vec![[u64::MAX; CLASS_WORDS]; rules],
         };
-        for class in &face.classes {
+        for (number, class) in (0..).zip(&face.classes) {
             for rule in members(class).take_while(|rule| *rule < rules) {
+                if let Some(of_rule) = &mut face.of_rule {
+                    of_rule[rule].push(number);
+                }
                 let (meets, follows) = (&mut face.meets[rule], &mut face.follows[rule]);
                 for word in 0..CLASS_WORDS {
                     meets[word] |= class[word];
@@ -138,6 +150,31 @@ impl Face {
             }
         }
         face
+    }
+
+    /// What is left of `earlier` rules by each class that `rule` has: without doubles, and without
+    /// what leaves more than another class does, because whatever is hidden with less is hidden with
+    /// more. `None` when a class leaves none, or when it is not known.
+    fn choices(&self, rule: usize, earlier: &Bitmap) -> Option<Vec<Bitmap>> {
+        const MOST_COMPARED: usize = 512;
+        let mut left = HashSet::new();
+        for number in &self.of_rule.as_ref()?[rule] {
+            let choice = and(&self.classes[*number as usize], earlier);
+            if choice == EMPTY {
+                return None;
+            }
+            left.insert(choice);
+        }
+        let left: Vec<Bitmap> = left.into_iter().collect();
+        if left.len() > MOST_COMPARED {
+            return Some(left);
+        }
+        let is_least = |one: &&Bitmap| {
+            !left
+                .iter()
+                .any(|other| other != *one && and(other, one) == *other)
+        };
+        Some(left.iter().filter(is_least).copied().collect())
     }
 }
 
@@ -165,34 +202,14 @@ fn hiding(
             by.insert(one);
             continue;
         }
-        let mut search = Search::new(faces.map(|face| choices(&face.classes, rule, &meeting)));
+        let choices = faces.iter().map(|face| face.choices(rule, &meeting));
+        let mut search = Search::new(choices.collect::<Option<_>>()?);
         if !search.is_hidden(0, meeting) {
             return None;
         }
         by.extend(search.by);
     }
     has_flows.then(|| by.into_iter().collect())
-}
-
-/// What is left of `earlier` rules by each class that `rule` has: without doubles, and without what
-/// leaves more than another class does, because whatever is hidden with less is hidden with more.
-fn choices(classes: &[Bitmap], rule: usize, earlier: &Bitmap) -> Vec<Bitmap> {
-    const MOST_COMPARED: usize = 512;
-    if *earlier == EMPTY {
-        return vec![EMPTY];
-    }
-    let own = classes.iter().filter(|class| has(class, rule));
-    let left: HashSet<Bitmap> = own.map(|class| and(class, earlier)).collect();
-    let left: Vec<Bitmap> = left.into_iter().collect();
-    if left.len() > MOST_COMPARED {
-        return left;
-    }
-    let is_least = |one: &&Bitmap| {
-        !left
-            .iter()
-            .any(|other| other != *one && and(other, one) == *other)
-    };
-    left.iter().filter(is_least).copied().collect()
 }
 
 /// The search for a choice that leaves no earlier rule.
@@ -206,8 +223,7 @@ struct Search {
 }
 
 impl Search {
-    fn new(choices: [Vec<Bitmap>; 8]) -> Self {
-        let mut choices = Vec::from(choices);
+    fn new(mut choices: Vec<Vec<Bitmap>>) -> Self {
         choices.sort_by_key(Vec::len);
         let mut certain = vec![[u64::MAX; CLASS_WORDS]];
         for choice in choices.iter().rev() {
@@ -246,18 +262,18 @@ fn classes<T: Tables + ?Sized>(
     header: Header<'_>,
     dimension: Dimension,
 ) -> Vec<Bitmap> {
-    let mut seen = HashSet::new();
+    let mut leaves = Vec::new();
     let mut open = vec![header.root(dimension)];
     while let Some(child) = open.pop() {
         match child.leads_to() {
-            Target::Class(block) => {
-                seen.insert(block);
-            }
+            Target::Class(block) => leaves.push(block),
             Target::Node(block) => open.extend(children(tables, block, last_key(dimension))),
             Target::LowNode(block) => open.extend(children(tables, block, u64::MAX)),
         }
     }
-    let bitmaps = seen.into_iter().filter_map(|block| tables.block(block));
+    leaves.sort_unstable();
+    leaves.dedup();
+    let bitmaps = leaves.into_iter().filter_map(|block| tables.block(block));
     bitmaps.map(|block| *block.bitmap()).collect()
 }
 
@@ -283,10 +299,6 @@ const fn last_key(dimension: Dimension) -> u64 {
         | Dimension::DestinationV6
         | Dimension::Cgroup => u64::MAX,
     }
-}
-
-fn has(class: &Bitmap, rule: usize) -> bool {
-    class[rule / 64] >> (rule % 64) & 1 == 1
 }
 
 fn and(one: &Bitmap, other: &Bitmap) -> Bitmap {

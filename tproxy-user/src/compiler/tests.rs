@@ -511,6 +511,35 @@ fn a_set_that_is_not_there_and_too_many_sets_are_refused() {
     assert_eq!(refused, Err(CompileError::TooManySets(SETS + 1)));
 }
 
+#[test]
+fn tables_that_grow_over_the_limit_are_refused() {
+    let nested = |index: u8| Rule {
+        source: AddressMatch {
+            include: vec![IpNet::new(Ipv4Addr::new(10, 0, 0, 0).into(), index).unwrap()],
+            ..AddressMatch::default()
+        },
+        ..rule(usize::from(index))
+    };
+    let rules: Vec<Rule> = (8..=32).map(nested).collect();
+    let sources = sources(&rules);
+    let whole = compile(&sources, &Sets::new(), 1).unwrap();
+    assert!(whole.classes >= 25, "{}", whole.classes);
+    let limited = |most| compile_within(most, &sources, &Sets::new(), 1);
+    assert_eq!(limited(whole.blocks.len()), Ok(whole.clone()));
+    for most in [1, 10, whole.blocks.len() / 2] {
+        let refused = limited(most).unwrap_err();
+        assert!(
+            matches!(refused, CompileError::TooManyBlocks { .. }),
+            "{refused}"
+        );
+        assert!(
+            refused
+                .to_string()
+                .contains(&format!("limit of {most} blocks"))
+        );
+    }
+}
+
 /// A rule that names an empty set takes nothing, in either family; one that excludes it, everything.
 #[test]
 fn an_empty_set_holds_no_address() {

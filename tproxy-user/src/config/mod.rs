@@ -68,7 +68,7 @@ impl Config {
     ) -> Result<Self, Problems> {
         let (mut document, table) = Document::parse(name, text);
         let syntax = document.problems();
-        let mut lists = FileLists::new(load);
+        let mut lists = FileLists::new(load, directory);
         document.known_keys(&table, "the file", &["agent", "set", "rule"]);
         let agent = match table.get("agent") {
             Some(value) => document
@@ -79,10 +79,10 @@ impl Config {
         if let Some(value) = table.get("set")
             && let Some(sets) = document.table("set", value, "[set.NAME]")
         {
-            lists.read_sets(&mut document, sets, directory);
+            lists.read_sets(&mut document, sets);
         }
         let tables = rule_tables(&mut document, table.get("rule"));
-        let rules = rule::read_all(&mut document, &tables, directory, &mut lists);
+        let rules = rule::read_all(&mut document, &tables, &mut lists);
         let (problems, warnings) = document.finish(syntax);
         match Problems::of(name, problems) {
             Some(problems) => Err(problems),

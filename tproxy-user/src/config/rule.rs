@@ -1,6 +1,6 @@
 //! The sections `[[rule]]`.
 
-use std::{collections::HashMap, path::Path};
+use std::collections::HashMap;
 
 use tproxy_common::limits::RULES;
 
@@ -8,10 +8,7 @@ use super::{
     document::{Document, Table, Value},
     set::FileLists,
 };
-use crate::{
-    rule::{Rule, RuleSpec},
-    set::{SetName, absolute_word},
-};
+use crate::rule::{Rule, RuleSpec};
 
 const KEYS: [&str; 16] = [
     "name",
@@ -83,7 +80,6 @@ struct Typed {
 pub(super) fn read_all(
     document: &mut Document<'_>,
     rules: &[(Table<'_, '_>, usize)],
-    directory: &Path,
     lists: &mut FileLists<'_>,
 ) -> Vec<FileRule> {
     let typed: Vec<Typed> = rules
@@ -100,7 +96,7 @@ pub(super) fn read_all(
     }
     typed
         .into_iter()
-        .filter_map(|typed| typed.finish(document, directory, lists))
+        .filter_map(|typed| typed.finish(document, lists))
         .collect()
 }
 
@@ -141,49 +137,26 @@ impl Typed {
     }
 
     fn take(&mut self, document: &mut Document<'_>, key: &'static str, value: Value<'_, '_>) {
-        let words = if is_list(key) {
-            document.list(key, value, false)
-        } else {
-            document.word(key, value).into_iter().collect()
-        };
+        let mut words = Vec::new();
+        if let Some(list) = list_of(&mut self.spec, key) {
+            words = document.list(key, value, false);
+            *list = words.iter().map(|word| word.text.clone()).collect();
+        } else if let Some(single) = word_of(&mut self.spec, key) {
+            words.extend(document.word(key, value));
+            *single = words.first().map(|word| word.text.clone());
+        }
         let offsets = words.iter().map(|word| word.offset).collect();
         self.offsets.insert(key, offsets);
-        let words: Vec<String> = words.into_iter().map(|word| word.text).collect();
-        let spec = &mut self.spec;
-        match key {
-            "src" => spec.src = words,
-            "dst" => spec.dst = words,
-            "sport" => spec.sport = words,
-            "dport" => spec.dport = words,
-            "iface" => spec.iface = words,
-            "uid" => spec.uid = words,
-            "cgroup" => spec.cgroup = words,
-            _ => {
-                let word = words.into_iter().next();
-                match key {
-                    "name" => spec.name = word,
-                    "scope" => spec.scope = word,
-                    "proto" => spec.proto = word,
-                    "action" => spec.action = word,
-                    "to" => spec.to = word,
-                    "source" => spec.source = word,
-                    "on_missing" => spec.on_missing = word,
-                    "expires" => spec.expires = word,
-                    _ => spec.comment = word,
-                }
-            }
-        }
     }
 
     /// Checks the rule, the sets and the files that it names.
     fn finish(
         mut self,
         document: &mut Document<'_>,
-        directory: &Path,
         lists: &mut FileLists<'_>,
     ) -> Option<FileRule> {
         self.spec.resolve_users();
-        self.find_lists(document, directory, lists);
+        self.find_lists(document, lists);
         let checked = self.spec.check();
         for masked in self.spec.mask_host_bits() {
             let offset = self.offset(masked.key, Some(masked.word));
@@ -213,43 +186,11 @@ impl Typed {
     }
 
     /// Looks up the sets that addresses name, and reads the files, whose paths become absolute.
-    fn find_lists(
-        &mut self,
-        document: &mut Document<'_>,
-        directory: &Path,
-        lists: &mut FileLists<'_>,
-    ) {
-        for key in ["src", "dst"] {
-            let words = if key == "src" {
-                &mut self.spec.src
-            } else {
-                &mut self.spec.dst
-            };
-            let offsets = &self.offsets;
-            for (place, word) in words.iter_mut().enumerate() {
-                let offset = offsets.get(key).and_then(|offsets| offsets.get(place));
-                let offset = *offset.unwrap_or(&self.header);
-                let named = word.strip_prefix('!').unwrap_or(word);
-                let Some(Ok(name)) = SetName::of_word(named) else {
-                    continue;
-                };
-                if name.file().is_none() {
-                    lists.expect_set(document, key, &name, offset);
-                    continue;
-                }
-                match absolute_word(word, directory) {
-                    Ok(Some(absolute)) => *word = absolute,
-                    Ok(None) => {}
-                    Err(error) => {
-                        let problem = format!("{key}: \"{word}\" cannot be made absolute: {error}");
-                        document.refuse(offset, problem);
-                        continue;
-                    }
-                }
-                let absolute = word.strip_prefix('!').unwrap_or(word);
-                if let Some(Ok(stored)) = SetName::of_word(absolute) {
-                    lists.read_file(document, key, &name, stored, directory, offset);
-                }
+    fn find_lists(&mut self, document: &mut Document<'_>, lists: &mut FileLists<'_>) {
+        for (key, words) in [("src", &mut self.spec.src), ("dst", &mut self.spec.dst)] {
+            let offsets = self.offsets.get(key).into_iter().flatten();
+            for (word, offset) in words.iter_mut().zip(offsets) {
+                lists.find(document, key, word, *offset);
             }
         }
     }
@@ -272,9 +213,32 @@ impl Typed {
     }
 }
 
-fn is_list(key: &str) -> bool {
-    matches!(
-        key,
-        "src" | "dst" | "sport" | "dport" | "iface" | "uid" | "cgroup"
-    )
+/// The words of a key that takes a list.
+fn list_of<'s>(spec: &'s mut RuleSpec, key: &str) -> Option<&'s mut Vec<String>> {
+    match key {
+        "src" => Some(&mut spec.src),
+        "dst" => Some(&mut spec.dst),
+        "sport" => Some(&mut spec.sport),
+        "dport" => Some(&mut spec.dport),
+        "iface" => Some(&mut spec.iface),
+        "uid" => Some(&mut spec.uid),
+        "cgroup" => Some(&mut spec.cgroup),
+        _ => None,
+    }
+}
+
+/// The word of a key that takes one.
+fn word_of<'s>(spec: &'s mut RuleSpec, key: &str) -> Option<&'s mut Option<String>> {
+    match key {
+        "name" => Some(&mut spec.name),
+        "scope" => Some(&mut spec.scope),
+        "proto" => Some(&mut spec.proto),
+        "action" => Some(&mut spec.action),
+        "to" => Some(&mut spec.to),
+        "source" => Some(&mut spec.source),
+        "on_missing" => Some(&mut spec.on_missing),
+        "expires" => Some(&mut spec.expires),
+        "comment" => Some(&mut spec.comment),
+        _ => None,
+    }
 }

@@ -7,7 +7,9 @@ use super::{
     document::{Document, Table, Value},
     suggestion::closest,
 };
-use crate::set::{Cidr, CidrList, LoadError, ReadError, Reading, Set, SetName, Sets};
+use crate::set::{
+    Cidr, CidrList, LoadError, ReadError, Reading, Set, SetName, Sets, absolute_word,
+};
 
 /// Reads the list in a file.
 pub type LoadList<'l> = dyn FnMut(&Path) -> Result<Reading, LoadError> + 'l;
@@ -15,6 +17,8 @@ pub type LoadList<'l> = dyn FnMut(&Path) -> Result<Reading, LoadError> + 'l;
 /// The sets of a file, and the lists that its rules name.
 pub(super) struct FileLists<'l> {
     load: &'l mut LoadList<'l>,
+    /// Where relative paths begin.
+    directory: &'l Path,
     sets: Sets,
     /// The sets that the file has, those with mistakes among them.
     names: Vec<String>,
@@ -23,9 +27,10 @@ pub(super) struct FileLists<'l> {
 }
 
 impl<'l> FileLists<'l> {
-    pub(super) fn new(load: &'l mut LoadList<'l>) -> Self {
+    pub(super) fn new(load: &'l mut LoadList<'l>, directory: &'l Path) -> Self {
         Self {
             load,
+            directory,
             sets: Sets::new(),
             names: Vec::new(),
             tried: HashSet::new(),
@@ -37,12 +42,7 @@ impl<'l> FileLists<'l> {
     }
 
     /// Reads the table of sets.
-    pub(super) fn read_sets(
-        &mut self,
-        document: &mut Document<'_>,
-        sets: Table<'_, '_>,
-        directory: &Path,
-    ) {
+    pub(super) fn read_sets(&mut self, document: &mut Document<'_>, sets: Table<'_, '_>) {
         for (key, value) in sets {
             let name = key.get_ref().as_ref();
             let at = key.span().start;
@@ -53,22 +53,45 @@ impl<'l> FileLists<'l> {
             let Some(table) = document.table("set", value, "[set.NAME]") else {
                 continue;
             };
-            let set = self.read_set(document, table, at, directory);
+            let set = self.read_set(document, table, at);
             if let (Some(name), Some(set)) = (name, set) {
                 self.sets.insert(name, set);
             }
         }
     }
 
-    /// Notes a set that the file does not have.
-    pub(super) fn expect_set(
-        &self,
+    /// Looks up the set that a word of a rule means, or reads its file. The path becomes absolute, as
+    /// rules keep it.
+    pub(super) fn find(
+        &mut self,
         document: &mut Document<'_>,
         key: &str,
-        name: &SetName,
+        word: &mut String,
         offset: usize,
     ) {
-        let name = name.as_str();
+        let Some(Ok(name)) = set_of(word) else {
+            return;
+        };
+        let Some(file) = name.file().and_then(Path::to_str) else {
+            return self.expect_set(document, key, name.as_str(), offset);
+        };
+        match absolute_word(word, self.directory) {
+            Ok(absolute) => *word = absolute.unwrap_or_else(|| word.clone()),
+            Err(error) => {
+                let problem = format!("{key}: the path of {file} cannot be found: {error}");
+                return document.refuse(offset, problem);
+            }
+        }
+        if let Some(Ok(stored)) = set_of(word)
+            && self.tried.insert(stored.clone())
+            && let Some(set) = self.load_file(document, key, file, offset)
+        {
+            self.sets.insert(stored, set);
+        }
+    }
+
+    /// Notes a set that the file does not have.
+    fn expect_set(&self, document: &mut Document<'_>, key: &str, name: &str, offset: usize) {
         if self.names.iter().any(|known| known == name) {
             return;
         }
@@ -80,39 +103,18 @@ impl<'l> FileLists<'l> {
         document.refuse(offset, format!("{key}: there is no set {name}{advice}"));
     }
 
-    /// Reads a file that a rule names as `name`, and keeps it as `stored`.
-    pub(super) fn read_file(
-        &mut self,
-        document: &mut Document<'_>,
-        key: &str,
-        name: &SetName,
-        stored: SetName,
-        directory: &Path,
-        offset: usize,
-    ) {
-        let Some(file) = name.file().and_then(Path::to_str) else {
-            return;
-        };
-        if self.tried.insert(stored.clone())
-            && let Some(set) = self.load_file(document, key, file, directory, offset)
-        {
-            self.sets.insert(stored, set);
-        }
-    }
-
     fn read_set(
         &mut self,
         document: &mut Document<'_>,
         table: Table<'_, '_>,
         at: usize,
-        directory: &Path,
     ) -> Option<Set> {
         document.known_keys(table, "a set", &["cidrs", "file"]);
         match (table.get("cidrs"), table.get("file")) {
             (Some(cidrs), None) => Some(inline(document, cidrs)),
             (None, Some(file)) => {
                 let file = document.word("file", file)?;
-                self.load_file(document, "file", &file.text, directory, file.offset)
+                self.load_file(document, "file", &file.text, file.offset)
             }
             (Some(_), Some(file)) => {
                 let problem = "file: the set has cidrs already: keep one of the two";
@@ -131,7 +133,6 @@ impl<'l> FileLists<'l> {
         document: &mut Document<'_>,
         key: &str,
         file: &str,
-        directory: &Path,
         offset: usize,
     ) -> Option<Set> {
         if file == "-" || file.is_empty() {
@@ -141,7 +142,7 @@ impl<'l> FileLists<'l> {
             );
             return None;
         }
-        match (self.load)(&directory.join(file)) {
+        match (self.load)(&self.directory.join(file)) {
             Ok(reading) => {
                 if reading.list.is_empty() {
                     document.warn(offset, format!("{key}: {file} has no CIDRs"));
@@ -174,6 +175,11 @@ impl<'l> FileLists<'l> {
             }
         }
     }
+}
+
+/// The set that a word of a rule means, see [`SetName::of_word`].
+fn set_of(word: &str) -> Option<Result<SetName, String>> {
+    SetName::of_word(word.strip_prefix('!').unwrap_or(word))
 }
 
 /// A set whose CIDRs stand in the file itself.

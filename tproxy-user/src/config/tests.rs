@@ -147,7 +147,7 @@ fn every_key_of_a_rule_is_taken() {
         scope = "local"
         proto = "any"
         src = "10.0.0.0/8"
-        dst = ["!10.0.0.1", "::/0"]
+        dst = ["!10.0.0.1", "10.0.0.0/16"]
         sport = "1024-65535"
         dport = 53
         uid = ["root", 1000, "2000-2999"]

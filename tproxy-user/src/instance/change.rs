@@ -211,19 +211,27 @@ impl Change {
             return Ok(self.state);
         };
         self.state = before;
-        let names = self.state.interface_names();
+        self.undo_attach()
+            .await
+            .unwrap_or_else(|error| log::warn!("while undoing: {error}"));
+        Err(error)
+    }
+
+    /// Takes off what the state does not name. On a connection of its own: one that failed stays
+    /// closed.
+    async fn undo_attach(&self) -> Result<(), Error> {
+        let netlink = Netlink::open()?;
         let links_undone = self.remove_stray_links();
-        let filters_undone = self.remove_stray_filters(netlink).await;
+        let filters_undone = self.remove_stray_filters(&netlink).await;
+        let delivery = Delivery::new(netlink, self.state.assignment());
+        let names = self.state.interface_names();
         let delivery_undone = if names.is_empty() {
             delivery.remove().await
         } else {
             delivery.apply(&names).await
         };
-        let undone = links_undone.and(filters_undone);
-        undone
-            .and(delivery_undone.map_err(Error::from))
-            .unwrap_or_else(|error| log::warn!("while undoing: {error}"));
-        Err(error)
+        links_undone.and(filters_undone)?;
+        Ok(delivery_undone?)
     }
 
     async fn attach_all(
@@ -355,8 +363,11 @@ impl Change {
                 .interfaces
                 .iter()
                 .any(|interface| interface.name == *name && interface.attached.is_some());
-            if known || links.iter().any(|link| link.name == *name) {
+            if known {
                 return Err(Error::AttachedAlready(name.clone()));
+            }
+            if links.iter().any(|link| link.name == *name) {
+                return Err(Error::NamedTwice(name.clone()));
             }
             let link = link_by_name(netlink, name).await?;
             self.check_attachable(netlink, &link).await?;

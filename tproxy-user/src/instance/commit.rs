@@ -75,6 +75,11 @@ impl Change {
         let Some(edits) = self.set_edits().map(<[_]>::to_vec) else {
             return Ok(false);
         };
+        // Control groups come and go: where nothing else changes, they may be why this is done.
+        let names_cgroups = |source: &Source<'_>| !source.rule.cgroups.is_empty();
+        if edits.is_empty() && sources.iter().any(names_cgroups) {
+            return Ok(false);
+        }
         let in_force = Generation::in_force(&self.maps)?;
         let Some(tables) = in_force.filter(|tables| tables.number() == before.generation) else {
             return Ok(false);
@@ -129,8 +134,10 @@ impl Change {
         } else {
             blocks.len() / 8 + LEAST_ROOM
         };
-        self.state.write(self.instance.run_directory())?;
-        background::run(|| Generation::install_with_room(&self.maps, &blocks, room))?;
+        let directory = self.instance.run_directory();
+        self.state.write(directory)?;
+        background::run(|| Generation::install_with_room(&self.maps, &blocks, room))
+            .inspect_err(|_| self.state.withdraw(directory))?;
         Ok(())
     }
 }

@@ -190,6 +190,11 @@ impl State {
         }
     }
 
+    /// Removes the file of a generation that did not come into force.
+    pub(super) fn withdraw(&self, directory: &Path) {
+        let _ = fs::remove_file(directory.join(file_name(self.generation)));
+    }
+
     /// Removes the files of all generations, once the kernel has none of them.
     pub(super) fn remove_all(directory: &Path) {
         for (_, path) in files(directory) {

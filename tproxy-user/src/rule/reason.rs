@@ -1,11 +1,16 @@
 //! Why a rule takes a flow, or does not.
 
-use std::{fmt::Display, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use tproxy_common::flow::{Protocol, Scope};
 
 use super::{AddressMatch, Cgroup, PortRange, Rule, UidRange, scope_name};
+use crate::set::{SetName, Sets};
 
 /// A flow as an operator names it.
 #[derive(Clone, Debug)]
@@ -45,9 +50,10 @@ pub struct Condition {
 }
 
 impl Rule {
-    /// Holds the flow against each condition that the rule has, in the order of its keys.
+    /// Holds the flow against each condition that the rule has, in the order of its keys. `sets` are
+    /// those that the rule names, at least.
     #[must_use]
-    pub fn conditions(&self, flow: &NamedFlow) -> Vec<Condition> {
+    pub fn conditions(&self, flow: &NamedFlow, sets: &Sets) -> Vec<Condition> {
         let unusual = self.scope != Scope::Forward || flow.scope != self.scope;
         let scope = unusual.then(|| Condition {
             key: "scope",
@@ -67,8 +73,8 @@ impl Rule {
             met: self.interfaces.contains(&flow.interface),
             text: against(&flow.interface, &self.interfaces),
         });
-        let source = address("src", &self.source, flow.source);
-        let destination = address("dst", &self.destination, flow.destination);
+        let source = address("src", &self.source, sets, flow.source);
+        let destination = address("dst", &self.destination, sets, flow.destination);
         let source_port = port("sport", &self.source_ports, flow.source.port());
         let destination_port = port("dport", &self.destination_ports, flow.destination.port());
         let owner = flow.owner.as_ref();
@@ -123,28 +129,56 @@ fn cgroup(wanted: &[Cgroup], owner: Option<&Owner>) -> Option<Condition> {
     })
 }
 
-fn address(key: &'static str, wanted: &AddressMatch, end: SocketAddr) -> Option<Condition> {
+fn address(
+    key: &'static str,
+    wanted: &AddressMatch,
+    sets: &Sets,
+    end: SocketAddr,
+) -> Option<Condition> {
     if wanted.is_any() {
         return None;
     }
     let address = end.ip();
-    let longest = |prefixes: &[IpNet]| {
-        let holding = prefixes.iter().filter(|prefix| prefix.contains(&address));
-        holding.max_by_key(|prefix| prefix.prefix_len()).copied()
-    };
-    let excluded = longest(&wanted.exclude);
-    let included = longest(&wanted.include);
-    let text = match (excluded, included) {
-        (Some(prefix), _) => format!("{address} is excluded by !{prefix}"),
-        (None, Some(prefix)) => format!("{address} is in {prefix}"),
-        (None, None) if wanted.include.is_empty() => format!("{address} is not excluded"),
-        (None, None) => format!("{address} is not in {}", list(&wanted.include)),
+    let excluded = holder(&wanted.exclude, &wanted.exclude_sets, sets, address);
+    let included = holder(&wanted.include, &wanted.include_sets, sets, address);
+    let text = match (&excluded, &included) {
+        (Some(by), _) => format!("{address} is excluded by !{by}"),
+        (None, Some(by)) => format!("{address} is in {by}"),
+        (None, None) if wanted.includes_all() => format!("{address} is not excluded"),
+        (None, None) => {
+            let prefixes = wanted.include.iter().map(ToString::to_string);
+            let named = wanted.include_sets.iter().map(SetName::to_word);
+            let words: Vec<String> = prefixes.chain(named).collect();
+            format!("{address} is not in {}", list(&words))
+        }
     };
     Some(Condition {
         key,
-        met: excluded.is_none() && (included.is_some() || wanted.include.is_empty()),
+        met: excluded.is_none() && (included.is_some() || wanted.includes_all()),
         text,
     })
+}
+
+/// The most specific prefix that holds an address, and the set that it is from.
+fn holder(
+    prefixes: &[IpNet],
+    named: &BTreeSet<SetName>,
+    sets: &Sets,
+    address: IpAddr,
+) -> Option<String> {
+    let own = prefixes.iter().filter(|prefix| prefix.contains(&address));
+    let own = own.max_by_key(|prefix| prefix.prefix_len());
+    let of_sets = named
+        .iter()
+        .filter_map(|name| Some((sets.get(name)?.find(address)?, name)))
+        .max_by_key(|(prefix, _)| prefix.prefix_len());
+    match (own, of_sets) {
+        (Some(own), Some((prefix, _))) if own.prefix_len() >= prefix.prefix_len() => {
+            Some(own.to_string())
+        }
+        (_, Some((prefix, name))) => Some(format!("{} by {prefix}", name.to_word())),
+        (own, None) => own.map(ToString::to_string),
+    }
 }
 
 fn port(key: &'static str, wanted: &[PortRange], port: u16) -> Option<Condition> {
@@ -177,7 +211,10 @@ fn list(words: &[impl Display]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rule::RuleSpec;
+    use crate::{
+        rule::RuleSpec,
+        set::{CidrList, Set},
+    };
 
     fn rule(spec: RuleSpec) -> Rule {
         RuleSpec {
@@ -200,7 +237,7 @@ mod tests {
     }
 
     fn first_unmet(spec: RuleSpec) -> Option<(&'static str, String)> {
-        let conditions = rule(spec).conditions(&flow());
+        let conditions = rule(spec).conditions(&flow(), &Sets::new());
         let unmet = conditions.into_iter().find(|condition| !condition.met)?;
         Some((unmet.key, unmet.text))
     }
@@ -267,7 +304,7 @@ mod tests {
             ..flow()
         };
         let unmet = |edit: fn(&mut RuleSpec), flow: &NamedFlow| {
-            let conditions = rule(spec(edit)).conditions(flow).into_iter();
+            let conditions = rule(spec(edit)).conditions(flow, &Sets::new()).into_iter();
             conditions
                 .filter(|condition| !condition.met)
                 .map(|condition| (condition.key, condition.text))
@@ -294,5 +331,52 @@ mod tests {
                 ("uid", "no known user against 0,900-1000".into())
             ]
         );
+    }
+
+    #[test]
+    fn names_the_set_and_the_prefix_in_it() {
+        let set = |name: &str, nets: &[&str]| {
+            let nets = nets.iter().map(|net| net.parse().unwrap());
+            (SetName::new(name).unwrap(), Set::new(CidrList::new(nets)))
+        };
+        let sets = Sets::from([
+            set("near", &["192.0.2.0/24", "192.0.2.0/28"]),
+            set("far", &["198.51.100.0/24"]),
+        ]);
+        let said = |dst: &[&str]| {
+            let words = dst.iter().map(ToString::to_string).collect();
+            let asked = rule(RuleSpec {
+                dst: words,
+                ..RuleSpec::default()
+            });
+            let conditions = asked.conditions(&flow(), &sets);
+            let asked = conditions.into_iter().find(|asked| asked.key == "dst");
+            asked.map(|asked| (asked.met, asked.text)).unwrap()
+        };
+        for (dst, met, text) in [
+            (
+                &["set:near"][..],
+                true,
+                "192.0.2.9 is in set:near by 192.0.2.0/28",
+            ),
+            (
+                &["set:far", "10.0.0.0/8"],
+                false,
+                "192.0.2.9 is not in 10.0.0.0/8,set:far",
+            ),
+            (
+                &["set:near", "192.0.2.9"],
+                true,
+                "192.0.2.9 is in 192.0.2.9/32",
+            ),
+            (
+                &["0.0.0.0/0", "!set:near"],
+                false,
+                "192.0.2.9 is excluded by !set:near by 192.0.2.0/28",
+            ),
+            (&["!set:far"], true, "192.0.2.9 is not excluded"),
+        ] {
+            assert_eq!(said(dst), (met, text.to_owned()));
+        }
     }
 }

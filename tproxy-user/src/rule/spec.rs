@@ -26,12 +26,12 @@ pub struct RuleSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proto: Option<String>,
 
-    /// Source CIDRs or addresses; ! before one excludes it
+    /// Source CIDRs, addresses, set:NAME or @FILE; ! before one excludes it
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub src: Vec<String>,
 
-    /// Destination CIDRs or addresses; ! before one excludes it
+    /// Destination CIDRs, addresses, set:NAME or @FILE; ! before one excludes it
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dst: Vec<String>,
@@ -71,7 +71,7 @@ pub struct RuleSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
 
-    /// For relay, whose address the server sees: agent
+    /// For relay, whose address the server sees: agent [default: agent]
     #[arg(long, value_name = "WHOSE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use tproxy_common::{
     flow::{Protocol, Scope},
     tables::{Action, OnMissing},
@@ -90,6 +91,15 @@ impl Problems {
         }
         if !self.has_refused("action") {
             self.combinations_with_action(spec, rule);
+        }
+        if let (Some(source), Some(destination)) =
+            (only_family(&rule.source), only_family(&rule.destination))
+            && source != destination
+        {
+            let problem = format!(
+                "it is {destination} only and src is {source} only: no flow is of both families"
+            );
+            self.refuse("dst", problem);
         }
     }
 
@@ -324,6 +334,19 @@ impl Problems {
             problem,
         });
     }
+}
+
+/// The family that all addresses are of, if they name one. A set may hold either.
+fn only_family(addresses: &AddressMatch) -> Option<&'static str> {
+    if !addresses.include_sets.is_empty() {
+        return None;
+    }
+    let mut families = addresses.include.iter().map(|net| match net {
+        IpNet::V4(_) => "IPv4",
+        IpNet::V6(_) => "IPv6",
+    });
+    let first = families.next()?;
+    families.all(|family| family == first).then_some(first)
 }
 
 /// A v4-mapped address is that of an IPv4 socket; see RFC 4291, 2.5.5.2.

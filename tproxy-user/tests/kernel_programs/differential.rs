@@ -238,9 +238,21 @@ struct Packet {
 /// Something that is wrong with a frame behind its addresses.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
-    Set { at: u16, octet: u8 },
-    Flip { at: u16, bit: u8 },
-    Cut { at: u16 },
+    Set {
+        at: u16,
+        octet: u8,
+    },
+    Flip {
+        at: u16,
+        bit: u8,
+    },
+    Cut {
+        at: u16,
+    },
+    /// Another length in the IP header, which leaves the rest as padding.
+    Length {
+        octets: u16,
+    },
 }
 
 impl Packet {
@@ -260,6 +272,12 @@ impl Packet {
                     bytes[place] ^= 1 << bit;
                 }
                 Damage::Cut { at } => bytes.truncate(place(at).max(ETHERNET_HEADER)),
+                Damage::Length { octets } => {
+                    let field = ETHERNET_HEADER + if self.frame.source.is_ipv4() { 2 } else { 4 };
+                    if let Some(length) = bytes.get_mut(field..field + 2) {
+                        length.copy_from_slice(&octets.to_be_bytes());
+                    }
+                }
             }
         }
         if bytes.len() < shortest(&bytes) {
@@ -424,6 +442,7 @@ fn any_damage() -> impl Strategy<Value = Damage> {
         (at(), octet).prop_map(|(at, octet)| Damage::Set { at, octet }),
         (at(), 0_u8..8).prop_map(|(at, bit)| Damage::Flip { at, bit }),
         at().prop_map(|at| Damage::Cut { at }),
+        (0_u16..100).prop_map(|octets| Damage::Length { octets }),
     ]
 }
 

@@ -72,6 +72,12 @@ fn error_about(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     let mut frame = carrier.bytes()[..ETHERNET_HEADER + network].to_vec();
     frame.extend(kind);
     frame.extend(&quoted[ETHERNET_HEADER..]);
+    let (field, length) = match from {
+        SocketAddr::V4(_) => (2, frame.len() - ETHERNET_HEADER),
+        SocketAddr::V6(_) => (4, frame.len() - ETHERNET_HEADER - network),
+    };
+    let length = u16::try_from(length).expect("a short packet").to_be_bytes();
+    frame[ETHERNET_HEADER + field..][..2].copy_from_slice(&length);
     frame
 }
 

@@ -12,4 +12,5 @@ mod model;
 mod outcomes;
 mod reject;
 mod sandbox;
+mod set_edits;
 mod syn_cookie;

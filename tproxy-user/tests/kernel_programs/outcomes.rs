@@ -14,7 +14,7 @@ use tproxy_user::{
 };
 
 use crate::{
-    frame::{ACK, Extension, Frame, RST, SYN, Transport, shortest},
+    frame::{ACK, ETHERNET_HEADER, Extension, Frame, RST, SYN, Transport, shortest},
     sandbox::{
         FIRST_SLOT, MARK, Metadata, Sandbox, UPSTREAM_MARK, in_sandbox, index_of, ip, rule, words,
     },
@@ -171,6 +171,41 @@ fn ipv6_packets_that_can_and_cannot_be_read() {
         (other(50), Outcome::OtherProtocol),
         (other(59), Outcome::OtherProtocol),
     ]);
+}
+
+/// The length in the IP header ends the packet: whatever the frame has behind it is padding.
+#[test]
+fn what_is_behind_the_length_of_a_packet_is_padding() {
+    in_sandbox(|sandbox| {
+        sandbox.install(&[drop_all()]);
+        let extended = Frame {
+            extensions: vec![Extension::HopByHop { units: 1 }],
+            ..syn_v6()
+        };
+        for (frame, field) in [
+            (syn(), 2),
+            (Frame::udp(CLIENT, SERVER), 2),
+            (syn_v6(), 4),
+            (extended, 4),
+        ] {
+            let mut bytes = frame.bytes();
+            let field = ETHERNET_HEADER + field;
+            let stated = u16::from_be_bytes([bytes[field], bytes[field + 1]]);
+            for length in 0..=stated + 1 {
+                bytes[field..field + 2].copy_from_slice(&length.to_be_bytes());
+                let outcome = if length < stated {
+                    Outcome::Malformed
+                } else {
+                    Outcome::Dropped
+                };
+                assert_eq!(
+                    sandbox.outcome_with(&bytes, Metadata::default()),
+                    outcome,
+                    "{length} of {stated} octets of {frame:?}"
+                );
+            }
+        }
+    });
 }
 
 /// Shorter ones come through a device, in `devices`.

@@ -37,7 +37,7 @@ fn every_key_has_its_meaning() {
         spec.to = word("[::ffff:127.0.0.1]:8080");
         spec.on_missing = word("pass");
         spec.expires = word("2h");
-        spec.comment = word("für später");
+        spec.comment = word("café");
     });
     let rule = rule.validate().unwrap();
     assert_eq!(rule.scope, Scope::Local);
@@ -234,6 +234,20 @@ fn combinations_that_make_no_sense_name_both_keys() {
         ),
         (
             |spec| {
+                spec.src = vec!["10.0.0.0/8".into(), "!::/0".into()];
+                spec.dst = vec!["2001:db8::/32".into()];
+            },
+            "--dst: it is IPv6 only and src is IPv4 only: no flow is of both families",
+        ),
+        (
+            |spec| {
+                spec.src = vec!["::1".into()];
+                spec.dst = vec!["10.0.0.1".into(), "10.0.0.2".into()];
+            },
+            "--dst: it is IPv4 only and src is IPv6 only: no flow is of both families",
+        ),
+        (
+            |spec| {
                 spec.scope = word("inbound");
                 spec.cgroup = vec!["a".into()];
             },
@@ -268,6 +282,25 @@ fn combinations_that_make_no_sense_name_both_keys() {
             "--source: action reject opens no connection: leave source out",
         ),
     ]);
+}
+
+/// Sets may hold any family, and exclusions leave the other one.
+#[test]
+fn families_that_may_meet_are_left_alone() {
+    for (src, dst) in [
+        (&["10.0.0.0/8"][..], &["2001:db8::1", "192.0.2.1"][..]),
+        (&["10.0.0.0/8"], &["!2001:db8::1"]),
+        (&["10.0.0.0/8"], &["2001:db8::1", "set:a"]),
+        (&["set:a"], &["10.0.0.1"]),
+        (&[], &["10.0.0.1"]),
+    ] {
+        let words = |list: &[&str]| list.iter().map(ToString::to_string).collect();
+        let rule = spec(|spec| {
+            spec.src = words(src);
+            spec.dst = words(dst);
+        });
+        assert!(rule.check().is_ok(), "{src:?} {dst:?}");
+    }
 }
 
 /// A word that makes no sense is told of once, not again for what does not fit beside it.
