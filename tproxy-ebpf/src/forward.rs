@@ -106,7 +106,7 @@ fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
     } = arrival;
     let stamp = Stamp::of(headers);
     // A flow that began at this host shows with the answer to its SYN: that is always looked up.
-    if !headers.flags.answers_opening() && stamp.is_some_and(|stamp| !stamp.is_recent()) {
+    if !headers.flags.answers_opening() && !stamp.is_recent() {
         return without_socket(headers);
     }
     let outcome = match established::holder(ctx, *family, headers) {
@@ -118,9 +118,7 @@ fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
         }
         Holder::Connection | Holder::TimeWait => Outcome::Established,
     };
-    if let Some(stamp) = stamp {
-        stamp.renew();
-    }
+    stamp.renew();
     outcome
 }
 
@@ -198,9 +196,7 @@ fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
     let worker = worker_of(&flow.source, flow.source_port, state.workers());
     if sockets::with_listener(worker, |_| ()).is_some() {
         handover::announce(&arrival.headers, rule);
-        if let Some(stamp) = Stamp::of(&arrival.headers) {
-            stamp.renew();
-        }
+        Stamp::of(&arrival.headers).renew();
         return Outcome::Taken;
     }
     match rule.on_missing() {

@@ -29,9 +29,12 @@ static ERROR_ALLOWANCE: PerCpuArray<Allowance, 1> = PerCpuArray::new();
 #[btf_map]
 static SCRATCH: PerCpuArray<[u8; SCRATCH_SIZE], 1> = PerCpuArray::new();
 
-/// Room for the longest quote and a word more; a power of two for the verifier.
-const SCRATCH_SIZE: usize = 2048;
-const _: () = assert!(QUOTE_V6 + WORD <= SCRATCH_SIZE);
+/// More than the longest quote; a power of two for the verifier.
+const LONGEST: usize = 2048;
+const _: () = assert!(QUOTE_V6 <= LONGEST);
+
+/// Room for zeroes behind the longest.
+const SCRATCH_SIZE: usize = LONGEST + WORD;
 
 const WORD: usize = 4;
 
@@ -123,11 +126,9 @@ fn sum_of_quote(arrival: &Arrival<'_>, length: usize) -> Option<Sum> {
 /// Copies a part of the packet into the scratch space, and zeroes behind it.
 #[inline(always)]
 fn load(ctx: &TcContext, offset: usize, scratch: *mut u8, length: usize) -> Option<()> {
-    // Says to the verifier what `quoted` made sure of.
-    let length = black_box(length) & (SCRATCH_SIZE - 1);
-    if length == 0 || length > SCRATCH_SIZE - WORD {
-        return None;
-    }
+    // Says to the verifier what `quoted` made sure of: that there is something, and not too much. That
+    // a number is not zero would say nothing to the one of Linux 6.1.
+    let length = (black_box(length).wrapping_sub(1) & (LONGEST - 1)) + 1;
     // SAFETY: the scratch space is longer than `length` by a word at least.
     unsafe {
         let loaded = bpf_skb_load_bytes(
@@ -148,8 +149,9 @@ fn sum_of(scratch: *mut u8, length: usize) -> Option<Sum> {
     const PART: usize = 512;
     let mut sum = Sum::default();
     let mut at = 0;
-    while at < SCRATCH_SIZE {
-        let left = black_box(length.next_multiple_of(WORD).saturating_sub(at));
+    while at < LONGEST {
+        // A mask, because what the comparison says is lost on the verifier of Linux 6.1.
+        let left = black_box(length.next_multiple_of(WORD).saturating_sub(at)) & (2 * LONGEST - 1);
         let part = if left > PART { PART } else { left };
         // SAFETY: the part is within the scratch space.
         let partial = unsafe {
