@@ -13,7 +13,7 @@ use tproxy_common::{
 
 use crate::{
     instance::State,
-    kernel::{self, Generation, Handover, Maps, RelayCounters},
+    kernel::{self, Generation, Handover, IntakeCounters, Maps, RelayCounters},
     relay::{Admission, FlowRecord, Policy, RuleTag},
 };
 
@@ -21,6 +21,7 @@ use crate::{
 pub(super) struct Steering {
     handover: Handover,
     counters: RelayCounters,
+    intake: IntakeCounters,
     rules: ArcSwap<Rules>,
 }
 
@@ -38,6 +39,7 @@ impl Steering {
         counters.forget_live();
         Ok(Self {
             handover: Handover::open(maps)?,
+            intake: IntakeCounters::open(maps)?,
             counters,
             rules: ArcSwap::from_pointee(Rules {
                 tables: None,
@@ -88,6 +90,14 @@ impl Policy for Steering {
     fn ended(&self, flow: &FlowRecord<'_>) {
         self.counters.ended(flow.rule.slot);
         info!(target: "tproxy::flow", "{flow}");
+    }
+
+    fn shed(&self) {
+        self.intake.shed();
+    }
+
+    fn paused(&self) {
+        self.intake.paused();
     }
 }
 
