@@ -18,6 +18,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod blast;
 pub mod bpf;
 pub mod cli;
 pub mod crafted;

@@ -5,58 +5,65 @@ use std::os::fd::OwnedFd;
 use tproxy_tests::{
     Agent, Lab, Snapshot,
     address::FAMILIES,
-    agent::unique_instance,
+    agent::{ATTACH_MODES, unique_instance},
     bpf::{self, CountingProgram, PinDirectory, Place},
     peer::Witness,
     wait,
 };
 
-/// Programs before and after ours, attached earlier and later than ours, with tcx and with clsact, see every packet of
+/// Programs before and after ours, whichever way ours is attached, attached earlier and later than ours, with tcx and with clsact, see every packet of
 /// flows that we take and of flows that we leave alone, and are there when we are gone.
 #[test]
 fn programs_before_and_after_ours_still_run() {
-    let lab = Lab::new();
-    let _witnesses = [80, 81].map(|port| Witness::start(&lab.server, port));
-    let pins = PinDirectory::mount();
-    let clsact = CountingProgram::load();
-    clsact.pin(&pins.path().join("clsact"));
-    lab.gateway.run("tc qdisc add dev cl0 clsact");
-    lab.gateway.run(&format!(
-        "tc filter add dev cl0 ingress prio 1 bpf direct-action object-pinned {}",
-        pins.path().join("clsact").display()
-    ));
-    let (first, last) = (CountingProgram::load(), CountingProgram::load());
-    let _links = attach_where_there_is_tcx(&lab, &first, &last);
-    let instance = unique_instance();
-    let before = Snapshot::of(&lab.gateway, &instance);
+    for mode in ATTACH_MODES {
+        let lab = Lab::new();
+        let _witnesses = [80, 81].map(|port| Witness::start(&lab.server, port));
+        let pins = PinDirectory::mount();
+        let clsact = CountingProgram::load();
+        clsact.pin(&pins.path().join("clsact"));
+        lab.gateway.run("tc qdisc add dev cl0 clsact");
+        lab.gateway.run(&format!(
+            "tc filter add dev cl0 ingress prio 1 bpf direct-action object-pinned {}",
+            pins.path().join("clsact").display()
+        ));
+        let (first, last) = (CountingProgram::load(), CountingProgram::load());
+        let _links = attach_where_there_is_tcx(&lab, &first, &last);
+        let instance = unique_instance();
+        let before = Snapshot::of(&lab.gateway, &instance);
 
-    let mut agent = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0 --dport 80");
-    let (later_first, later_last) = (CountingProgram::load(), CountingProgram::load());
-    let later_links = attach_where_there_is_tcx(&lab, &later_first, &later_last);
-    let mut all = vec![&clsact];
-    if bpf::kernel_has_tcx() {
-        all.extend([&first, &last, &later_first, &later_last]);
-    }
-    for family in FAMILIES {
-        for port in [80, 81] {
-            assert_all_count(&all, || {
-                let exchange = lab.ask(family.near(), port);
-                if port == 80 {
-                    exchange.assert_relayed(&agent);
-                } else {
-                    exchange.assert_direct(&agent);
-                }
-            });
+        let mut agent = Agent::start_under(
+            &lab.gateway,
+            &instance,
+            "",
+            &format!("--iface cl0 --dport 80 {mode}"),
+        );
+        let (later_first, later_last) = (CountingProgram::load(), CountingProgram::load());
+        let later_links = attach_where_there_is_tcx(&lab, &later_first, &later_last);
+        let mut all = vec![&clsact];
+        if bpf::kernel_has_tcx() {
+            all.extend([&first, &last, &later_first, &later_last]);
         }
-    }
-    assert_eq!(agent.stop().len(), 2);
+        for family in FAMILIES {
+            for port in [80, 81] {
+                assert_all_count(&all, || {
+                    let exchange = lab.ask(family.near(), port);
+                    if port == 80 {
+                        exchange.assert_relayed(&agent);
+                    } else {
+                        exchange.assert_direct(&agent);
+                    }
+                });
+            }
+        }
+        assert_eq!(agent.stop().len(), 2);
 
-    assert_all_count(&all, || lab.ask(FAMILIES[0].near(), 80).assert_unproxied());
-    drop(later_links);
-    // Links are detached some time after their last descriptor is closed.
-    wait::until("the later programs are gone", || {
-        (Snapshot::of(&lab.gateway, &instance) == before).then_some(())
-    });
+        assert_all_count(&all, || lab.ask(FAMILIES[0].near(), 80).assert_unproxied());
+        drop(later_links);
+        // Links are detached some time after their last descriptor is closed.
+        wait::until("the later programs are gone", || {
+            (Snapshot::of(&lab.gateway, &instance) == before).then_some(())
+        });
+    }
 }
 
 /// Checks that each program has seen the same number of packets of `traffic`, and at least those of a handshake, a
@@ -94,29 +101,36 @@ fn attach_where_there_is_tcx(
 /// A clsact queueing discipline and a filter that were there before stay as they were.
 #[test]
 fn a_foreign_clsact_filter_is_left_as_it_was() {
-    let lab = Lab::new();
-    let pins = PinDirectory::mount();
-    let pin = pins.path().join("clsact");
-    let program = CountingProgram::load();
-    program.pin(&pin);
-    lab.gateway.run("tc qdisc add dev cl0 clsact");
-    for side in ["ingress", "egress"] {
-        lab.gateway.run(&format!(
-            "tc filter add dev cl0 {side} prio 1 bpf direct-action object-pinned {}",
-            pin.display()
-        ));
-    }
-    let instance = unique_instance();
-    let before = Snapshot::of(&lab.gateway, &instance);
-    for end in ["stop", "kill and unload"] {
-        let mut agent = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0 --dport 80");
-        if end == "stop" {
-            agent.stop();
-        } else {
-            agent.kill();
-            agent.run("unload");
+    for mode in ATTACH_MODES {
+        let lab = Lab::new();
+        let pins = PinDirectory::mount();
+        let pin = pins.path().join("clsact");
+        let program = CountingProgram::load();
+        program.pin(&pin);
+        lab.gateway.run("tc qdisc add dev cl0 clsact");
+        for side in ["ingress", "egress"] {
+            lab.gateway.run(&format!(
+                "tc filter add dev cl0 {side} prio 1 bpf direct-action object-pinned {}",
+                pin.display()
+            ));
         }
-        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+        let instance = unique_instance();
+        let before = Snapshot::of(&lab.gateway, &instance);
+        for end in ["stop", "kill and unload"] {
+            let mut agent = Agent::start_under(
+                &lab.gateway,
+                &instance,
+                "",
+                &format!("--iface cl0 --dport 80 {mode}"),
+            );
+            if end == "stop" {
+                agent.stop();
+            } else {
+                agent.kill();
+                agent.run("unload");
+            }
+            Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+        }
     }
 }
 

@@ -63,6 +63,9 @@ fn a_failing_attachment_undoes_those_before_it() {
     agent
         .attempt("attach ex0,nosuch0,ex1")
         .assert_refused(1, &["nosuch0"]);
+    agent
+        .attempt("attach ex0,ex0")
+        .assert_refused(1, &["ex0", "twice"]);
     Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
     assert_eq!(agent.status()["interfaces"], serde_json::json!(["cl0"]));
     lab.ask(Family::V4.near(), 80).assert_relayed(&agent);
@@ -132,7 +135,8 @@ fn two_instances_work_side_by_side() {
     assert_eq!(one.stop().len(), 4);
 }
 
-/// An interface that is deleted and made again is attached again within a second, and by itself.
+/// An interface that is deleted and made again is attached again by itself, within two seconds on a machine that is
+/// busy with other tests.
 #[test]
 fn an_interface_made_again_is_attached_again() {
     for mode in MODES {
@@ -189,7 +193,7 @@ fn a_renamed_interface_stays_attached() {
                     .filter(|exchange| exchange.seen_client != exchange.client)
             });
             exchange
-                .expect("relayed within a second of the renaming")
+                .expect("relayed within two seconds of the renaming")
                 .assert_relayed(&agent);
         }
         agent.stop();

@@ -1,9 +1,10 @@
 //! Commands that are killed half-way: the instance is as it was before, or as it would be after.
 
 use tproxy_tests::{
-    Agent, Lab, Snapshot,
-    agent::ATTACH_MODES,
-    interruption::{at_every_failure, at_every_step},
+    Agent, Cli, Family, Lab, Snapshot,
+    agent::{ATTACH_MODES, unique_instance},
+    interruption::{at_every_failure, at_every_step, at_steps_of_life},
+    peer::Witness,
     wait,
 };
 
@@ -129,6 +130,73 @@ fn unload_finds_what_a_killed_command_left() {
             cli.run("unload");
             Snapshot::of(&lab.gateway, &instance).assert_same_as(&nothing);
         }
+    }
+}
+
+/// `run`, wherever it is killed: `unload` takes away all that it left, or a new agent starts in its place.
+#[test]
+fn starts_that_are_cut_short_are_cleaned_up_or_followed() {
+    for mode in ATTACH_MODES {
+        let lab = Lab::new();
+        let _witness = Witness::start(&lab.server, 80);
+        let instance = unique_instance();
+        let cli = Cli::new(&lab.gateway, &instance);
+        let nothing = Snapshot::of(&lab.gateway, &instance);
+        let arguments = format!("--iface cl0,sv0 --dport 80 {mode}");
+        let mut attempts = 0;
+        at_steps_of_life(
+            &cli,
+            &format!("run {arguments}"),
+            || {},
+            |place, was_killed| {
+                eprintln!("{place}");
+                attempts += 1;
+                if was_killed && attempts % 2 == 0 {
+                    let mut agent = Agent::start_under(&lab.gateway, &instance, "", &arguments);
+                    lab.ask(Family::V4.near(), 80).assert_relayed(&agent);
+                    agent.stop();
+                } else {
+                    let is_there = Snapshot::of(&lab.gateway, &instance) != nothing;
+                    let attempt = cli.attempt("unload");
+                    if is_there {
+                        attempt.assert_done();
+                    } else {
+                        attempt.assert_refused(1, &[&instance]);
+                    }
+                }
+                assert_becomes(&nothing, || Snapshot::of(&lab.gateway, &instance));
+            },
+        );
+        assert!(attempts > 10, "{attempts} attempts");
+    }
+}
+
+/// `unload`, wherever it is killed: the next one takes away the rest.
+#[test]
+fn unload_goes_on_where_a_killed_one_ended() {
+    for mode in ATTACH_MODES {
+        let lab = Lab::new();
+        let instance = unique_instance();
+        let cli = Cli::new(&lab.gateway, &instance);
+        let nothing = Snapshot::of(&lab.gateway, &instance);
+        let start = || {
+            let arguments = format!("--iface cl0 --dport 80 --pin {mode}");
+            let mut agent = Agent::start_under(&lab.gateway, &instance, "", &arguments);
+            agent.kill();
+            // Not unloaded.
+            std::mem::forget(agent);
+        };
+        at_steps_of_life(&cli, "unload", start, |place, _| {
+            eprintln!("{place}");
+            let is_there = Snapshot::of(&lab.gateway, &instance) != nothing;
+            let attempt = cli.attempt("unload");
+            if is_there {
+                attempt.assert_done();
+            } else {
+                attempt.assert_refused(1, &[&instance]);
+            }
+            assert_becomes(&nothing, || Snapshot::of(&lab.gateway, &instance));
+        });
     }
 }
 

@@ -219,22 +219,26 @@ fn a_refused_upstream_is_told_to_the_client() {
     );
 }
 
-/// No route to the server, or one that is prohibited: the client is told with a reset, at once.
+/// No route to the server, or one that is prohibited or leads nowhere: the client is told with a reset, at once, and
+/// the flow line says so.
 #[test]
 fn an_unreachable_upstream_is_told_to_the_client() {
     let lab = Lab::new();
     let mut agent = lab.agent("--iface cl0 --dport 80");
-    // The agent's own route, not that of forwarded packets: with iif the kernel would refuse before steering.
-    lab.gateway
-        .ip("route replace unreachable 198.51.100.0/24\nroute replace unreachable 2001:db8:2::/48");
-    for family in FAMILIES {
-        assert_told_within(&lab, (family.far(), 80).into(), Duration::from_secs(2));
+    for kind in ["unreachable", "prohibit", "blackhole"] {
+        // The agent's own route, not that of forwarded packets: with iif the kernel would refuse before steering.
+        lab.gateway.ip(&format!(
+            "route replace {kind} 198.51.100.0/24\nroute replace {kind} 2001:db8:2::/48"
+        ));
+        for family in FAMILIES {
+            assert_told_within(&lab, (family.far(), 80).into(), Duration::from_secs(2));
+        }
     }
-    assert_eq!(
-        agent.stop().len(),
-        2,
-        "a flow that failed is reported as well"
-    );
+    let flows = agent.stop();
+    assert_eq!(flows.len(), 6, "a flow that failed is reported as well");
+    for flow in flows {
+        assert_eq!(flow.end, "unreachable", "{flow:?}");
+    }
 }
 
 /// A server that does not answer at all: the client is told when the bound of connecting has passed.
@@ -288,9 +292,10 @@ fn assert_told_within(lab: &Lab, target: SocketAddr, bound: Duration) -> Duratio
     took
 }
 
-/// When the agent is killed in mid-stream, both ends see a reset: a clean end would pass for the end of the data.
+/// When the agent is killed between two parts, both ends see a reset: a clean end would pass for the end of the data.
+/// Of streams that move bytes at that moment, see `leftovers`.
 #[test]
-fn a_killed_agent_resets_its_flows() {
+fn a_killed_agent_resets_idle_flows() {
     let lab = Lab::new();
     let server = Server::start(&lab.server, 80, |mut stream: TcpStream| {
         stream.write_all(b"first part")?;

@@ -451,3 +451,23 @@ fn changing_rules_disturbs_no_flow() {
     assert!(changes >= 10, "{changes} changes during 200 flows");
     assert_eq!(agent.stop().len(), 200);
 }
+
+/// Without a client's port `explain` takes one that a client could have, and says so where a rule asks for it.
+#[test]
+fn explain_says_what_it_assumes_about_the_clients_port() {
+    let lab = Lab::new();
+    let agent = lab.agent("--iface cl0 --dport 80 --sport 1024-65535 --name web");
+    agent.run("rule add --name all --dport 81");
+    let explain = |flow: &str| agent.json(&format!("explain tcp {flow}"));
+    let reason = |answer: &serde_json::Value| answer["reason"].as_str().unwrap().to_owned();
+    for (client, name, assumed) in [
+        ("10.1.0.2", Some("web"), true),
+        ("10.1.0.2:1023", None, false),
+        ("10.1.0.2:1024", Some("web"), false),
+    ] {
+        let answer = explain(&format!("{client} 192.0.2.9:80"));
+        assert_eq!(answer["rule"].as_str(), name, "{answer}");
+        let says_so = reason(&answer).contains("assuming client port 49152");
+        assert_eq!(says_so, assumed, "{answer}");
+    }
+}

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tproxy_tests::{
-    Agent, Family, Lab, Snapshot, address::FAMILIES, agent::unique_instance,
+    Agent, Cli, Family, Lab, Snapshot, address::FAMILIES, agent::unique_instance,
     interruption::at_every_step, peer::Witness,
 };
 
@@ -232,11 +232,10 @@ fn files_of_rules_are_kept_as_they_were_read() {
     agent.stop();
 }
 
-/// What is in the instance's directory, other than locks.
+/// The files of the instance's state and of its sets.
 fn files(agent: &Agent) -> Vec<PathBuf> {
     let entries = fs::read_dir(Path::new("/run/tproxy").join(agent.instance())).unwrap();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    // Those of the state and of its sets; locks and what never changes are beside them.
     files.retain(|path| {
         let name = path.file_name().unwrap().to_str().unwrap();
         name.starts_with("state-") || name.starts_with("set-")
@@ -469,6 +468,40 @@ fn files_that_are_no_lists() {
     }
     agent.run("set del most 192.0.2.1");
     agent.run("set add new 192.0.2.2");
+}
+
+/// The agent does not start with a rule whose set or file is not there, and leaves nothing; it does
+/// with a file.
+#[test]
+fn starting_with_sets_of_rules() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let cli = Cli::new(&lab.gateway, &instance);
+    let directory = TempDir::new().unwrap();
+    let bad = file(&directory, "bad", "10.0.0.0/8\nhost\n");
+    let missing = format!("{}/missing", directory.path().display());
+    for (word, code, words) in [
+        ("set:none".to_owned(), FAILED, &["no set none"][..]),
+        (format!("@{missing}"), FAILED, &[&missing]),
+        (format!("@{bad}"), USAGE, &[&format!("{bad}:2: \"host\"")]),
+    ] {
+        let attempt = cli.attempt(&format!("run --iface cl0 --dst {word}"));
+        attempt.assert_refused(code, words);
+        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+    }
+    let list = file(
+        &directory,
+        "list",
+        FAMILIES.map(Family::near_prefix).join("\n"),
+    );
+    let mut agent = lab.agent(&format!("--iface cl0 --dport 80 --dst @{list}"));
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+        lab.ask(family.far(), 80).assert_direct(&agent);
+    }
+    agent.stop();
 }
 
 /// The file of a set that somebody damaged: commands say so, and a new list mends it.

@@ -95,24 +95,31 @@ fn flows_from_a_named_source_go_through_the_agent() {
     assert_eq!(agent.stop().len(), 2);
 }
 
-/// However the server is bound (to the wildcard of one family, to both, to one address), the relayed flow reaches it.
+/// The listeners that flows are handed to are the agent's own, bound to the wildcard of both families. What others have
+/// bound on the gateway, to the wildcard of one family, of both, or to one address, does not come between: a flow to
+/// their port of a foreign host is the agent's, one to the gateway is theirs.
 #[test]
-fn servers_are_reached_however_they_are_bound() {
+fn listeners_of_others_neither_take_flows_nor_lose_any() {
     let lab = Lab::new();
-    let bound = |address: IpAddr, port| Witness::bound(&lab.server, (address, port).into());
-    let _witnesses = [
+    let _servers = [80, 81, 82].map(|port| Witness::start(&lab.server, port));
+    let bound = |address: IpAddr, port| Witness::bound(&lab.gateway, (address, port).into());
+    let _services = [
         bound(Ipv4Addr::UNSPECIFIED.into(), 80),
         bound(Ipv6Addr::UNSPECIFIED.into(), 81),
-        bound(Family::V4.server(), 82),
-        bound(Family::V6.server(), 82),
+        bound(Family::V4.gateway(), 82),
+        bound(Family::V6.gateway(), 82),
     ];
-    let mut agent = lab.agent("--iface cl0 --dport 80-82");
-    lab.ask(Family::V4.near(), 80).assert_relayed(&agent);
+    let mut agent = lab.agent("--iface cl0 --name everything");
     for family in FAMILIES {
-        lab.ask(family.near(), 81).assert_relayed(&agent);
-        lab.ask(family.server(), 82).assert_relayed(&agent);
+        for port in [80, 81, 82] {
+            lab.ask(family.near(), port).assert_relayed(&agent);
+            if (family, port) != (Family::V6, 80) {
+                lab.ask(family.gateway(), port).assert_direct(&agent);
+            }
+        }
     }
-    assert_eq!(agent.stop().len(), 5);
+    assert_refused(&lab.client, (Family::V6.gateway(), 80).into());
+    assert_eq!(agent.stop().len(), 6);
 }
 
 /// All 24 combinations of the settings that decide whether a packet with a foreign destination is taken in: steering
@@ -270,6 +277,23 @@ fn direct_connections_to_the_agents_port_are_refused() {
     assert_eq!(agent.stop().len(), 2);
 }
 
+/// A host that lets sockets be bound to any address (`ip_nonlocal_bind`) still tells foreign addresses from its own: a
+/// flow to the agent's port number elsewhere is relayed, one to the agent itself is not.
+#[test]
+fn the_agents_port_elsewhere_is_relayed_where_any_address_can_be_bound() {
+    let lab = Lab::new();
+    lab.gateway.sysctl("net.ipv4.ip_nonlocal_bind", 1);
+    lab.gateway.sysctl("net.ipv6.ip_nonlocal_bind", 1);
+    let mut agent = lab.agent("--iface cl0 --name everything");
+    let port = agent.port();
+    let _witness = Witness::start(&lab.server, port);
+    for family in FAMILIES {
+        lab.ask(family.near(), port).assert_relayed(&agent);
+        assert_refused(&lab.client, (family.gateway(), port).into());
+    }
+    assert_eq!(agent.stop().len(), 2);
+}
+
 fn assert_refused(namespace: &Namespace, target: SocketAddr) {
     let error = namespace
         .connect(target)
@@ -318,24 +342,24 @@ fn all_workers_take_flows() {
         agent.ready_line()
     );
     assert_eq!(agent.status()["workers"], 3);
-    let before = context_switches(&agent);
+    let before = context_switches_of_workers(&agent);
+    assert_eq!(before.len(), 3, "{before:?}");
     for index in 0..FLOWS {
         lab.ask(FAMILIES[index % 2].near(), 80)
             .assert_relayed(&agent);
     }
-    let busy = context_switches(&agent)
-        .into_iter()
-        .filter(|(thread, switches)| switches - before.get(thread).copied().unwrap_or(0) >= 20)
-        .count();
-    assert!(busy >= 3, "{busy} threads of the agent worked");
+    for (worker, switches) in context_switches_of_workers(&agent) {
+        let worked = switches - before[&worker];
+        assert!(worked >= 20, "{worker} has waited {worked} times");
+    }
     assert!(
         agent.stop().iter().all(|flow| flow.end == "fin"),
         "no flow was reset"
     );
 }
 
-/// How often each thread of the agent has waited for something so far.
-fn context_switches(agent: &Agent) -> BTreeMap<String, u64> {
+/// How often each worker of the agent has waited for something so far.
+fn context_switches_of_workers(agent: &Agent) -> BTreeMap<String, u64> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", agent.id())).expect("the agent runs");
     let switches = |path: std::path::PathBuf| -> Option<u64> {
         let status = std::fs::read_to_string(path.join("status")).ok()?;
@@ -346,7 +370,11 @@ fn context_switches(agent: &Agent) -> BTreeMap<String, u64> {
     };
     tasks
         .flatten()
-        .filter_map(|task| Some((task.file_name().into_string().ok()?, switches(task.path())?)))
+        .filter_map(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+            Some((name.trim().to_owned(), switches(task.path())?))
+        })
+        .filter(|(name, _)| name.starts_with("relay-"))
         .collect()
 }
 

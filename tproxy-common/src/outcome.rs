@@ -33,7 +33,7 @@ outcomes! {
     TooManyExtensions = "too_many_extensions",
     /// tc: a packet of an upstream connection of the agent that passes here again.
     OwnUpstream = "own_upstream",
-    /// tc: addressed to this host, or to no single host.
+    /// tc: from or to this host, or to no single host.
     NotForwarded = "not_forwarded",
     /// tc: a new flow that no rule matches.
     NoRule = "no_rule",

@@ -1,6 +1,9 @@
 //! The relay's view of rules: which one took a flow, and what it counts.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use log::info;
@@ -22,6 +25,7 @@ pub(super) struct Steering {
     handover: Handover,
     counters: RelayCounters,
     intake: IntakeCounters,
+    maps: Maps,
     rules: ArcSwap<Rules>,
 }
 
@@ -41,6 +45,7 @@ impl Steering {
             handover: Handover::open(maps)?,
             intake: IntakeCounters::open(maps)?,
             counters,
+            maps: maps.clone(),
             rules: ArcSwap::from_pointee(Rules {
                 tables: None,
                 tags: Vec::new(),
@@ -77,6 +82,11 @@ impl Policy for Steering {
             None => rules.classify(&ends),
         };
         Some(Admission::direct(tag, destination))
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        // Of two mistakes, refusing a flow is the one without a loop.
+        self.maps.is_local(address).unwrap_or(true)
     }
 
     fn opened(&self, rule: &RuleTag) {

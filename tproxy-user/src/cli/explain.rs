@@ -35,12 +35,28 @@ pub(super) struct Arguments {
     /// tcp or udp
     #[arg(value_parser = protocol)]
     proto: Protocol,
-    /// Client, with or without a port
+    /// Client; without a port, one that it could have been given (49152)
     #[arg(value_name = "SRC[:PORT]", value_parser = source)]
-    source: SocketAddr,
+    source: Source,
     /// Where the client wants to go
     #[arg(value_name = "DST:PORT")]
     destination: SocketAddr,
+}
+
+/// The client's end, as far as it was typed.
+#[derive(Clone, Copy)]
+struct Source {
+    address: IpAddr,
+    port: Option<u16>,
+}
+
+impl Source {
+    /// The first of the ports that are for clients (RFC 6335, 6).
+    const EPHEMERAL: u16 = 49152;
+
+    fn end(self) -> SocketAddr {
+        (self.address, self.port.unwrap_or(Self::EPHEMERAL)).into()
+    }
 }
 
 #[derive(Serialize)]
@@ -61,6 +77,13 @@ enum KernelAnswer {
     Rule { rule: Option<String>, agrees: bool },
     /// It could not be asked.
     Unasked { error: String },
+}
+
+impl Answer {
+    fn asks_for_client_port(&self) -> bool {
+        let mut conditions = self.rules.iter().flat_map(|rule| &rule.conditions);
+        conditions.any(|asked| asked.key == "sport")
+    }
 }
 
 #[derive(Serialize)]
@@ -84,10 +107,14 @@ pub(super) fn execute(
     json: bool,
 ) -> anyhow::Result<()> {
     requirements::check()?;
-    if arguments.source.is_ipv4() != arguments.destination.is_ipv4() {
+    if arguments.source.address.is_ipv4() != arguments.destination.is_ipv4() {
         return Err(super::Usage("source and destination are of different families".into()).into());
     }
-    let answer = explain_one_generation(instance, arguments)?;
+    let mut answer = explain_one_generation(instance, arguments)?;
+    if arguments.source.port.is_none() && answer.asks_for_client_port() {
+        let assumed = format!(" (assuming client port {})", Source::EPHEMERAL);
+        answer.reason.push_str(&assumed);
+    }
     if json {
         return print_json(&answer);
     }
@@ -149,7 +176,7 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<(Answer
         owner: None,
         protocol: arguments.proto,
         interface,
-        source: arguments.source,
+        source: arguments.source.end(),
         destination: arguments.destination,
     };
     let verdict = judge(instance, &state, &sets, &tables, &flow, index)?;
@@ -334,9 +361,18 @@ fn protocol(word: &str) -> Result<Protocol, String> {
     }
 }
 
-fn source(word: &str) -> Result<SocketAddr, String> {
-    word.parse()
-        .or_else(|_| word.parse::<IpAddr>().map(|address| (address, 0).into()))
+fn source(word: &str) -> Result<Source, String> {
+    let with_port = word.parse().map(|end: SocketAddr| Source {
+        address: end.ip(),
+        port: Some(end.port()),
+    });
+    with_port
+        .or_else(|_| {
+            word.parse().map(|address| Source {
+                address,
+                port: None,
+            })
+        })
         .map_err(|_| "not an address, with or without a port".to_owned())
 }
 

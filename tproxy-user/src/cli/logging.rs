@@ -4,6 +4,7 @@
 //! that is stopped, so a thread of its own writes, from a queue that drops what does not fit.
 
 use std::{
+    env,
     io::{self, Write},
     sync::{
         Arc,
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use env_logger::Target;
+use env_logger::{DEFAULT_FILTER_ENV, Target};
 use log::LevelFilter;
 
 /// Records that wait to be written at most.
@@ -43,13 +44,18 @@ impl Log {
             dropped: Arc::clone(&dropped),
         };
         thread::spawn(move || write(&messages, &dropped));
-        env_logger::Builder::new()
+        let mut logger = env_logger::Builder::new();
+        let asked = env::var(DEFAULT_FILTER_ENV).unwrap_or_default();
+        if !is_for_all(&asked) {
             // The libraries' own words only when they are asked for.
-            .filter_level(LevelFilter::Warn)
-            .filter_module("netlink_proto", LevelFilter::Error)
-            .filter_module("tproxy", level)
-            .filter_module("tproxy_user", level)
-            .parse_default_env()
+            logger
+                .filter_level(LevelFilter::Warn)
+                .filter_module("netlink_proto", LevelFilter::Error)
+                .filter_module("tproxy", level)
+                .filter_module("tproxy_user", level);
+        }
+        logger
+            .parse_filters(&asked)
             .target(Target::Pipe(Box::new(writer)))
             .init();
         Self { queue }
@@ -62,6 +68,15 @@ impl Log {
             let _ = flushed.recv_timeout(PATIENCE);
         }
     }
+}
+
+/// Whether a filter as env_logger reads it names a level for all modules. Ours for some of them would
+/// take precedence over that.
+fn is_for_all(filter: &str) -> bool {
+    let directives = filter.split('/').next().unwrap_or_default();
+    directives
+        .split(',')
+        .any(|directive| directive.trim().parse::<LevelFilter>().is_ok())
 }
 
 /// Gives each record, which the logger writes in one piece, to the queue.
@@ -106,6 +121,26 @@ fn write(messages: &Receiver<Message>, dropped: &AtomicU64) {
                     "tproxy: {lines} lines of the log were dropped"
                 );
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_without_a_module_is_for_all() {
+        for filter in ["debug", "OFF", "tproxy_user::relay=trace,warn", "info/flow"] {
+            assert!(is_for_all(filter), "{filter}");
+        }
+        for filter in [
+            "",
+            "tproxy_user=debug",
+            "tproxy_user::relay",
+            "tproxy=info/debug",
+        ] {
+            assert!(!is_for_all(filter), "{filter}");
         }
     }
 }

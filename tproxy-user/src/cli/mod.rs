@@ -293,7 +293,7 @@ fn accept(rule: &mut RuleSpec) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Splits lists of names: `eth0,eth1`.
+/// One name of an interface; clap has split lists of them.
 fn interface_name(word: &str) -> Result<String, String> {
     if crate::delivery::valid_interface_name(word) {
         Ok(word.to_owned())

@@ -146,11 +146,16 @@ fn change(
 }
 
 fn load_file(instance: &Instance, name: &SetName, file: &Path, quiet: bool) -> anyhow::Result<()> {
-    let progress = Progress::start(&format!("reading {}", file.display()), quiet);
+    let called = if file == Path::new("-") {
+        "standard input".to_owned()
+    } else {
+        file.display().to_string()
+    };
+    let progress = Progress::start(&format!("reading {called}"), quiet);
     // Before the instance is asked for anything: a mistake is a mistake wherever it is made.
     let reading = load(file, &mut |bytes| progress.bytes(bytes))?;
     if reading.masked.count > 0 {
-        log::warn!("{}", reading.masked.of(&file.display().to_string()));
+        log::warn!("{}", reading.masked.of(&called));
     }
     if reading.duplicates > 0 {
         log::debug!("{} CIDRs are there twice", reading.duplicates);

@@ -78,10 +78,12 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
     let (state, tables) = instance.in_force()?;
     let maps = instance.maps()?;
     let agent = AgentLock::holder(instance);
-    let absent = state
-        .interfaces
-        .iter()
-        .filter(|interface| !instance.is_attached(&state, interface));
+    let mut absent = Vec::new();
+    for interface in &state.interfaces {
+        if !instance.is_attached(&state, interface)? {
+            absent.push(interface.name.clone());
+        }
+    }
     let counters = Counters::new(&maps);
     let rules = counters.rules(state.rules.iter().map(|rule| rule.slot))?;
     let intake = IntakeCounters::open(&maps)?.get();
@@ -89,7 +91,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         instance: instance.name().to_owned(),
         agent,
         interfaces: state.interface_names(),
-        absent: absent.map(|interface| interface.name.clone()).collect(),
+        absent,
         generation: state.generation,
         rules: state.rules.len(),
         sets: state.sets.len(),

@@ -177,7 +177,7 @@ impl<'a, T: Tables + ?Sized> Patch<'a, T> {
     }
 
     /// The tree with other branches for the keys of a span. The first of them begins where the span
-    /// does, or before.
+    /// does.
     fn replace_keys(&mut self, root: Child, wanted: Span, branches: &[Branch]) -> Option<Child> {
         // A lower tree at the last key has a branch behind it for keys that stay as they are.
         let end = branches.partition_point(|branch| branch.first <= wanted.last);
@@ -256,7 +256,7 @@ fn split_leaf(leaf: Child, here: Span, wanted: Span, new: &[Branch]) -> Vec<Bran
     let begun = new.partition_point(|branch| branch.first <= first);
     if let Some(in_force) = begun.checked_sub(1).map(|place| new[place]) {
         // One that began before these keys has a place already, that of the keys before.
-        if in_force.first == first || first == wanted.first {
+        if in_force.first == first {
             pieces.push(Branch {
                 first,
                 child: in_force.child,

@@ -23,7 +23,7 @@ pub enum Error {
     /// A rule, a route or a link could not be changed. What the failed call had done is undone.
     #[error("cannot {action} the {object}: {refusal}{}", .refusal.advice())]
     Change {
-        /// "add", "remove" or "bring up".
+        /// "add", "remove", "set up" or "set down".
         action: &'static str,
         /// The object as `ip` writes it.
         object: String,

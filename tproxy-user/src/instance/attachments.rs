@@ -69,7 +69,7 @@ impl Attachments {
     /// Whether an interface of the caller's network namespace is attached indeed: what the state
     /// says may have been undone by others, or with the interface.
     pub(super) async fn holds(&self, netlink: &Netlink, index: u32) -> Result<bool, Error> {
-        if link_is_attached(&self.pins, index) {
+        if link_is_attached(&self.pins, index)? {
             return Ok(true);
         }
         match self.read_note(index) {

@@ -363,8 +363,11 @@ impl Change {
                 .interfaces
                 .iter()
                 .any(|interface| interface.name == *name && interface.attached.is_some());
-            if known || links.iter().any(|link| link.name == *name) {
+            if known {
                 return Err(Error::AttachedAlready(name.clone()));
+            }
+            if links.iter().any(|link| link.name == *name) {
+                return Err(Error::NamedTwice(name.clone()));
             }
             let link = link_by_name(netlink, name).await?;
             self.check_attachable(netlink, &link).await?;

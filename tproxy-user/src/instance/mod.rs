@@ -99,6 +99,9 @@ pub enum Error {
     /// The interface is one of this instance already.
     #[error("interface {0} is attached to this instance already: `tproxy status` shows it")]
     AttachedAlready(String),
+    /// A list of interfaces to attach has one twice.
+    #[error("interface {0} is named twice: leave one out")]
+    NamedTwice(String),
     /// Link types whose headers are unknown.
     #[error(
         "interface {interface} has a link type (ARPHRD {kind}) that is neither Ethernet nor plain IP: it cannot be attached"
@@ -347,23 +350,25 @@ impl Instance {
         let (Ok(in_force), Some(pins)) = (self.state(), self.pins()) else {
             return false;
         };
+        let holds = |index| kernel::link_is_attached(&pins, index).unwrap_or(false);
         in_force == *state
             && state.loaded.is_whole_and_current(&pins)
-            && kernel::lookup_is_attached(&pins, state.namespace.inode())
-            && state
-                .attached()
-                .all(|index| kernel::link_is_attached(&pins, index))
+            && kernel::lookup_is_attached(&pins, state.namespace.inode()).unwrap_or(false)
+            && state.attached().all(holds)
     }
 
     /// Whether an interface of the state in force has its program, as far as that can be told from
     /// outside of its network namespace. Changes nothing.
-    #[must_use]
-    pub fn is_attached(&self, state: &State, interface: &Interface) -> bool {
-        let held = |index| {
-            let pins = self.pins();
-            !state.tcx || pins.is_some_and(|pins| kernel::link_is_attached(&pins, index))
-        };
-        interface.attached.is_some_and(held)
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not say.
+    pub fn is_attached(&self, state: &State, interface: &Interface) -> Result<bool, Error> {
+        match (interface.attached, self.pins()) {
+            (None, _) => Ok(false),
+            (Some(index), Some(pins)) if state.tcx => Ok(kernel::link_is_attached(&pins, index)?),
+            (Some(_), _) => Ok(true),
+        }
     }
 
     /// Keeps a state of which nothing is in the kernel any more, for an agent that starts later.

@@ -24,7 +24,7 @@ pub async fn remove(instance: &Instance, netlink: Option<&Netlink>) -> Result<bo
         Err(Error::NotThere(_)) => None,
         Err(error) => return Err(error),
     };
-    let found = clear(instance, netlink, lock.as_ref()).await?;
+    let found = clear(instance, netlink, lock.as_ref()).await? || directory.exists();
     remove_tree(directory)?;
     let _ = directory.parent().map(fs::remove_dir);
     Ok(found)

@@ -4,7 +4,7 @@
 //! From Linux 6.6 a tcx link is pinned beside the programs. Older kernels get a filter in a clsact
 //! qdisc, which needs no pin to stay.
 
-use std::{fs, os::fd::AsRawFd as _, path::Path};
+use std::{fs, io, os::fd::AsRawFd as _, path::Path};
 
 use aya::{
     programs::{
@@ -115,26 +115,45 @@ pub fn program_id(directory: &Path, link: &Link) -> Result<u32, Error> {
 
 /// Whether the pinned link of an interface is attached to it still. The kernel takes links off
 /// interfaces that are deleted, and `bpftool` off others; their pins stay.
-#[must_use]
-pub fn link_is_attached(directory: &Path, index: u32) -> bool {
-    number_of_link(&directory.join(link_pin(index)), "ifindex") == Some(index.into())
+///
+/// # Errors
+///
+/// When the kernel does not say.
+pub fn link_is_attached(directory: &Path, index: u32) -> Result<bool, Error> {
+    let found = number_of_link(&directory.join(link_pin(index)), "ifindex")?;
+    Ok(found == Some(index.into()))
 }
 
 /// Whether the pinned link of the sk_lookup program is attached to the network namespace with this
 /// inode still.
-#[must_use]
-pub fn lookup_is_attached(directory: &Path, namespace: u64) -> bool {
-    number_of_link(&directory.join(LOOKUP_LINK), "netns_ino") == Some(namespace)
+///
+/// # Errors
+///
+/// When the kernel does not say.
+pub fn lookup_is_attached(directory: &Path, namespace: u64) -> Result<bool, Error> {
+    let found = number_of_link(&directory.join(LOOKUP_LINK), "netns_ino")?;
+    Ok(found == Some(namespace))
 }
 
-/// What the kernel says about a pinned link (`/proc/PID/fdinfo/FD`).
-fn number_of_link(pin: &Path, key: &str) -> Option<u64> {
-    let link = open_pin(pin).ok()?;
-    let lines = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd())).ok()?;
+/// What the kernel says about a pinned link (`/proc/PID/fdinfo/FD`); `None` when there is no such
+/// pin.
+fn number_of_link(pin: &Path, key: &str) -> Result<Option<u64>, Error> {
+    let failed = |cause| Error::Path {
+        path: pin.into(),
+        cause,
+    };
+    let link = match open_pin(pin) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        link => link.map_err(failed)?,
+    };
+    let lines = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd()));
+    let lines = lines.map_err(failed)?;
     let mut values = lines
         .lines()
         .filter_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-    values.next_back()?.trim().parse().ok()
+    Ok(values
+        .next_back()
+        .and_then(|value| value.trim().parse().ok()))
 }
 
 /// Takes the tcx link off an interface. One that is gone already is no error.
@@ -145,9 +164,7 @@ fn number_of_link(pin: &Path, key: &str) -> Option<u64> {
 pub fn detach_link(directory: &Path, index: u32) -> Result<(), Error> {
     let path = directory.join(link_pin(index));
     match fs::remove_file(&path) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::Path { path, cause })
-        }
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::Path { path, cause }),
         _ => Ok(()),
     }
 }

@@ -10,10 +10,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 const PER_FLOW: usize = 2;
 /// Descriptors of a pipe.
 const PER_PIPE: usize = 2;
-/// What all pipes may hold together, in bytes: three quarters of what the kernel lets a user without privileges have
-/// by default (`fs.pipe-user-pages-soft`, pipe(7)). Beyond that it makes pipes of two pages.
+/// What all pipes may hold together, in bytes: three quarters of what the kernel lets a user
+/// without privileges have by default (`fs.pipe-user-pages-soft`, pipe(7)). Beyond that it makes
+/// pipes of two pages.
 const PIPE_MEMORY: usize = 48 * 1024 * 1024;
-/// Descriptors left for everything else in the process: programs, maps, listeners, logs, control connections.
+/// Descriptors left for everything else in the process: programs, maps, listeners, logs, control
+/// connections.
 const RESERVE: usize = 256;
 
 /// How the descriptors are shared out.
@@ -28,10 +30,11 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Shares `descriptors` out between flows, pipes and a reserve. `None` when they do not suffice for a single flow.
+    /// Shares `descriptors` out between flows, pipes and a reserve. `None` when they do not suffice
+    /// for a single flow.
     ///
-    /// Pipes of `pipe_capacity` bytes are for flows with bytes in flight only, and a flow without one copies instead:
-    /// one for every 32 flows does.
+    /// Pipes of `pipe_capacity` bytes are for flows with bytes in flight only, and a flow without
+    /// one copies instead: one for every 32 flows does.
     #[must_use]
     pub fn plan(descriptors: usize, workers: usize, pipe_capacity: usize) -> Option<Self> {
         let most = (PIPE_MEMORY / pipe_capacity.max(1)).max(workers);

@@ -29,10 +29,9 @@ pub(super) fn socket(upstream: SocketAddr) -> io::Result<Socket> {
 
 /// Starts connecting `socket` to `upstream`.
 ///
-/// `speaks_first` says that bytes of the client are waiting to be sent. They then carry the ACK that completes the
-/// handshake, which saves a packet.
-/// With `mark` every packet of it carries this mark, by which the kernel programs leave the relay's own
-/// connections alone.
+/// `speaks_first` says that bytes of the client are waiting to be sent. They then carry the ACK
+/// that completes the handshake, which saves a packet. With `mark` every packet of it carries this
+/// mark, by which the kernel programs leave the relay's own connections alone.
 pub(super) fn start(
     socket: Socket,
     upstream: SocketAddr,
@@ -42,7 +41,8 @@ pub(super) fn start(
     if let Some(mark) = mark {
         socket.set_mark(mark)?;
     }
-    // Until the flow ends cleanly, a close is a RST: also the one that the kernel does for a killed process.
+    // Until the flow ends cleanly, a close is a RST: also the one that the kernel does for a killed
+    // process.
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?;
     // The byte that urgent data points at stays in the stream, as it does at most receivers.
@@ -60,7 +60,8 @@ pub(super) fn start(
 
 /// Whether the client has sent something already. Looks at it and leaves it where it is.
 ///
-/// An error is the end of the client's connection. It has to be acted upon, for a socket reports each error once.
+/// An error is the end of the client's connection. It has to be acted upon, for a socket reports
+/// each error once.
 pub(super) fn speaks_first(client: &Socket) -> io::Result<bool> {
     match client.peek(&mut [MaybeUninit::uninit()]) {
         Ok(length) => Ok(length > 0),

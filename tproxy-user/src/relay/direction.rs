@@ -1,8 +1,9 @@
-//! One direction of a flow: bytes from a source socket to a sink socket, then the end of the stream.
+//! One direction of a flow: bytes from a source socket to a sink socket, then the end of the
+//! stream.
 //!
-//! The state machine is generic over the system calls it makes ([`Link`]), so that the tests run it against a
-//! model of two sockets in every order of events. Sockets are watched edge-triggered: a direction remembers
-//! which of them may be ready, and believes so until a call says otherwise.
+//! The state machine is generic over the system calls it makes ([`Link`]), so that the tests run it
+//! against a model of two sockets in every order of events. Sockets are watched edge-triggered: a
+//! direction remembers which of them may be ready, and believes so until a call says otherwise.
 
 use std::io;
 
@@ -13,8 +14,8 @@ pub(super) trait Link {
 
     /// Reads from the source into memory. 0 is the end of the stream.
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize>;
-    /// Writes memory to the sink. `last` says that the end of the stream follows at once, so that the sink may keep
-    /// the bytes back for a segment that carries both.
+    /// Writes memory to the sink. `last` says that the end of the stream follows at once, so that
+    /// the sink may keep the bytes back for a segment that carries both.
     fn send(&mut self, bytes: &[u8], last: bool) -> io::Result<usize>;
     /// Moves bytes of the source into an empty pipe. 0 is the end of the stream.
     fn fill(&mut self, pipe: &Self::Pipe) -> io::Result<usize>;
@@ -44,8 +45,8 @@ pub(super) struct Direction<P> {
     writable: bool,
     /// The source's FIN has arrived, perhaps behind bytes that are still to be read.
     hung_up: bool,
-    /// The source has sent urgent data. A read stops short of it though more bytes follow, and splice(2) never
-    /// gets past it, so such a direction copies until a read finds nothing.
+    /// The source has sent urgent data. A read stops short of it though more bytes follow, and
+    /// splice(2) never gets past it, so such a direction copies until a read finds nothing.
     urgent: bool,
     /// The last read got at least as much as the copy buffer takes: splicing is worth its pipe.
     bulk: bool,
@@ -53,7 +54,8 @@ pub(super) struct Direction<P> {
     source_ended: bool,
 }
 
-/// Bytes that have left the source and not yet reached the sink: at most one pipe or one copy buffer.
+/// Bytes that have left the source and not yet reached the sink: at most one pipe or one copy
+/// buffer.
 #[derive(Debug)]
 enum Held<P> {
     Nothing,
@@ -111,7 +113,8 @@ impl<P> Direction<P> {
         self.hung_up = true;
     }
 
-    /// The source has been reset: no end of the stream will follow its last bytes, which are not kept back for one.
+    /// The source has been reset: no end of the stream will follow its last bytes, which are not
+    /// kept back for one.
     pub(super) fn source_reset(&mut self) {
         self.readable = true;
         self.hung_up = false;
@@ -158,8 +161,9 @@ impl<P> Direction<P> {
         }
     }
 
-    /// Moves bytes until a socket blocks, the stream ends, or `steps` steps are done, each at most one read and
-    /// one write. `buffer` is scratch space that several flows share; its size is the most that is copied at once.
+    /// Moves bytes until a socket blocks, the stream ends, or `steps` steps are done, each at most
+    /// one read and one write. `buffer` is scratch space that several flows share; its size is the
+    /// most that is copied at once.
     pub(super) fn pump(
         &mut self,
         link: &mut impl Link<Pipe = P>,
@@ -182,8 +186,8 @@ impl<P> Direction<P> {
         }
     }
 
-    /// Sends what is held; when nothing is, reads more and sends it. Nothing is read that the sink would not take,
-    /// so that a receiver that stops reading stops the sender.
+    /// Sends what is held; when nothing is, reads more and sends it. Nothing is read that the sink
+    /// would not take, so that a receiver that stops reading stops the sender.
     fn step(&mut self, link: &mut impl Link<Pipe = P>, buffer: &mut [u8]) -> Result<(), Pause> {
         if self.is_finished() {
             return Err(Pause::Finished);
@@ -259,7 +263,8 @@ impl<P> Direction<P> {
         }
     }
 
-    /// Moves bytes through the shared buffer: fewer instructions than a pipe as long as they are few.
+    /// Moves bytes through the shared buffer: fewer instructions than a pipe as long as they are
+    /// few.
     fn copy(&mut self, link: &mut impl Link<Pipe = P>, buffer: &mut [u8]) -> Result<(), Pause> {
         match link.receive(buffer) {
             Ok(0) => {
@@ -269,8 +274,8 @@ impl<P> Direction<P> {
             Ok(length) => {
                 self.bulk = length == buffer.len();
                 if length < buffer.len() && !self.urgent {
-                    // A short read has emptied the receive queue: what comes later raises a new event, and when
-                    // the FIN is in already nothing comes any more.
+                    // A short read has emptied the receive queue: what comes later raises a new
+                    // event, and when the FIN is in already nothing comes any more.
                     self.readable = false;
                     self.source_ended = self.hung_up;
                 }

@@ -135,8 +135,8 @@ impl Flow {
         }
     }
 
-    /// The connection to upstream stands: bytes may move. Both sockets are tried at once, since what the client
-    /// sent meanwhile raises no further event.
+    /// The connection to upstream stands: bytes may move. Both sockets are tried at once, since
+    /// what the client sent meanwhile raises no further event.
     pub(super) fn set_connected(&mut self) {
         self.connected = true;
         self.to_upstream.source_ready();
@@ -201,8 +201,8 @@ impl Flow {
         if again { Outcome::Again } else { Outcome::Wait }
     }
 
-    /// The socket on one side has failed. What it sent before is still passed on as far as the other end takes it
-    /// now, as it would have arrived there without a relay in between.
+    /// The socket on one side has failed. What it sent before is still passed on as far as the
+    /// other end takes it now, as it would have arrived there without a relay in between.
     fn last_turn(&mut self, broken: Broken, resources: &mut Resources) -> Outcome {
         self.broken = Some(broken);
         self.direction_from(broken.side).source_reset();
@@ -250,9 +250,10 @@ impl Flow {
 
     /// Closes both sockets and gives the account of the flow.
     ///
-    /// The sockets have `SO_LINGER` {1, 0} armed since they exist, so that closing them sends a RST, be it here or by
-    /// the kernel when the process is killed. After a clean end it is disarmed first: then close(2) sends the FIN
-    /// that is still due, and the kernel goes on delivering what is queued.
+    /// The sockets have `SO_LINGER` {1, 0} armed since they exist, so that closing them sends a
+    /// RST, be it here or by the kernel when the process is killed. After a clean end it is
+    /// disarmed first: then close(2) sends the FIN that is still due, and the kernel goes on
+    /// delivering what is queued.
     pub(super) fn close<'a>(
         mut self,
         resources: &mut Resources,

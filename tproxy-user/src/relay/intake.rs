@@ -1,4 +1,5 @@
-//! A worker's listener: accepts connections while there is a place for them, and stops before there is none.
+//! A worker's listener: accepts connections while there is a place for them, and stops before there
+//! is none.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -21,8 +22,8 @@ pub(super) struct Intake {
     pending: bool,
     /// Accepting has to wait until a descriptor or a place is free.
     paused: bool,
-    /// A descriptor kept free for an upstream socket, so that no connection is accepted whose upstream socket
-    /// cannot be made. `None` while it is in use for one.
+    /// A descriptor kept free for an upstream socket, so that no connection is accepted whose
+    /// upstream socket cannot be made. `None` while it is in use for one.
     spare: Option<Socket>,
     last_warning: Option<Instant>,
 }

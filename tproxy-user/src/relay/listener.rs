@@ -36,21 +36,24 @@ pub enum ListenError {
     },
 }
 
-/// How many connections wait to be accepted at most, unless `net.core.somaxconn` is lower (listen(2)).
+/// How many connections wait to be accepted at most, unless `net.core.somaxconn` is lower
+/// (listen(2)).
 const BACKLOG: i32 = 65_535;
 
 /// Listens on `port` of every address of both families, once for each of `workers`.
 ///
-/// The sockets are transparent (`IP_TRANSPARENT`, ip(7); `IPV6_TRANSPARENT`, ipv6(7)): they accept connections to
-/// addresses that are not of this host, and an accepted socket has the original destination as its own address.
-/// Port 0 lets the kernel choose one port for all. On a host without IPv6 they take IPv4 alone.
+/// The sockets are transparent (`IP_TRANSPARENT`, ip(7); `IPV6_TRANSPARENT`, ipv6(7)): they accept
+/// connections to addresses that are not of this host, and an accepted socket has the original
+/// destination as its own address. Port 0 lets the kernel choose one port for all. On a host
+/// without IPv6 they take IPv4 alone.
 ///
 /// # Errors
 ///
-/// [`ListenError::PortTaken`] when any other socket is bound to the port, even if it would share it.
+/// [`ListenError::PortTaken`] when any other socket is bound to the port, even if it would share
+/// it.
 pub fn bind(port: u16, workers: usize) -> Result<Vec<TcpListener>, ListenError> {
-    // Bound alone, the first socket proves that nobody else has the port. From then on it shares it, but only with
-    // sockets of the same user that ask for it too.
+    // Bound alone, the first socket proves that nobody else has the port. From then on it shares
+    // it, but only with sockets of the same user that ask for it too.
     let first = bind_one(port, false)?;
     let call = |call| move |source| ListenError::Call { port, call, source };
     first
@@ -134,7 +137,8 @@ pub(super) fn prepare(listener: &TcpListener) -> io::Result<()> {
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE))
 }
 
-/// An IPv4 address that a dual-stack socket reports as v4-mapped IPv6 (RFC 4291, 2.5.5.2), as what it is.
+/// An IPv4 address that a dual-stack socket reports as v4-mapped IPv6 (RFC 4291, 2.5.5.2), as what
+/// it is.
 pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
@@ -145,29 +149,12 @@ pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Whether `address` is one of this host's own, or cannot be told from one: a socket can be bound to it.
-pub(super) fn is_own(address: SocketAddr) -> bool {
-    let mut any_port = address;
-    any_port.set_port(0);
-    let bound = stream_socket(Domain::for_address(address))
-        .and_then(|socket| socket.bind(&any_port.into()));
-    !bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn only_this_hosts_addresses_are_its_own() {
-        assert!(is_own(address("127.0.0.1:80")));
-        assert!(is_own(address("[::1]:80")));
-        assert!(!is_own(address("192.0.2.9:80")));
-        assert!(!is_own(address("[2001:db8::9]:80")));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The relay: worker threads that accept caught flows and move their bytes.
 //!
-//! Each worker has a listener, an edge-triggered poll and the flows that it accepted; nothing is shared between
-//! workers but counters. An accepted socket has the flow's original destination as its own address. The relay asks
-//! the [`Policy`] where to connect, connects, and then moves bytes with splice(2), or by copying while they are few.
-//! It takes no byte of a client before upstream is connected, and none that the other end would not take.
+//! Each worker has a listener, an edge-triggered poll and the flows that it accepted; nothing is
+//! shared between workers but counters. An accepted socket has the flow's original destination as
+//! its own address. The relay asks the [`Policy`] where to connect, connects, and then moves bytes
+//! with splice(2), or by copying while they are few. It takes no byte of a client before upstream
+//! is connected, and none that the other end would not take.
 
 mod capacity;
 mod connect;
@@ -45,8 +46,8 @@ use control::{Command, Control};
 use stats::Counters;
 use worker::{Shared, Worker};
 
-/// Running workers. They run until [`drain`](Self::drain) or [`stop`](Self::stop); dropping this stops them and
-/// waits for them.
+/// Running workers. They run until [`drain`](Self::drain) or [`stop`](Self::stop); dropping this
+/// stops them and waits for them.
 pub struct Relay {
     shared: Arc<Shared>,
     wakers: Arc<[Waker]>,
@@ -85,8 +86,8 @@ pub enum RelayError {
     Panic,
 }
 
-/// Checks that the limit of open files suffices for so many workers, and raises the soft limit to the
-/// hard one.
+/// Checks that the limit of open files suffices for so many workers, and raises the soft limit to
+/// the hard one.
 ///
 /// # Errors
 ///
@@ -107,8 +108,9 @@ pub fn check_limits(settings: &Settings, workers: usize) -> Result<Capacity, Rel
 impl Relay {
     /// Starts a worker for each of `listeners`.
     ///
-    /// Raises the soft limit of open files to the hard one, and serves no more flows at once than fit in it: further
-    /// connections wait in the backlog. [`bind`] makes listeners for foreign addresses; any other listener does too.
+    /// Raises the soft limit of open files to the hard one, and serves no more flows at once than
+    /// fit in it: further connections wait in the backlog. [`bind`] makes listeners for foreign
+    /// addresses; any other listener does too.
     ///
     /// # Errors
     ///
@@ -177,7 +179,8 @@ impl Relay {
         Ok(relay)
     }
 
-    /// Takes no new flows. The workers end with their last flow, or reset what is left after `within`.
+    /// Takes no new flows. The workers end with their last flow, or reset what is left after
+    /// `within`.
     pub fn drain(&self, within: Duration) {
         self.command(Command::Drain(Instant::now() + within));
     }
@@ -187,7 +190,8 @@ impl Relay {
         self.command(Command::Stop);
     }
 
-    /// Waits until all workers have ended. Blocks: an asynchronous caller gives it a thread of its own.
+    /// Waits until all workers have ended. Blocks: an asynchronous caller gives it a thread of its
+    /// own.
     ///
     /// # Errors
     ///
@@ -240,7 +244,8 @@ impl Drop for Relay {
     }
 }
 
-/// Stops all workers when one of them fails or panics, so that its share of the flows does not go unserved in silence.
+/// Stops all workers when one of them fails or panics, so that its share of the flows does not go
+/// unserved in silence.
 struct StopOthers {
     shared: Arc<Shared>,
     wakers: Arc<[Waker]>,

@@ -1,6 +1,7 @@
 //! Pipes for splice(2), shared by the flows of one worker.
 //!
-//! A flow holds a pipe only while bytes of it are in flight, so a few pipes serve thousands of flows.
+//! A flow holds a pipe only while bytes of it are in flight, so a few pipes serve thousands of
+//! flows.
 
 use std::os::fd::OwnedFd;
 
@@ -30,7 +31,8 @@ pub(super) struct PipePool {
 const KERNEL_DEFAULT_CAPACITY: usize = 64 * 1024;
 
 impl PipePool {
-    /// An empty pool that makes at most `limit` pipes of `capacity` bytes, each when it is first needed.
+    /// An empty pool that makes at most `limit` pipes of `capacity` bytes, each when it is first
+    /// needed.
     pub(super) fn new(limit: usize, capacity: usize) -> Self {
         Self {
             at_rest: Vec::new(),
@@ -40,7 +42,8 @@ impl PipePool {
         }
     }
 
-    /// An empty pipe, or `None` when the pool is at its bound or the process has no descriptors left.
+    /// An empty pipe, or `None` when the pool is at its bound or the process has no descriptors
+    /// left.
     pub(super) fn take(&mut self) -> Option<Pipe> {
         if let Some(pipe) = self.at_rest.pop() {
             self.held += 1;
@@ -51,7 +54,8 @@ impl PipePool {
         }
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
         if self.capacity != KERNEL_DEFAULT_CAPACITY {
-            // A refusal (fs.pipe-max-size, fs.pipe-user-pages-soft) leaves a smaller pipe, which works too.
+            // A refusal (fs.pipe-max-size, fs.pipe-user-pages-soft) leaves a smaller pipe, which
+            // works too.
             let _ = fcntl(
                 &write,
                 FcntlArg::F_SETPIPE_SZ(i32::try_from(self.capacity).unwrap_or(i32::MAX)),

@@ -1,25 +1,31 @@
 //! What the embedder decides about flows, and what it learns about them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::FlowRecord;
 
-/// The embedder's side of the relay. The agent implements it with the rules in force; tests bring their own.
+/// The embedder's side of the relay. The agent implements it with the rules in force; tests bring
+/// their own.
 ///
 /// Every method is called on a worker's thread, between two reads of other flows: none may block.
 pub trait Policy: Send + Sync + 'static {
     /// Says which rule took the flow from `client` to `destination`, and where to connect it.
-    /// `None` refuses the flow: the client gets a RST, and the refusal is counted. So does a flow whose upstream would
-    /// be a listener of this very relay, whatever the policy says.
+    /// `None` refuses the flow: the client gets a RST, and the refusal is counted. So does a flow
+    /// whose upstream would be a listener of this very relay, whatever the policy says.
     fn admit(&self, client: SocketAddr, destination: SocketAddr) -> Option<Admission>;
 
-    /// An admitted flow begins. Called once for each, before its upstream connection is made, and always
-    /// followed by one [`ended`](Self::ended).
+    /// Whether `address` is one of this host's own. Asked only about flows to a port that the relay
+    /// listens on, and those to addresses of this host are refused: the relay would connect to
+    /// itself.
+    fn is_own(&self, address: IpAddr) -> bool;
+
+    /// An admitted flow begins. Called once for each, before its upstream connection is made, and
+    /// always followed by one [`ended`](Self::ended).
     fn opened(&self, rule: &RuleTag);
 
-    /// Bytes moved since the last report of this flow. Reports come about once a second while bytes move and
-    /// once before [`ended`](Self::ended), so that none is lost and none is counted twice.
+    /// Bytes moved since the last report of this flow. Reports come about once a second while bytes
+    /// move and once before [`ended`](Self::ended), so that none is lost and none is counted twice.
     fn moved(&self, rule: &RuleTag, to_upstream: u64, to_client: u64);
 
     /// A flow is over.
@@ -57,6 +63,7 @@ impl Admission {
 pub struct RuleTag {
     /// The rule's name, shared by all its flows.
     pub name: Arc<str>,
-    /// The embedder's own index, such as the rule's place in a table of counters. The relay does not read it.
+    /// The embedder's own index, such as the rule's place in a table of counters. The relay does
+    /// not read it.
     pub slot: u32,
 }

@@ -77,7 +77,8 @@ impl End {
     /// What `error` means that a socket of an established flow on `side` returned.
     pub(super) fn from_error(side: Side, error: io::Error) -> Self {
         match error.raw_os_error() {
-            // A RST is EPIPE on a connection whose other end had sent its FIN already, and ENOTCONN to shutdown(2).
+            // A RST is EPIPE on a connection whose other end had sent its FIN already, and ENOTCONN
+            // to shutdown(2).
             Some(libc::ECONNRESET | libc::EPIPE | libc::ENOTCONN) => match side {
                 Side::Client => Self::ClientReset,
                 Side::Upstream => Self::UpstreamReset,
@@ -86,6 +87,8 @@ impl End {
             Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN) => {
                 Self::Unreachable
             }
+            // connect(2), when the route is of type prohibit or blackhole (ip-route(8)).
+            Some(libc::EACCES | libc::EINVAL) => Self::Unreachable,
             Some(libc::ETIMEDOUT) => Self::Timeout,
             _ => Self::Error(error),
         }
@@ -157,10 +160,10 @@ mod tests {
             End::from_error(Side::Upstream, reset()).to_string(),
             "upstream-reset"
         );
-        let odd = io::Error::from_raw_os_error(libc::EACCES);
+        let odd = io::Error::from_raw_os_error(libc::EPERM);
         assert_eq!(
             End::from_error(Side::Client, odd).to_string(),
-            "error(Permission denied (os error 13))"
+            "error(Operation not permitted (os error 1))"
         );
     }
 }

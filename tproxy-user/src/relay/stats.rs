@@ -54,7 +54,8 @@ pub struct WorkerStats {
     pub pauses: u64,
     /// Pipes that flows hold now.
     pub pipes: u64,
-    /// Bytes of payload moved from clients to upstream, of flows that are over and as last reported of the others.
+    /// Bytes of payload moved from clients to upstream, of flows that are over and as last reported
+    /// of the others.
     pub to_upstream: u64,
     /// Bytes of payload moved from upstream to clients, likewise.
     pub to_client: u64,

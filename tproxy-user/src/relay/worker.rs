@@ -23,7 +23,7 @@ use super::side::Side;
 use super::stats::Counters;
 use super::token::Origin;
 use super::wheel::Wheel;
-use super::{End, FlowRecord, Policy, Settings, connect, listener};
+use super::{End, FlowRecord, Policy, Settings, connect};
 
 /// How many events one call of the poll returns at most.
 const EVENTS: usize = 512;
@@ -33,7 +33,8 @@ const ACCEPT_BATCH: usize = 32;
 const LAST_BATCHES: usize = 64;
 /// The scratch buffer for exchanges too small to be worth a pipe, in bytes.
 const COPY_BUFFER: usize = 16 * 1024;
-/// A connection to upstream that takes longer than this has its client watched, to notice when it gives up.
+/// A connection to upstream that takes longer than this has its client watched, to notice when it
+/// gives up.
 const CLIENT_WATCH_DELAY: Duration = Duration::from_secs(1);
 /// How often the bytes of running flows are reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -56,8 +57,8 @@ pub(super) struct Shared {
 pub(super) struct Worker {
     poll: Poll,
     intake: Intake,
-    /// A flow that is over leaves `None` in its place until all events of this round are handled, so that none of
-    /// them is taken for one of a new flow.
+    /// A flow that is over leaves `None` in its place until all events of this round are handled,
+    /// so that none of them is taken for one of a new flow.
     flows: Slab<Option<Flow>>,
     retired: Vec<usize>,
     resources: Resources,
@@ -203,7 +204,8 @@ impl Worker {
         }
     }
 
-    /// Starts the flow of an accepted connection. Every early return drops the client's socket, which resets it.
+    /// Starts the flow of an accepted connection. Every early return drops the client's socket,
+    /// which resets it.
     fn open(&mut self, arrival: Arrival) {
         self.counters.accepted.add(1);
         let Arrival {
@@ -218,6 +220,10 @@ impl Worker {
         };
         if self.leads_back_here(admission.upstream) {
             self.counters.own_port.add(1);
+            log::warn!(
+                "tcp {client_address} -> {destination} is refused: {} is a port of this relay itself",
+                admission.upstream
+            );
             self.intake.release();
             return;
         }
@@ -272,7 +278,8 @@ impl Worker {
         }
     }
 
-    /// Starts to connect to upstream, unless the client has gone already. An error comes with the side that it is of.
+    /// Starts to connect to upstream, unless the client has gone already. An error comes with the
+    /// side that it is of.
     fn attempt(
         &mut self,
         client: &Socket,
@@ -288,7 +295,7 @@ impl Worker {
 
     /// Whether connecting to `upstream` would reach a listener of this relay.
     fn leads_back_here(&self, upstream: SocketAddr) -> bool {
-        self.shared.own_ports.contains(&upstream.port()) && listener::is_own(upstream)
+        self.shared.own_ports.contains(&upstream.port()) && self.shared.policy.is_own(upstream.ip())
     }
 
     /// The upstream connection of a flow stands.
@@ -302,7 +309,8 @@ impl Worker {
         }
     }
 
-    /// Registers a socket of a flow with the poll, once for all it may report. Ends the flow if that fails.
+    /// Registers a socket of a flow with the poll, once for all it may report. Ends the flow if
+    /// that fails.
     fn watch(&mut self, key: usize, side: Side) -> bool {
         let Some(Some(flow)) = self.flows.get_mut(key) else {
             return false;

@@ -1,7 +1,7 @@
 //! A relay on a loopback listener, whose policy sends every flow to an address of the test's choice.
 
 use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -50,6 +50,10 @@ impl Policy for Recorder {
             rule,
             upstream: self.upstream?,
         })
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        address.is_loopback()
     }
 
     fn opened(&self, _rule: &RuleTag) {

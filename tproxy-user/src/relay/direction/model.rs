@@ -1,7 +1,8 @@
 //! A direction between two sockets that exist in memory only, through every order of events.
 //!
-//! The model gives an event when, and only when, an edge-triggered epoll would: when bytes or a FIN arrive, and when
-//! a sink that has refused bytes takes some again. A direction that forgets what it was told hangs here.
+//! The model gives an event when, and only when, an edge-triggered epoll would: when bytes or a FIN
+//! arrive, and when a sink that has refused bytes takes some again. A direction that forgets what
+//! it was told hangs here.
 
 use std::collections::VecDeque;
 use std::io;
@@ -57,7 +58,8 @@ struct World {
     pipes_given: usize,
     no_pipes: bool,
     interrupted: bool,
-    /// How many slots of a pipe the next bytes take: a pipe may be full before its capacity is reached.
+    /// How many slots of a pipe the next bytes take: a pipe may be full before its capacity is
+    /// reached.
     splice_limit: usize,
 }
 
@@ -169,7 +171,8 @@ impl Link for World {
 
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let mut length = self.available(into.len())?;
-        // Linux ends a read before an urgent byte, unless the read begins with it (tcp_recvmsg_locked).
+        // Linux ends a read before an urgent byte, unless the read begins with it
+        // (tcp_recvmsg_locked).
         if let Some(offset) = self.urgent
             && offset > 0
         {
@@ -323,7 +326,8 @@ proptest! {
             world.deliver(&mut direction);
             let progress = settle(&mut direction, &mut world);
             if world.sink_reset {
-                // A direction with nothing to send does not notice; the flow learns it from the event.
+                // A direction with nothing to send does not notice; the flow learns it from the
+                // event.
                 prop_assert!(!matches!(progress, Progress::More));
             } else {
                 prop_assert_eq!(world.sink.len(), world.produced, "bytes are stuck");
