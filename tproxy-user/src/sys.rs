@@ -28,21 +28,45 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     // SAFETY: plain integers and addresses, for which zero is a value.
     let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
     attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
-    // SAFETY: the attributes are valid up to their size, and the path outlives the call.
+    // SAFETY: the path outlives the call.
+    let descriptor = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes)? };
+    // SAFETY: the kernel made this descriptor for this call.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Detaches what a link attached, before this returns (`BPF_LINK_DETACH`, Linux 5.9). Removing the
+/// last pin of a link does so some time later.
+///
+/// # Errors
+///
+/// When it is no link, or not of a kind that can be detached.
+pub(crate) fn detach_link(link: &OwnedFd) -> io::Result<()> {
+    // SAFETY: plain integers and addresses, for which zero is a value.
+    let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
+    attributes.link_detach.link_fd = link.as_raw_fd().cast_unsigned();
+    // SAFETY: the attributes refer to nothing.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes) }.map(drop)
+}
+
+/// Calls bpf(2).
+///
+/// # Safety
+///
+/// What `attributes` points to is valid for the command.
+unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<RawFd> {
+    // SAFETY: the attributes are valid up to their size, the rest is the caller's.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            bpf_cmd::BPF_OBJ_GET as libc::c_long,
-            &raw mut attributes,
+            command as libc::c_long,
+            std::ptr::from_mut(attributes),
             size_of::<bpf_attr>(),
         )
     };
-    let descriptor = RawFd::try_from(answer).map_err(io::Error::other)?;
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
+    match RawFd::try_from(answer).map_err(io::Error::other)? {
+        ..0 => Err(io::Error::last_os_error()),
+        answer => Ok(answer),
     }
-    // SAFETY: the kernel made this descriptor for this call.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Gives the pages of freed memory back to the kernel (`malloc_trim(3)`). Loading programs takes

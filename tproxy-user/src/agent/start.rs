@@ -233,7 +233,7 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, W
     let maps = instance.maps()?;
     let local = LocalAddresses::open(&netlink, assignment.table).await?;
     maps.set_local_prefixes(local.prefixes())?;
-    let steering = Arc::new(Steering::open(&maps)?);
+    let steering = Arc::new(Steering::open(instance, &maps)?);
     let delivery = Delivery::new(netlink.clone(), assignment);
     let watches = Watches::open(instance, &netlink, &delivery, local).await?;
     let listeners: Vec<TcpListener> = plan

@@ -15,7 +15,7 @@ use tproxy_common::{
 };
 
 use crate::{
-    instance::State,
+    instance::{Instance, State},
     kernel::{self, Generation, Handover, IntakeCounters, Maps, RelayCounters},
     relay::{Admission, FlowRecord, Policy, RuleTag},
 };
@@ -25,6 +25,7 @@ pub(super) struct Steering {
     handover: Handover,
     counters: RelayCounters,
     intake: IntakeCounters,
+    instance: Instance,
     maps: Maps,
     rules: ArcSwap<Rules>,
 }
@@ -38,13 +39,14 @@ struct Rules {
 
 impl Steering {
     /// Opens the maps. There are no rules before the first [`Steering::follow`].
-    pub(super) fn open(maps: &Maps) -> Result<Self, kernel::Error> {
+    pub(super) fn open(instance: &Instance, maps: &Maps) -> Result<Self, kernel::Error> {
         let counters = RelayCounters::open(maps)?;
         counters.forget_live();
         Ok(Self {
             handover: Handover::open(maps)?,
             intake: IntakeCounters::open(maps)?,
             counters,
+            instance: instance.clone(),
             maps: maps.clone(),
             rules: ArcSwap::from_pointee(Rules {
                 tables: None,
@@ -68,6 +70,30 @@ impl Steering {
     }
 }
 
+impl Steering {
+    /// The rule with this counter slot. One that was deleted a moment ago has no name any more, but
+    /// it took the flow, so the flow is served.
+    fn tag(&self, slot: u32) -> RuleTag {
+        if let Some(tag) = self.rules.load().tag(slot) {
+            return tag;
+        }
+        // A rule that was added a moment ago, and not taken up yet.
+        if let Ok((state, tables)) = self.instance.in_force() {
+            self.follow(&state, tables);
+        }
+        let nameless = || RuleTag {
+            name: "-".into(),
+            slot,
+        };
+        self.rules.load().tag(slot).unwrap_or_else(nameless)
+    }
+
+    fn classify(&self, ends: &Ends) -> RuleTag {
+        let found = self.rules.load().classify(ends);
+        self.tag(found.unwrap_or(UNATTRIBUTED_SLOT))
+    }
+}
+
 impl Policy for Steering {
     fn admit(&self, client: SocketAddr, destination: SocketAddr) -> Option<Admission> {
         let ends = Ends {
@@ -76,10 +102,9 @@ impl Policy for Steering {
             destination: destination.ip().into(),
             destination_port: destination.port(),
         };
-        let rules = self.rules.load();
         let tag = match self.handover.slot(Place::of(&ends)) {
-            Some(slot) => rules.tag(slot),
-            None => rules.classify(&ends),
+            Some(slot) => self.tag(slot),
+            None => self.classify(&ends),
         };
         Some(Admission::direct(tag, destination))
     }
@@ -112,26 +137,20 @@ impl Policy for Steering {
 }
 
 impl Rules {
-    /// The rule with this counter slot. One that was deleted a moment ago has no name any more, but
-    /// it took the flow, so the flow is served.
-    fn tag(&self, slot: u32) -> RuleTag {
-        let known = self.tags.iter().find(|tag| tag.slot == slot);
-        known.cloned().unwrap_or_else(|| RuleTag {
-            name: "-".into(),
-            slot,
-        })
+    fn tag(&self, slot: u32) -> Option<RuleTag> {
+        self.tags.iter().find(|tag| tag.slot == slot).cloned()
     }
 
-    /// The rule by the tables in force, for a flow whose word another one has overwritten. The
+    /// The slot of the rule by the tables in force, for a flow whose word another one has overwritten. The
     /// interface it came in by is not known any more, so each attached one is tried.
-    fn classify(&self, ends: &Ends) -> RuleTag {
+    fn classify(&self, ends: &Ends) -> Option<u32> {
         let found = self.tables.as_ref().and_then(|tables| {
             self.interfaces
                 .iter()
                 .filter_map(|interface| classify(tables, &flow(ends, *interface)))
                 .min_by_key(|found| found.rule)
         });
-        self.tag(found.map_or(UNATTRIBUTED_SLOT, |found| found.entry.slot()))
+        Some(found?.entry.slot())
     }
 }
 

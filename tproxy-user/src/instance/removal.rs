@@ -48,9 +48,11 @@ pub async fn clear(
     let pins = instance.pins().filter(|pins| pins.exists());
     let unfinished = instance.unfinished_pins().filter(|pins| pins.exists());
     let found = pins.is_some() || unfinished.is_some() || origin.is_some();
+    let attachments = Attachments::new(instance, pins.as_deref().unwrap_or(directory));
+    for index in attachments.links().unwrap_or_default() {
+        outcome = outcome.and(attachments.detach_link(index));
+    }
     if let Some(netlink) = netlink {
-        // Links go with their pins, below.
-        let attachments = Attachments::new(instance, pins.as_deref().unwrap_or(directory));
         for index in attachments.filters() {
             outcome = outcome.and(attachments.detach_filter(netlink, index).await);
         }

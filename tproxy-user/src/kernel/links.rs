@@ -18,7 +18,7 @@ use aya::{
 use super::Error;
 use crate::{
     delivery::{Framing, Link},
-    sys::open_pin,
+    sys::{self, open_pin},
 };
 
 pub(super) const ETHER_PROGRAM: &str = "tproxy_ether";
@@ -163,7 +163,12 @@ fn number_of_link(pin: &Path, key: &str) -> Result<Option<u64>, Error> {
 /// When the pin cannot be removed.
 pub fn detach_link(directory: &Path, index: u32) -> Result<(), Error> {
     let path = directory.join(link_pin(index));
-    match fs::remove_file(&path) {
+    let detach = || {
+        // Before the pin goes: without it nobody would find a link that cannot be detached.
+        sys::detach_link(&open_pin(&path)?)?;
+        fs::remove_file(&path)
+    };
+    match detach() {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::Path { path, cause }),
         _ => Ok(()),
     }
