@@ -17,8 +17,9 @@ pub fn both_ways(mut stream: TcpStream, received: &AtomicU64) -> io::Result<u64>
     let mut sending = stream.try_clone()?;
     thread::scope(|scope| {
         let sender = scope.spawn(move || -> io::Error {
+            let block = vec![0x55; BLOCK];
             loop {
-                if let Err(error) = sending.write_all(&[0x55; BLOCK]) {
+                if let Err(error) = sending.write_all(&block) {
                     return error;
                 }
             }

@@ -127,6 +127,9 @@ fn running_out_of_descriptors_costs_no_processor_time() {
     });
     assert!(held.iter().flatten().count() >= 100, "a few flows fit");
     assert!(agent.open_descriptors() <= LIMIT);
+    let status = agent.status();
+    let kept_out = ["shed", "pauses"].map(|key| status[key].as_u64().expect("a number"));
+    assert!(kept_out.iter().any(|number| *number > 0), "{status}");
 
     let before = agent.processor_time();
     thread::sleep(WINDOW);

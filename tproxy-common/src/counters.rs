@@ -28,6 +28,18 @@ pub struct RelayCounter {
 
 const _: () = assert!(size_of::<RelayCounter>() == 24);
 
+/// What the agent counts of flows that it could not take at once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IntakeCounter {
+    /// Connections that were accepted and then reset, because descriptors or memory had run out.
+    pub shed: u64,
+    /// How often a worker stopped accepting, because no descriptor or no place was free.
+    pub pauses: u64,
+}
+
+const _: () = assert!(size_of::<IntakeCounter>() == 16);
+
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above) and every bit pattern is valid.
 unsafe impl aya::Pod for RuleCounter {}
@@ -35,3 +47,7 @@ unsafe impl aya::Pod for RuleCounter {}
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above) and every bit pattern is valid.
 unsafe impl aya::Pod for RelayCounter {}
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above) and every bit pattern is valid.
+unsafe impl aya::Pod for IntakeCounter {}

@@ -1,5 +1,5 @@
 //! What takes unsafe code: memory that is shared by mapping, of BPF array maps (`BPF_F_MMAPABLE`,
-//! Linux 5.5) and of files, and descriptors of pins whatever they are.
+//! Linux 5.5) and of files, descriptors of pins whatever they are, and the allocator.
 
 use std::{
     ffi::CString,
@@ -43,6 +43,16 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel made this descriptor for this call.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Gives the pages of freed memory back to the kernel (`malloc_trim(3)`). Loading programs takes
+/// megabytes for a moment, which the allocator would keep.
+pub(crate) fn release_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number, and only gives back what is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// The elements of an array map, shared with the kernel and with other processes.

@@ -21,6 +21,7 @@ use crate::{
     kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Capacity, Relay},
     requirements,
+    sys::release_freed_memory,
 };
 
 /// An instance that takes flows.
@@ -267,6 +268,7 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, W
         "serving at most {flows} flows at once: {descriptors} open files are allowed, 2 for a flow, {} for pipes",
         pipes * 2
     );
+    release_freed_memory();
     let parts = Parts {
         instance: instance.clone(),
         maps,

@@ -16,7 +16,7 @@ use tproxy_common::{
 
 use crate::{
     instance::State,
-    kernel::{self, Generation, Handover, Maps, RelayCounters},
+    kernel::{self, Generation, Handover, IntakeCounters, Maps, RelayCounters},
     relay::{Admission, FlowRecord, Policy, RuleTag},
 };
 
@@ -24,6 +24,7 @@ use crate::{
 pub(super) struct Steering {
     handover: Handover,
     counters: RelayCounters,
+    intake: IntakeCounters,
     maps: Maps,
     rules: ArcSwap<Rules>,
 }
@@ -42,6 +43,7 @@ impl Steering {
         counters.forget_live();
         Ok(Self {
             handover: Handover::open(maps)?,
+            intake: IntakeCounters::open(maps)?,
             counters,
             maps: maps.clone(),
             rules: ArcSwap::from_pointee(Rules {
@@ -98,6 +100,14 @@ impl Policy for Steering {
     fn ended(&self, flow: &FlowRecord<'_>) {
         self.counters.ended(flow.rule.slot);
         info!(target: "tproxy::flow", "{flow}");
+    }
+
+    fn shed(&self) {
+        self.intake.shed();
+    }
+
+    fn paused(&self) {
+        self.intake.paused();
     }
 }
 

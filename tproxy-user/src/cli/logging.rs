@@ -70,7 +70,7 @@ impl Log {
     }
 }
 
-/// Whether a filter as env_logger reads it names a level for all modules. Ours for some of them would
+/// Whether a filter as `env_logger` reads it names a level for all modules. Ours for some of them would
 /// take precedence over that.
 fn is_for_all(filter: &str) -> bool {
     let directives = filter.split('/').next().unwrap_or_default();

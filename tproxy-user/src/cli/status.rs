@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::output::{print_json, print_line};
 use crate::{
     instance::{AgentLock, AgentRecord, Instance},
-    kernel::{Counters, RelayCounters, RuleTotals},
+    kernel::{Counters, IntakeCounters, RelayCounters, RuleTotals},
     requirements,
 };
 
@@ -33,6 +33,10 @@ struct Status {
     mark: u32,
     table: u32,
     totals: Totals,
+    /// Connections that were accepted and then reset for want of descriptors or memory.
+    shed: u64,
+    /// How often a worker stopped accepting for want of them.
+    pauses: u64,
     counters: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -82,6 +86,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
     }
     let counters = Counters::new(&maps);
     let rules = counters.rules(state.rules.iter().map(|rule| rule.slot))?;
+    let intake = IntakeCounters::open(&maps)?.get();
     Ok(Status {
         instance: instance.name().to_owned(),
         agent,
@@ -104,6 +109,8 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         mark: state.mark,
         table: state.table,
         totals: Totals::of(&rules),
+        shed: intake.shed,
+        pauses: intake.pauses,
         counters: counters
             .outcomes()?
             .into_iter()
@@ -160,6 +167,13 @@ fn print(status: &Status) -> anyhow::Result<()> {
                 status.totals.bytes_to_upstream,
                 status.totals.bytes_to_client,
                 status.totals.packets
+            ),
+        ),
+        (
+            "overload",
+            format!(
+                "{} connections reset, {} pauses",
+                status.shed, status.pauses
             ),
         ),
         ("mark", format!("{:#x}", status.mark)),

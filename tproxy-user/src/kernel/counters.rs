@@ -3,10 +3,10 @@
 use std::{path::Path, sync::atomic::Ordering};
 
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
-use aya::util::nr_cpus;
+use aya::{Pod, util::nr_cpus};
 use aya_obj::generated::BPF_F_MMAPABLE;
 use tproxy_common::{
-    counters::{RelayCounter, RuleCounter},
+    counters::{IntakeCounter, RelayCounter, RuleCounter},
     limits::COUNTER_SLOTS,
     outcome::Outcome,
 };
@@ -17,6 +17,7 @@ use crate::sys::SharedArray;
 const OUTCOMES: &str = "OUTCOME_COUNTERS";
 const RULES: &str = "RULE_COUNTERS";
 const RELAY: &str = "RELAY_COUNTERS";
+const INTAKE: &str = "INTAKE_COUNTERS";
 
 /// What happened to packets, summed over all CPUs.
 pub struct Counters {
@@ -118,10 +119,7 @@ impl RelayCounters {
     /// When the kernel refuses.
     pub(super) fn create(directory: &Path) -> Result<(), Error> {
         let slots = u32::try_from(COUNTER_SLOTS).unwrap_or(u32::MAX);
-        let map: Array<MapData, RelayCounter> =
-            Array::create(slots, BPF_F_MMAPABLE).map_err(failed(RELAY))?;
-        let path = directory.join(RELAY);
-        map.pin(&path).map_err(|cause| Error::Pin { path, cause })
+        create::<RelayCounter>(RELAY, slots, directory)
     }
 
     /// Opens the pinned map.
@@ -130,11 +128,7 @@ impl RelayCounters {
     ///
     /// When it cannot be mapped.
     pub fn open(maps: &Maps) -> Result<Self, Error> {
-        let map = maps.open(RELAY, Ok)?;
-        let aya::maps::Map::Array(data) = map else {
-            return Err(Error::not_an_array(RELAY));
-        };
-        let memory = SharedArray::map(data.fd(), COUNTER_SLOTS).map_err(Error::Memory)?;
+        let memory = open(maps, RELAY, COUNTER_SLOTS)?;
         Ok(Self { memory })
     }
 
@@ -198,4 +192,68 @@ impl RelayCounters {
     fn add(&self, slot: u32, word: usize, amount: u64) {
         self.memory.words()[slot as usize * WORDS + word].fetch_add(amount, Ordering::Relaxed);
     }
+}
+
+/// The counters that the relay's workers write of flows that they could not take at once.
+pub struct IntakeCounters {
+    memory: SharedArray<IntakeCounter>,
+}
+
+/// Words of an [`IntakeCounter`].
+const SHED: usize = 0;
+const PAUSES: usize = 1;
+
+impl IntakeCounters {
+    /// Creates the map and pins it in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub(super) fn create(directory: &Path) -> Result<(), Error> {
+        create::<IntakeCounter>(INTAKE, 1, directory)
+    }
+
+    /// Opens the pinned map.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be mapped.
+    pub fn open(maps: &Maps) -> Result<Self, Error> {
+        let memory = open(maps, INTAKE, 1)?;
+        Ok(Self { memory })
+    }
+
+    /// A connection was accepted and reset.
+    pub fn shed(&self) {
+        self.memory.words()[SHED].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A worker stopped accepting.
+    pub fn paused(&self) {
+        self.memory.words()[PAUSES].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was counted since the instance was loaded.
+    #[must_use]
+    pub fn get(&self) -> IntakeCounter {
+        let word = |word: usize| self.memory.words()[word].load(Ordering::Relaxed);
+        IntakeCounter {
+            shed: word(SHED),
+            pauses: word(PAUSES),
+        }
+    }
+}
+
+fn create<T: Pod>(name: &'static str, elements: u32, directory: &Path) -> Result<(), Error> {
+    let map: Array<MapData, T> = Array::create(elements, BPF_F_MMAPABLE).map_err(failed(name))?;
+    let path = directory.join(name);
+    map.pin(&path).map_err(|cause| Error::Pin { path, cause })
+}
+
+fn open<T: Pod>(maps: &Maps, name: &'static str, elements: usize) -> Result<SharedArray<T>, Error> {
+    let map = maps.open(name, Ok)?;
+    let aya::maps::Map::Array(data) = map else {
+        return Err(Error::not_an_array(name));
+    };
+    SharedArray::map(data.fd(), elements).map_err(Error::Memory)
 }

@@ -10,7 +10,7 @@ mod links;
 mod maps;
 mod object;
 
-pub use counters::{Counters, RelayCounters, RuleTotals};
+pub use counters::{Counters, IntakeCounters, RelayCounters, RuleTotals};
 pub use explanation::ask;
 pub use flow_filter::FlowFilter;
 pub use generation::Generation;

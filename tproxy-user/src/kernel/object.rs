@@ -15,7 +15,7 @@ use aya::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, RelayCounters, links::LOOKUP_LINK};
+use super::{Error, IntakeCounters, RelayCounters, links::LOOKUP_LINK};
 
 /// The program that only explains: loaded by who asks, so that a start does not wait for it.
 pub(super) const EXPLAIN_PROGRAM: &str = "tproxy_explain";
@@ -88,6 +88,7 @@ pub fn load(settings: Settings, directory: &Path) -> Result<Loaded, Error> {
         }
     }
     RelayCounters::create(directory)?;
+    IntakeCounters::create(directory)?;
     Loaded::new(directory).map_err(|cause| Error::Path {
         path: directory.into(),
         cause,

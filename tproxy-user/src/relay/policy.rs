@@ -30,6 +30,12 @@ pub trait Policy: Send + Sync + 'static {
 
     /// A flow is over.
     fn ended(&self, flow: &FlowRecord<'_>);
+
+    /// A connection was accepted and reset, because descriptors or memory had run out.
+    fn shed(&self) {}
+
+    /// A worker stopped accepting, because no descriptor or no place was free.
+    fn paused(&self) {}
 }
 
 /// A flow's way: the rule that took it and the address that the relay connects to.

@@ -197,6 +197,7 @@ impl Worker {
                 Accepted::Nothing => return,
                 Accepted::Paused => {
                     self.counters.pauses.add(1);
+                    self.shared.policy.paused();
                     self.timers.set(self.now + RESUME_INTERVAL, Timer::Resume);
                 }
             }
@@ -232,6 +233,7 @@ impl Worker {
             Err((side, error)) => {
                 if is_exhaustion(&error) {
                     self.counters.shed.add(1);
+                    self.shared.policy.shed();
                 } else if side == Side::Upstream {
                     self.counters.connect_failed.add(1);
                 }
