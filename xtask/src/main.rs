@@ -94,6 +94,20 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// What sets of a million CIDRs cost, once everything is built
+    #[command(hide = true)]
+    MeasureSets {
+        #[arg(long)]
+        seconds: u64,
+    },
+    /// A client that only connects
+    #[command(hide = true)]
+    ConnectLatency {
+        #[arg(long)]
+        target: std::net::SocketAddr,
+        #[arg(long)]
+        seconds: u64,
+    },
     /// The server of short connections
     #[command(hide = true)]
     LoadServer(bench::load_server::Options),
@@ -135,6 +149,8 @@ fn perform(arguments: Arguments) -> Result<()> {
         Task::Vm { kernel, suites } => vm::test(&kernel, &suites),
         Task::Lab { once } => lab::show(once),
         Task::Measure { quick } => bench::measure(quick),
+        Task::MeasureSets { seconds } => bench::rules::live::measure(seconds),
+        Task::ConnectLatency { target, seconds } => bench::rules::live::connect(target, seconds),
         Task::LoadServer(options) => bench::load_server::serve(&options),
         Task::LoadClient(options) => bench::load_client::run(&options),
     }

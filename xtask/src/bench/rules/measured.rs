@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+use super::live::Live;
 use crate::bench::machine::Machine;
 
 /// Everything, with where it was measured.
@@ -12,6 +13,7 @@ pub(super) struct Measured {
     pub(super) machine: Machine,
     #[serde(flatten)]
     pub(super) costs: Costs,
+    pub(super) live: Live,
 }
 
 /// What the program prints.
@@ -73,11 +75,12 @@ impl Measured {
     /// # Errors
     ///
     /// When `printed` is not what the program prints.
-    pub(super) fn new(load_before: f64, printed: &str) -> Result<Self> {
+    pub(super) fn new(load_before: f64, printed: &str, live: Live) -> Result<Self> {
         Ok(Self {
             machine: Machine::here(load_before),
             costs: serde_json::from_str(printed)
                 .context("the measuring program printed nonsense")?,
+            live,
         })
     }
 }

@@ -1,5 +1,6 @@
-//! `cargo xtask bench rules`: what rules cost a packet, and to load.
+//! `cargo xtask bench rules`: what rules cost a packet, to load, and those who connect meanwhile.
 
+pub(crate) mod live;
 mod measured;
 mod prefixes;
 mod tables;
@@ -38,6 +39,7 @@ pub(crate) fn build_and_measure(quick: bool) -> Result<()> {
         "--example",
         EXAMPLE,
     ]))?;
+    command::run(command::cargo().args(["build", "--release", "--package", "xtask"]))?;
     fs::create_dir_all(report::directory()).context("cannot make target/bench")?;
     let real = prefixes::real();
     let load_before = accounting::load_average()?;
@@ -47,7 +49,10 @@ pub(crate) fn build_and_measure(quick: bool) -> Result<()> {
     if let Some(prefixes) = real {
         measure.arg("--prefixes").arg(prefixes);
     }
-    let measured = Measured::new(load_before, &output_of(&mut measure)?)?;
+    let costs = output_of(&mut measure)?;
+    let mut measure = privilege.reenter(release.join("xtask"));
+    measure.args(["measure-sets", "--seconds", if quick { "10" } else { "60" }]);
+    let measured = Measured::new(load_before, &costs, live::ask(measure)?)?;
     tables::print(&measured);
     report::write(
         if quick {

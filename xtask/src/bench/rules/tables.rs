@@ -2,7 +2,10 @@
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use super::measured::{Costs, Measured, Packet};
+use super::{
+    live::Live,
+    measured::{Costs, Measured, Packet},
+};
 use crate::terminal;
 
 /// Most that a new flow may cost with the largest rules, as a ratio to the smallest.
@@ -14,8 +17,21 @@ const GOAL_FOREIGN: f64 = 150.0;
 /// Most memory of the kernel for a CIDR, in bytes.
 const GOAL_BYTES: f64 = 250.0;
 
+/// Most that a million CIDRs may take from a file to in force, in milliseconds.
+const GOAL_LOAD: f64 = 4_000.0;
+
+/// Most that one CIDR more may take, in milliseconds.
+const GOAL_ADDITION: f64 = 20.0;
+
+/// Most that a connection may take while a million CIDRs are loaded, in milliseconds.
+const GOAL_CONNECTION: f64 = 5.0;
+
 pub(super) fn print(measured: &Measured) {
-    let Measured { machine, costs } = measured;
+    let Measured {
+        machine,
+        costs,
+        live,
+    } = measured;
     println!("\nLinux {}, {} cores", machine.kernel, machine.cores);
     machine.print_if_busy();
     let program = &costs.program;
@@ -28,7 +44,8 @@ pub(super) fn print(measured: &Measured) {
     print_packets(costs);
     print_loads(costs);
     print_forwarding(costs);
-    print_goals(costs);
+    print_live(live);
+    print_goals(costs, live);
 }
 
 fn print_packets(costs: &Costs) {
@@ -126,7 +143,64 @@ fn print_forwarding(costs: &Costs) {
     println!("{}", table(header.map(str::to_owned).to_vec(), rows));
 }
 
-fn print_goals(costs: &Costs) {
+fn print_live(live: &Live) {
+    heading(
+        &format!("a set of {} CIDRs of a running agent", grouped(live.cidrs)),
+        "whole commands; `set load` replaces the whole set, `set add` adds one CIDR",
+    );
+    let header = ["ms", "median", "worst"];
+    let rows = [("set load", &live.loads), ("set add", &live.additions)];
+    let rows = rows.map(|(command, took)| {
+        let took = [median(took), worst(took)].map(|took| format!("{took:.1}"));
+        [vec![command.to_owned()], took.to_vec()].concat()
+    });
+    println!(
+        "{}",
+        table(header.map(str::to_owned).to_vec(), rows.into_iter())
+    );
+    heading(
+        "connections through the agent",
+        "from connect(2) to its end, a new one every 5 ms, all on the same CPUs",
+    );
+    let header = ["µs", "connections", "median", "p99", "p99.9", "worst"];
+    let rows = [
+        ("at rest", &live.connects_at_rest),
+        ("while the set is loaded", &live.connects_while_loading),
+    ];
+    let rows = rows.map(|(when, connects)| {
+        let of = |per_mille| grouped(quantile(connects, per_mille));
+        vec![
+            when.to_owned(),
+            connects.len().to_string(),
+            of(500),
+            of(990),
+            of(999),
+            of(1000),
+        ]
+    });
+    println!(
+        "{}",
+        table(header.map(str::to_owned).to_vec(), rows.into_iter())
+    );
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn worst(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::NAN, f64::max)
+}
+
+/// Of ascending values, the one that so many of a thousand do not exceed.
+fn quantile(values: &[u32], per_mille: usize) -> u32 {
+    let place = (values.len() * per_mille).div_ceil(1000).saturating_sub(1);
+    values.get(place).copied().unwrap_or(0)
+}
+
+fn print_goals(costs: &Costs, live: &Live) {
     heading("goals", "");
     let worst = |names: &str, value: fn(&Packet) -> f64| {
         let packets = costs.packets.iter();
@@ -157,14 +231,32 @@ fn print_goals(costs: &Costs) {
             GOAL_BYTES,
             "bytes",
         ),
+        (
+            "`set load` of a million CIDRs, worst",
+            self::worst(&live.loads),
+            GOAL_LOAD,
+            "ms",
+        ),
+        (
+            "`set add` of one more, worst",
+            self::worst(&live.additions),
+            GOAL_ADDITION,
+            "ms",
+        ),
+        (
+            "a connection meanwhile, worst",
+            f64::from(quantile(&live.connects_while_loading, 1000)) / 1e3,
+            GOAL_CONNECTION,
+            "ms",
+        ),
     ] {
-        let line = format!("{what}: {value:.1} {unit} of at most {goal:.1}");
+        let said = format!("{what}: {value:.1} {unit} of at most {goal:.1}");
         println!(
             "{}",
             if value > goal {
-                terminal::red(&line)
+                terminal::red(&said)
             } else {
-                line
+                said
             }
         );
     }
