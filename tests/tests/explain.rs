@@ -120,3 +120,22 @@ fn counters(agent: &Agent<'_>) -> Vec<u64> {
     ];
     names.map(|name| agent.counter(name)).to_vec()
 }
+
+/// Of the other scopes the tables are asked: local flows are those of whoever asks.
+#[test]
+fn every_scope_can_be_asked_about() {
+    let lab = Lab::new();
+    let agent = lab.agent("--iface cl0 --dport 80 --name web");
+    agent.run("rule add --name mine --scope local --uid 0 --dport 80 --action drop");
+    agent.run("rule add --name others --scope local --uid 1-4294967294 --dport 80");
+    agent.run("rule add --name here --scope inbound --dport 80 --action pass");
+    for family in FAMILIES {
+        for (scope, rule) in [("forward", "web"), ("local", "mine"), ("inbound", "here")] {
+            let (from, to) = (family.client(), SocketAddr::new(family.server(), 80));
+            let answer = agent.json(&format!("explain --scope {scope} tcp {from} {to}"));
+            assert_eq!(answer["rule"], json!(rule), "{answer}");
+        }
+    }
+    let unknown = agent.attempt("explain --scope elsewhere tcp 10.0.0.1 10.0.0.2:80");
+    unknown.assert_refused(2, &["elsewhere", "--scope"]);
+}

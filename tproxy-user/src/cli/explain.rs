@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use tproxy_common::{
     address::Address,
-    classifier::classify,
+    classifier::{classify, classify_local},
     explanation::Explanation,
     flow::{Flow, Protocol, Scope},
 };
@@ -20,7 +20,7 @@ use crate::{
     instance::{Instance, State},
     kernel::{self, Generation},
     requirements,
-    rule::{Condition, NamedFlow},
+    rule::{Condition, NamedFlow, Owner, scope_name},
     set::Sets,
 };
 
@@ -32,6 +32,9 @@ pub(super) struct Arguments {
     /// Interface that the flow arrives on [default: the first attached]
     #[arg(long, value_name = "IF", value_parser = interface_name)]
     iface: Option<String>,
+    /// Where the flow is caught: forward, inbound or local (as if this command had opened it)
+    #[arg(long, value_name = "SCOPE", default_value = "forward", value_parser = scope)]
+    scope: Scope,
     /// tcp or udp
     #[arg(value_parser = protocol)]
     proto: Protocol,
@@ -172,8 +175,8 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<(Answer
     let (state, tables, sets) = instance.in_force_with_sets(|_| true)?;
     let (interface, index) = interface(instance, &state, arguments.iface.as_deref())?;
     let flow = NamedFlow {
-        scope: Scope::Forward,
-        owner: None,
+        scope: arguments.scope,
+        owner: (arguments.scope == Scope::Local).then(Owner::of_this_process),
         protocol: arguments.proto,
         interface,
         source: arguments.source.end(),
@@ -206,6 +209,10 @@ fn ask_kernel(
     flow: &NamedFlow,
     interface: u32,
 ) -> anyhow::Result<Option<String>> {
+    ensure!(
+        flow.scope == Scope::Forward,
+        "its programs take forwarded flows only"
+    );
     let pins = instance.pins().context("there are no pins")?;
     ensure!(
         state.loaded.is_whole_and_current(&pins),
@@ -249,12 +256,9 @@ fn judge(
     index: u32,
 ) -> anyhow::Result<Verdict> {
     let rules = considered(state, sets, named)?;
-    let maps = instance.maps()?;
-    if !Address::from(named.destination.ip()).is_forwardable() {
-        let reason = format!(
-            "{} is no address that is forwarded to",
-            named.destination.ip()
-        );
+    if named.scope == Scope::Forward
+        && let Some(reason) = not_forwarded(instance, named)?
+    {
         return Ok(Verdict {
             rule: None,
             action: "pass".into(),
@@ -262,22 +266,8 @@ fn judge(
             rules: Vec::new(),
         });
     }
-    for (end, role) in [(named.destination, "to"), (named.source, "from")] {
-        if maps.is_local(end.ip())? {
-            let reason = format!(
-                "{} is an address of this host, and traffic {role} it is not forwarded",
-                end.ip()
-            );
-            return Ok(Verdict {
-                rule: None,
-                action: "pass".into(),
-                reason,
-                rules: Vec::new(),
-            });
-        }
-    }
     let flow = Flow {
-        scope: Scope::Forward,
+        scope: named.scope,
         protocol: named.protocol,
         interface: index,
         source: named.source.ip().into(),
@@ -286,7 +276,11 @@ fn judge(
         destination_port: named.destination.port(),
     };
     // The tables in force have the last word; what was typed only explains it.
-    let Some(found) = classify(tables, &flow) else {
+    let found = match &named.owner {
+        Some(owner) => classify_local(tables, &flow, &owner.ids()?),
+        None => classify(tables, &flow),
+    };
+    let Some(found) = found else {
         return Ok(Verdict {
             rule: None,
             action: "pass".into(),
@@ -308,6 +302,26 @@ fn judge(
         action,
         rules,
     })
+}
+
+/// Why a flow between these ends is no rule's to decide about.
+fn not_forwarded(instance: &Instance, flow: &NamedFlow) -> anyhow::Result<Option<String>> {
+    let destination = flow.destination.ip();
+    if !Address::from(destination).is_forwardable() {
+        return Ok(Some(format!(
+            "{destination} is no address that is forwarded to"
+        )));
+    }
+    let maps = instance.maps()?;
+    for (end, role) in [(flow.destination, "to"), (flow.source, "from")] {
+        if maps.is_local(end.ip())? {
+            return Ok(Some(format!(
+                "{} is an address of this host, and traffic {role} it is not forwarded",
+                end.ip()
+            )));
+        }
+    }
+    Ok(None)
 }
 
 fn considered(state: &State, sets: &Sets, flow: &NamedFlow) -> anyhow::Result<Vec<Considered>> {
@@ -351,6 +365,13 @@ fn interface(
             .into()
         }),
     }
+}
+
+fn scope(word: &str) -> Result<Scope, String> {
+    [Scope::Forward, Scope::Inbound, Scope::Local]
+        .into_iter()
+        .find(|scope| scope_name(*scope) == word)
+        .ok_or_else(|| "not forward, inbound or local".to_owned())
 }
 
 fn protocol(word: &str) -> Result<Protocol, String> {

@@ -3,11 +3,13 @@
 use std::{
     collections::BTreeSet,
     fmt::Display,
+    fs, io,
     net::{IpAddr, SocketAddr},
 };
 
 use ipnet::IpNet;
-use tproxy_common::flow::{Protocol, Scope};
+use nix::unistd::getuid;
+use tproxy_common::flow::{self, Protocol, Scope};
 
 use super::{AddressMatch, Cgroup, PortRange, Rule, UidRange, scope_name};
 use crate::set::{SetName, Sets};
@@ -36,6 +38,34 @@ pub struct Owner {
     pub uid: u32,
     /// Its control group, where that is known.
     pub cgroup: Option<Cgroup>,
+}
+
+impl Owner {
+    /// The process that asks. Its control group is unknown where it is in the root group, or there
+    /// is no unified hierarchy.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        // "0::/PATH", the line of the unified hierarchy (cgroups(7)).
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mut unified = groups.lines().filter_map(|line| line.strip_prefix("0::"));
+        Self {
+            uid: getuid().as_raw(),
+            cgroup: unified.next().and_then(|path| path.parse().ok()),
+        }
+    }
+
+    /// As the tables know it. A group that is not there has the number of none.
+    ///
+    /// # Errors
+    ///
+    /// When the hierarchy of groups cannot be read.
+    pub fn ids(&self) -> io::Result<flow::Owner> {
+        let cgroup = self.cgroup.as_ref().map(Cgroup::id).transpose()?;
+        Ok(flow::Owner {
+            uid: self.uid,
+            cgroup: cgroup.flatten().unwrap_or(0),
+        })
+    }
 }
 
 /// One condition of a rule, and whether the flow meets it.
