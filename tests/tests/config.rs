@@ -222,6 +222,7 @@ fn a_bad_file_changes_nothing() {
         }
     }
     let unattached = lines("rule load", "iface.toml", 1);
+    assert_eq!(lines("rule check", "iface.toml", 1), unattached);
     let [sv0, no0] = unattached.as_slice() else {
         panic!("{unattached:?}");
     };

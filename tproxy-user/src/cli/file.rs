@@ -3,7 +3,7 @@
 use super::{output::print_line, progress::Progress};
 use crate::{
     config::{Config, Problems, Source},
-    instance::{Change, Instance, shadows},
+    instance::{Change, Error, Instance, shadows},
     requirements, set,
 };
 
@@ -20,9 +20,15 @@ pub(super) fn load(instance: &Instance, source: &Source, quiet: bool) -> anyhow:
     print_line(&format!("loaded {summary}"))
 }
 
-/// Says whether a file would load. Asks nothing of the kernel.
-pub(super) fn check(source: &Source, quiet: bool) -> anyhow::Result<()> {
+/// Says whether a file would load. An instance that can be looked at is asked for its interfaces;
+/// without one, or without the privileges, everything else is checked.
+pub(super) fn check(instance: &Instance, source: &Source, quiet: bool) -> anyhow::Result<()> {
     let config = read_file(source, quiet)?;
+    if let Ok(state) = instance.state()
+        && let Some(problems) = config.unattached(instance.name(), &state.interface_names())
+    {
+        return Err(Error::Unattached(problems).into());
+    }
     for warning in config.fit()? {
         log::warn!("{warning}");
     }

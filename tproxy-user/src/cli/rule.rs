@@ -119,7 +119,7 @@ pub(super) fn execute(
             Ok(())
         }
         Command::Load { file } => file::load(instance, &Source::of_argument(&file), quiet),
-        Command::Check { file } => file::check(&Source::of_argument(&file), quiet),
+        Command::Check { file } => file::check(instance, &Source::of_argument(&file), quiet),
     }
 }
 

@@ -77,9 +77,14 @@ impl Maps {
     ///
     /// When the map is full or cannot be written.
     pub fn add_interface(&self, index: u32) -> Result<(), Error> {
-        self.attached()?
-            .insert(index, 0, 0)
-            .map_err(failed("ATTACHED"))
+        match self.attached()?.insert(index, 0, 0) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
+            {
+                Err(Error::TooManyInterfaces)
+            }
+            inserted => inserted.map_err(failed("ATTACHED")),
+        }
     }
 
     /// Declares an interface detached. One that is not there is no error.

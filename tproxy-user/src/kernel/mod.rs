@@ -30,6 +30,7 @@ use aya::{
     pin::PinError,
     programs::{ProgramError, links::LinkError, tc::TcError},
 };
+use tproxy_common::limits::INTERFACES;
 
 /// A call to the kernel that failed, and what it was for.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,11 @@ pub enum Error {
         /// The refusal.
         cause: TcError,
     },
+    /// No room in the map of interfaces.
+    #[error(
+        "an instance has at most {INTERFACES} interfaces: detach one, or use another --instance"
+    )]
+    TooManyInterfaces,
     /// A link is not what it should be.
     #[error("the link {object} is unusable: {}", reasons(.cause))]
     Link {

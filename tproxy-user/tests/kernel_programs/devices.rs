@@ -14,7 +14,7 @@ use nix::{
         sendto, socket,
     },
 };
-use tproxy_common::outcome::Outcome;
+use tproxy_common::{limits::INTERFACES, outcome::Outcome};
 use tproxy_user::{
     delivery::{Framing, Link},
     kernel::attach_link,
@@ -196,4 +196,25 @@ pub(crate) fn open_tun(name: &str) -> io::Result<File> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// The message names the limit; an interface that goes makes room.
+#[test]
+fn there_is_a_limit_of_interfaces() {
+    in_sandbox(|sandbox| {
+        let last = u32::try_from(INTERFACES).expect("a small number");
+        for index in 1..=last {
+            sandbox.maps.add_interface(index).expect("there is room");
+        }
+        let refusal = sandbox.maps.add_interface(last + 1).unwrap_err();
+        assert!(
+            refusal.to_string().contains("at most 256 interfaces"),
+            "{refusal}"
+        );
+        sandbox.maps.remove_interface(1).expect("it is there");
+        sandbox
+            .maps
+            .add_interface(last + 1)
+            .expect("there is room again");
+    });
 }
