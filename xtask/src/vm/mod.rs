@@ -144,8 +144,8 @@ fn boot(privilege: Privilege, kernel: &Kernel, archive: &Path) -> Result<()> {
         is_up |= line.starts_with("vm: up");
         match line.strip_prefix("vm: exit ") {
             Some(code) => exit = Some(code.to_owned()),
-            // Before that the firmware speaks, with escape sequences.
-            None if is_up => println!("{line}"),
+            // Before that the firmware speaks, with escape sequences, and after it the kernel goes down.
+            None if is_up && exit.is_none() => println!("{line}"),
             None => {}
         }
     }
