@@ -200,7 +200,7 @@ fn a_missing_bpffs_is_mounted() {
         "unshare --mount --propagation private --pid --fork --kill-child --mount-proc {}",
         script.display()
     );
-    let agent = Agent::start_under(
+    let mut agent = Agent::start_under(
         &lab.gateway,
         &unique_instance(),
         &wrapper,
@@ -214,6 +214,11 @@ fn a_missing_bpffs_is_mounted() {
     for family in FAMILIES {
         lab.ask(family.near(), 80).assert_relayed(&agent);
     }
+    // Its own numbers of processes are not ours: it can be unloaded from here once it has ended.
+    agent.kill();
+    wait::until("the instance is unloaded", || {
+        (agent.attempt("unload").code == Some(0)).then_some(())
+    });
 }
 
 /// The only child of a process.
