@@ -24,8 +24,10 @@ use crate::{Namespace, sys};
 
 const BPF_MAP_CREATE: i32 = 0;
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
+const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_OBJ_PIN: i32 = 6;
+const BPF_OBJ_GET: i32 = 7;
 const BPF_PROG_QUERY: i32 = 16;
 const BPF_LINK_CREATE: i32 = 28;
 
@@ -95,6 +97,44 @@ pub fn attached(namespace: &Namespace, hook: Hook) -> io::Result<Vec<u32>> {
             Err(error) => Err(error),
         }
     })
+}
+
+/// Puts a socket into a pinned sockmap.
+///
+/// # Errors
+/// Those of `BPF_OBJ_GET` and `BPF_MAP_UPDATE_ELEM`.
+pub fn set_socket(map: &Path, place: u32, socket: &impl AsRawFd) -> io::Result<()> {
+    #[repr(C)]
+    struct Get {
+        path: u64,
+        object: u32,
+        flags: u32,
+    }
+    #[repr(C)]
+    struct Update {
+        map: u32,
+        padding: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let name = CString::new(map.as_os_str().as_encoded_bytes())?;
+    let mut get = Get {
+        path: name.as_ptr() as u64,
+        object: 0,
+        flags: 0,
+    };
+    let map = sys::bpf_descriptor(BPF_OBJ_GET, &mut get)?;
+    let mut key = place;
+    let mut value = [u64::try_from(socket.as_raw_fd()).map_err(io::Error::other)?];
+    let mut update = Update {
+        map: descriptor(&map),
+        padding: 0,
+        key: pointer(&mut key),
+        value: pointer(&mut value),
+        flags: 0,
+    };
+    sys::bpf(BPF_MAP_UPDATE_ELEM, &mut update).map(drop)
 }
 
 /// A BPF file system of the test's own, to pin objects in. It is unmounted when it goes out of scope.

@@ -3,13 +3,15 @@
 use std::{
     collections::BTreeMap,
     io::{self, Read as _, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
 };
 
+use socket2::{Domain, Socket, Type};
 use tproxy_tests::{
     Agent, Exchange, Family, Lab, Namespace,
     address::FAMILIES,
+    bpf,
     lab::one_armed_server,
     pattern,
     peer::{Server, Witness},
@@ -93,6 +95,52 @@ fn flows_from_a_named_source_go_through_the_agent() {
         Exchange::from(&lab.client, family.client(), target).assert_direct(&agent);
     }
     assert_eq!(agent.stop().len(), 2);
+}
+
+/// A listener takes the flows that are handed to it however it is bound: to the wildcard of a family or of both, or to
+/// one address. Each sees where the flow was going.
+#[test]
+fn listeners_take_flows_however_they_are_bound() {
+    let lab = Lab::new();
+    let _other = Witness::start(&lab.server, 81);
+    let mut agent = lab.agent("--iface cl0 --dport 80 --workers 1 --pin");
+    let map = Path::new("/sys/fs/bpf/tproxy")
+        .join(agent.instance())
+        .join("RELAY_LISTENERS");
+    agent.stop();
+    let [v4, v6] = FAMILIES;
+    for (address, families) in [
+        (IpAddr::from(Ipv4Addr::UNSPECIFIED), vec![v4]),
+        (Ipv6Addr::UNSPECIFIED.into(), vec![v4, v6]),
+        (v4.gateway(), vec![v4]),
+        (v6.gateway(), vec![v6]),
+    ] {
+        let listener = lab.gateway.enter(|| transparent_listener(address)).unwrap();
+        bpf::set_socket(&map, 0, &listener).unwrap();
+        for family in families {
+            let target = SocketAddr::new(family.near(), 80);
+            let client = lab.connect_at_once(target).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            let mut seen = accepted.local_addr().unwrap();
+            seen.set_ip(seen.ip().to_canonical());
+            assert_eq!(seen, target, "a listener at {address}");
+            drop(client);
+            lab.ask(family.near(), 81).assert_unproxied();
+        }
+    }
+    for family in FAMILIES {
+        assert_refused(&lab.client, (family.near(), 80).into());
+    }
+}
+
+fn transparent_listener(address: IpAddr) -> io::Result<TcpListener> {
+    let address = SocketAddr::new(address, 4711);
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_ip_transparent_v4(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(8)?;
+    Ok(socket.into())
 }
 
 /// The listeners that flows are handed to are the agent's own, bound to the wildcard of both families. What others have
