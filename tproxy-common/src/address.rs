@@ -44,6 +44,34 @@ impl Address {
         }
     }
 
+    /// The address that stands for none (RFC 1122, 3.2.1.3; RFC 4291, 2.5.2).
+    #[must_use]
+    #[inline(always)]
+    pub const fn unspecified(family: Family) -> Self {
+        Self {
+            family,
+            high: 0,
+            low: 0,
+        }
+    }
+
+    /// An address as sockets have it that serve both families: a v4-mapped one (RFC 4291, 2.5.5.2) is
+    /// the IPv4 address in it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn v6_or_mapped(octets: [u8; 16]) -> Self {
+        let v6 = Self::v6(octets);
+        if v6.high == 0 && v6.low >> 32 == 0xffff {
+            Self {
+                family: Family::V4,
+                high: v6.low << 32,
+                low: 0,
+            }
+        } else {
+            v6
+        }
+    }
+
     /// The family.
     #[must_use]
     #[inline(always)]
@@ -74,6 +102,14 @@ impl Address {
             Family::V6 => (self.high as u128) << 64 | self.low as u128,
         };
         value.to_be_bytes()
+    }
+
+    /// Whether this is an IPv4 link-local address (RFC 3927), of which the best known answers with the
+    /// credentials of a machine in a cloud (169.254.169.254).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_v4_link_local(&self) -> bool {
+        matches!(self.family, Family::V4) && self.high >> 48 == 0xa9fe
     }
 
     /// Whether routers forward packets to this destination: false for multicast, broadcast and
@@ -177,7 +213,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn link_local_addresses_are_those_of_the_one_prefix() {
+        for (text, link_local) in [
+            ("169.253.255.255", false),
+            ("169.254.0.0", true),
+            ("169.254.169.254", true),
+            ("169.254.255.255", true),
+            ("169.255.0.0", false),
+            ("fe80::1", false),
+            ("a9fe::1", false),
+        ] {
+            assert_eq!(address(text).is_v4_link_local(), link_local, "{text}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_mapped_address_is_the_one_in_it(address: IpAddr) {
+            let octets = Address::from(address).mapped_octets();
+            let canonical: Address = address.to_canonical().into();
+            prop_assert_eq!(Address::v6_or_mapped(octets), canonical);
+        }
+
         #[test]
         fn mapped_octets_are_those_of_the_standard_library(address: IpAddr) {
             let mapped = match address {

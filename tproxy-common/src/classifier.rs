@@ -2,7 +2,8 @@
 
 use crate::{
     address::{Address, Family},
-    flow::{Flow, Owner, origin},
+    flow::{Flow, Protocol, Scope, origin},
+    limits::CGROUP_LEVELS,
     tables::{Block, CLASS_WORDS, Dimension, Header, RuleEntry, Tables},
 };
 
@@ -28,17 +29,73 @@ pub fn classify<T: Tables + ?Sized>(tables: &T, flow: &Flow) -> Option<Match> {
 
 /// The first rule that matches a flow that a process of this host opens, or `None`.
 ///
-/// What it asks beyond [`classify`] costs flows of the other scopes nothing.
+/// `cgroups` gives the control groups that the process is in, by their level: 1 for the one below
+/// the root, and so on down to its own. What it asks beyond [`classify`] costs flows of the other
+/// scopes nothing.
 #[inline(always)]
-pub fn classify_local<T: Tables + ?Sized>(tables: &T, flow: &Flow, owner: &Owner) -> Option<Match> {
+pub fn classify_local<T: Tables + ?Sized>(
+    tables: &T,
+    flow: &Flow,
+    user: u32,
+    cgroups: impl Fn(u32) -> Option<u64>,
+) -> Option<Match> {
     let header = tables.header()?;
     let [origin, interface, from_port, to_port, from, to] = flow_classes(tables, &header, flow)?;
-    let user = tables.class(&header, Dimension::User, u64::from(owner.uid), 0)?;
-    let cgroup = tables.class(&header, Dimension::Cgroup, owner.cgroup, 0)?;
+    let user = tables.class(&header, Dimension::User, u64::from(user), 0)?;
+    // A rule that names groups is satisfied by each that the process is in; none has the number 0.
+    let anywhere = tables.class(&header, Dimension::Cgroup, 0, 0)?;
+    let mut groups = [anywhere; CGROUP_LEVELS as usize];
+    // Most instances have no rule that names one.
+    if !header.root(Dimension::Cgroup).is_class() {
+        for level in 0..CGROUP_LEVELS {
+            let Some(cgroup) = cgroups(level + 1) else {
+                break;
+            };
+            groups[level as usize] = tables.class(&header, Dimension::Cgroup, cgroup, 0)?;
+        }
+    }
+    let classes = [origin, interface, from_port, to_port, from, to, user];
+    let rule = first_common(header.rules(), |word| {
+        let mut in_group = anywhere.words[word];
+        for group in &groups {
+            in_group |= group.words[word];
+        }
+        common(&classes, word) & in_group
+    })?;
+    let entry = tables.entry(&header, rule)?;
+    Some(Match { rule, entry })
+}
+
+/// Whether a flow between these addresses can be one that a rule matches, whatever its ports are.
+#[inline(always)]
+pub fn may_match<T: Tables + ?Sized>(
+    tables: &T,
+    scope: Scope,
+    protocol: Protocol,
+    interface: u32,
+    source: &Address,
+    destination: &Address,
+) -> Option<bool> {
+    let header = tables.header()?;
     let classes = [
-        origin, interface, from_port, to_port, from, to, user, cgroup,
+        tables.class(&header, Dimension::Origin, origin(scope, protocol), 0)?,
+        tables.class(&header, Dimension::Interface, u64::from(interface), 0)?,
+        address_class(
+            tables,
+            &header,
+            source,
+            Dimension::SourceV4,
+            Dimension::SourceV6,
+        )?,
+        address_class(
+            tables,
+            &header,
+            destination,
+            Dimension::DestinationV4,
+            Dimension::DestinationV6,
+        )?,
     ];
-    first_match(tables, &header, &classes)
+    Some(first_common_bit(&classes, header.rules()).is_some())
 }
 
 #[inline(always)]
@@ -47,13 +104,16 @@ fn flow_classes<'t, T: Tables + ?Sized>(
     header: &Header<'_>,
     flow: &Flow,
 ) -> Option<[&'t Block; 6]> {
+    let origin = tables.class(
+        header,
+        Dimension::Origin,
+        origin(flow.scope, flow.protocol),
+        0,
+    )?;
+    // Where no rule is about such flows at all, as with most datagrams to a host's own services.
+    first_common_bit(&[origin], header.rules())?;
     Some([
-        tables.class(
-            header,
-            Dimension::Origin,
-            origin(flow.scope, flow.protocol),
-            0,
-        )?,
+        origin,
         tables.class(header, Dimension::Interface, u64::from(flow.interface), 0)?,
         tables.class(
             header,
@@ -112,15 +172,28 @@ fn address_class<'t, T: Tables + ?Sized>(
 
 #[inline(always)]
 fn first_common_bit<const CLASSES: usize>(classes: &[&Block; CLASSES], rules: u32) -> Option<u32> {
+    first_common(rules, |word| common(classes, word))
+}
+
+/// The rules, of the 64 of a word, that are in all of the classes.
+#[inline(always)]
+fn common<const CLASSES: usize>(classes: &[&Block; CLASSES], word: usize) -> u64 {
+    let mut common = u64::MAX;
+    for class in classes {
+        common &= class.words[word];
+    }
+    common
+}
+
+/// The first of so many rules that is in a bitmap, whose words are made as they are needed.
+#[inline(always)]
+fn first_common(rules: u32, bitmap: impl Fn(usize) -> u64) -> Option<u32> {
     for word in 0..CLASS_WORDS {
         let first = word as u32 * 64;
         if first >= rules {
             return None;
         }
-        let mut common = u64::MAX;
-        for class in classes {
-            common &= class.words[word];
-        }
+        let common = bitmap(word);
         if common != 0 {
             return Some(first + common.trailing_zeros());
         }

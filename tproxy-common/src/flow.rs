@@ -77,15 +77,6 @@ impl Flow {
     }
 }
 
-/// The process of this host that opens a flow, as the hook at connect(2) sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Owner {
-    /// Its user id.
-    pub uid: u32,
-    /// The id of its control group, that group itself and none above it.
-    pub cgroup: u64,
-}
-
 /// The worker, of `workers`, that serves the flow between these ends.
 ///
 /// Every hook computes the same answer for every packet of a flow: the last ACK of a handshake

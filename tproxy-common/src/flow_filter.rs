@@ -67,6 +67,7 @@ mod tests {
         let slots: std::collections::HashSet<usize> = (0..u16::MAX)
             .map(|port| {
                 slot_of(&Ends {
+                    protocol: crate::flow::Protocol::Tcp,
                     source: Address::v4([10, 0, 0, 1]),
                     source_port: port,
                     destination: Address::v4([192, 0, 2, 1]),

@@ -1,17 +1,22 @@
-//! How the hook that takes a flow tells the agent which rule took it, and itself which flows it
-//! let go.
+//! How the hook that takes a flow tells the agent which rule took it, the one that chooses a socket
+//! who gets it, and itself which flows it let go.
 //!
 //! A table of words, indexed by a hash of the flow's ends, in memory that both share. A later flow
 //! may overwrite an earlier one's word before the agent read it; the fingerprint shows that.
 
-use crate::{address::Address, limits::HANDOVERS};
+use crate::{address::Address, flow::Protocol, limits::HANDOVERS};
 
 /// Lower half of the word of a flow that was let go.
 const LET_GO: u32 = u32::MAX;
 
+/// Set in the lower half of the word of a flow that another program's listener gets.
+const REDIRECTED: u32 = 1 << 16;
+
 /// The two ends of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
+    /// Its protocol.
+    pub protocol: Protocol,
     /// The client's address.
     pub source: Address,
     /// The client's port.
@@ -27,12 +32,36 @@ impl Ends {
     #[must_use]
     #[inline(always)]
     pub const fn hash(&self) -> u64 {
-        let ports = (self.source_port as u64) << 16 | self.destination_port as u64;
+        let protocol = match self.protocol {
+            Protocol::Tcp => 0,
+            Protocol::Udp => 1 << 32,
+        };
+        let ports = protocol | (self.source_port as u64) << 16 | self.destination_port as u64;
         let mut hash = mix(self.source.high() ^ ports);
         hash = mix(hash ^ self.source.low());
         hash = mix(hash ^ self.destination.high());
         mix(hash ^ self.destination.low())
     }
+
+    /// The same flow as it is known before its source address is: a process of this host has named
+    /// its destination, and the kernel has yet to choose the way.
+    #[must_use]
+    #[inline(always)]
+    pub const fn before_routing(&self) -> Self {
+        Self {
+            source: Address::unspecified(self.destination.family()),
+            ..*self
+        }
+    }
+}
+
+/// Which rule took a flow, and who gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The counter slot of the rule.
+    pub slot: u32,
+    /// Whether another program's listener gets it rather than the agent.
+    pub redirected: bool,
 }
 
 /// Where a flow's word is, and what distinguishes it from others there.
@@ -55,11 +84,12 @@ impl Place {
         }
     }
 
-    /// The word that hands the flow over with a rule's counter slot.
+    /// The word that hands the flow over.
     #[must_use]
     #[inline(always)]
-    pub const fn word(&self, slot: u32) -> u64 {
-        (self.fingerprint as u64) << 32 | (slot as u64 + 1)
+    pub const fn word(&self, taken: Taken) -> u64 {
+        let redirected = if taken.redirected { REDIRECTED } else { 0 };
+        (self.fingerprint as u64) << 32 | (taken.slot + 1 | redirected) as u64
     }
 
     /// The word that says that the flow was let go.
@@ -77,11 +107,16 @@ impl Place {
         (word >> 32) as u32 == self.fingerprint && low != LET_GO && low != 0
     }
 
-    /// The counter slot in a word, when that is this flow's and it was taken.
+    /// What a word hands over, when it is this flow's and that was taken.
     #[must_use]
-    pub const fn slot(&self, word: u64) -> Option<u32> {
+    #[inline(always)]
+    pub const fn taken(&self, word: u64) -> Option<Taken> {
         if self.is_taken(word) {
-            Some(word as u32 - 1)
+            let low = word as u32;
+            Some(Taken {
+                slot: (low & !REDIRECTED).wrapping_sub(1),
+                redirected: low & REDIRECTED != 0,
+            })
         } else {
             None
         }
@@ -99,9 +134,18 @@ const fn mix(value: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::COUNTER_SLOTS;
+
+    const fn to_relay(slot: u32) -> Taken {
+        Taken {
+            slot,
+            redirected: false,
+        }
+    }
 
     fn ends(port: u16) -> Ends {
         Ends {
+            protocol: Protocol::Tcp,
             source: Address::v4([10, 0, 0, 1]),
             source_port: port,
             destination: Address::v4([192, 0, 2, 1]),
@@ -112,11 +156,15 @@ mod tests {
     #[test]
     fn a_flow_finds_its_own_word_only() {
         let place = Place::of(&ends(40000));
-        assert_eq!(place.slot(place.word(0)), Some(0));
-        assert_eq!(place.slot(place.word(2047)), Some(2047));
-        assert_eq!(place.slot(0), None);
-        assert_eq!(place.slot(Place::of(&ends(40001)).word(1)), None);
-        assert_eq!(place.slot(place.let_go()), None);
+        for slot in [0, 1, COUNTER_SLOTS as u32 - 1] {
+            for redirected in [false, true] {
+                let taken = Taken { slot, redirected };
+                assert_eq!(place.taken(place.word(taken)), Some(taken));
+            }
+        }
+        assert_eq!(place.taken(0), None);
+        assert_eq!(place.taken(Place::of(&ends(40001)).word(to_relay(1))), None);
+        assert_eq!(place.taken(place.let_go()), None);
     }
 
     /// The two agree on a place by every part of the flow, of both families.
@@ -126,6 +174,10 @@ mod tests {
             ends(1),
             Ends {
                 destination_port: 444,
+                ..ends(1)
+            },
+            Ends {
+                protocol: Protocol::Udp,
                 ..ends(1)
             },
             Ends {
@@ -155,8 +207,8 @@ mod tests {
             for other in &parts[number + 1..] {
                 let (one, other) = (Place::of(one), Place::of(other));
                 assert_ne!(one, other);
-                assert_eq!(one.slot(other.word(5)), None);
-                assert_eq!(one.slot(one.word(5)), Some(5));
+                assert_eq!(one.taken(other.word(to_relay(5))), None);
+                assert_eq!(one.taken(one.word(to_relay(5))), Some(to_relay(5)));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Which TCP flow an ICMP error is about.
+//! Which flow an ICMP error is about.
 //!
 //! A relayed flow's packets to the client leave under the server's address, so errors about them
 //! (above all "too big", on which path MTU discovery rests) are addressed to the server and would
@@ -11,6 +11,7 @@ use crate::{
 };
 
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 /// Octets before the packet that an error quotes (RFC 792; RFC 4443, 2.1).
 const ICMP_HEADER: usize = 8;
@@ -30,22 +31,33 @@ pub fn quoted_flow<P: Packet + ?Sized>(
     };
     let [source_high, source_low, destination_high, destination_low] = quoted.ports;
     Some(Headers {
-        protocol: Protocol::Tcp,
+        protocol: quoted.protocol,
         source: quoted.destination,
         destination: quoted.source,
         source_port: u16::from_be_bytes([destination_high, destination_low]),
         destination_port: u16::from_be_bytes([source_high, source_low]),
         flags: TcpFlags::default(),
         transport_offset: quoted.transport_offset,
+        fragmented: false,
     })
 }
 
 /// The headers of a quoted packet, as its sender wrote them.
 struct Quoted {
+    protocol: Protocol,
     source: Address,
     destination: Address,
     ports: [u8; 4],
     transport_offset: usize,
+}
+
+#[inline(always)]
+const fn protocol(number: u8) -> Option<Protocol> {
+    match number {
+        TCP => Some(Protocol::Tcp),
+        UDP => Some(Protocol::Udp),
+        _ => None,
+    }
 }
 
 #[inline(always)]
@@ -68,11 +80,12 @@ fn quoted_v4<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<Quoted> {
     let quoted: [u8; 20] = packet.read(at)?;
     // A later fragment has no ports.
     let offset_of_fragment = quoted[6] & 0x1f != 0 || quoted[7] != 0;
-    if quoted[0] >> 4 != 4 || quoted[9] != TCP || offset_of_fragment {
+    if quoted[0] >> 4 != 4 || offset_of_fragment {
         return None;
     }
     let transport_offset = at + usize::from(quoted[0] & 0x0f) * 4;
     Some(Quoted {
+        protocol: protocol(quoted[9])?,
         source: Address::v4([quoted[12], quoted[13], quoted[14], quoted[15]]),
         destination: Address::v4([quoted[16], quoted[17], quoted[18], quoted[19]]),
         ports: packet.read(transport_offset)?,
@@ -98,11 +111,12 @@ fn quoted_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<Quoted> {
     }
     let at = icmp + ICMP_HEADER;
     let quoted: [u8; 8] = packet.read(at)?;
-    if quoted[0] >> 4 != 6 || quoted[6] != TCP {
+    if quoted[0] >> 4 != 6 {
         return None;
     }
     let transport_offset = at + FIXED_HEADER;
     Some(Quoted {
+        protocol: protocol(quoted[6])?,
         source: Address::v6(packet.read(at + 8)?),
         destination: Address::v6(packet.read(at + 24)?),
         ports: packet.read(transport_offset)?,
@@ -193,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_or_quotes_no_tcp_is_none() {
+    fn what_is_cut_short_or_quotes_neither_tcp_nor_udp_is_none() {
         for (packet, family) in [(error_v4(3), Family::V4), (error_v6(2), Family::V6)] {
             let ports_end = packet.len() - 4;
             for length in 0..ports_end {
@@ -201,8 +215,11 @@ mod tests {
             }
             assert!(quoted_flow(&packet[..ports_end], family, 0).is_some());
         }
-        let mut udp = error_v4(3);
-        udp[28 + 9] = 17;
-        assert_eq!(quoted_flow(udp.as_slice(), Family::V4, 0), None);
+        let mut quoting = error_v4(3);
+        for (number, protocol) in [(TCP, Some(Protocol::Tcp)), (UDP, Some(Protocol::Udp)), (1, None)] {
+            quoting[28 + 9] = number;
+            let flow = quoted_flow(quoting.as_slice(), Family::V4, 0);
+            assert_eq!(flow.map(|flow| flow.protocol), protocol);
+        }
     }
 }

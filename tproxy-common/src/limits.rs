@@ -19,9 +19,6 @@ pub const BLOCKS: usize = 1 << 22;
 /// Most workers of one agent.
 pub const WORKERS: u32 = 64;
 
-/// The place of the socket that shows that the agent lives, behind those of its listeners.
-pub const LIFELINE: u32 = WORKERS;
-
 /// Most interfaces that one instance can be attached to.
 pub const INTERFACES: usize = 256;
 
@@ -40,6 +37,13 @@ pub const HANDOVERS: usize = 65_536;
 /// Slots of the filter of flows, a byte each; a power of two. With as many flows as a tenth of them,
 /// one segment in ten of other people's flows still pays for a lookup.
 pub const FLOW_SLOTS: usize = 1 << 20;
+
+/// Datagrams in fragments whose way is remembered at once.
+pub const FRAGMENTED: usize = 8192;
+
+/// Control groups above that of a process, and its own, that rules are looked for: deeper ones are
+/// not seen.
+pub const CGROUP_LEVELS: u32 = 8;
 
 /// The counter slot of flows whose rule is not known any more; no rule gets it.
 pub const UNATTRIBUTED_SLOT: u32 = COUNTER_SLOTS as u32 - 1;

@@ -12,6 +12,16 @@ macro_rules! outcomes {
         impl Outcome {
             /// Every outcome with the name of its counter, in the order of the counter map.
             pub const ALL: &[(Self, &str)] = &[$((Self::$variant, $name),)+];
+
+            /// The outcome with this number, if there is one.
+            #[must_use]
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                $(if number == Self::$variant as u32 {
+                    return Some(Self::$variant);
+                })+
+                None
+            }
         }
     };
 }
@@ -25,8 +35,12 @@ outcomes! {
     NotForThisHost = "not_for_this_host",
     /// tc: the headers end before they are complete, or contradict themselves.
     Malformed = "malformed",
-    /// tc: a fragment.
+    /// tc: a fragment of a packet that goes its own way.
     Fragment = "fragment",
+    /// tc: a fragment of a packet that was taken, or can be one: it is put together here.
+    FragmentTaken = "fragment_taken",
+    /// tc: a fragment of a packet that was discarded.
+    FragmentDropped = "fragment_dropped",
     /// tc: neither TCP nor UDP.
     OtherProtocol = "other_protocol",
     /// tc: more IPv6 extension headers than are walked.
@@ -59,6 +73,8 @@ outcomes! {
     Established = "established",
     /// tc: the last ACK of a handshake by SYN cookie.
     SynCookie = "syn_cookie",
+    /// tc: a datagram of a flow that a socket of this host has.
+    EstablishedUdp = "established_udp",
     /// tc: an ICMP error about a flow that a socket of this host has.
     IcmpError = "icmp_error",
     /// tc: a packet of a flow that was taken and has no socket any more. It is delivered here all the
@@ -68,14 +84,44 @@ outcomes! {
     Foreign = "foreign",
     /// sk_lookup: not for this instance; the kernel looks up as usual.
     NotOurs = "lookup_not_ours",
-    /// sk_lookup: given to a worker.
+    /// sk_lookup: a flow that was taken, given to who gets it.
     Assigned = "lookup_assigned",
-    /// sk_lookup: a flow that was taken, but no worker is there.
+    /// sk_lookup: a flow that was taken, but nobody is there.
     Missing = "lookup_missing",
     /// sk_lookup: a direct connection to the agent's own port.
     DirectRefused = "direct_refused",
     /// sk_lookup: the tc program asked for established sockets only.
     Probe = "lookup_probe",
+    /// sk_lookup: a flow to this host that was taken.
+    InboundTaken = "inbound_taken",
+    /// sk_lookup: a flow to this host that a rule leaves alone.
+    InboundPassed = "inbound_passed",
+    /// sk_lookup: a flow to this host left alone because nobody is there to take it.
+    InboundPassedMissing = "inbound_passed_missing",
+    /// sk_lookup: a flow to this host that is discarded by a rule.
+    InboundDropped = "inbound_dropped",
+    /// sk_lookup: a flow to this host that is refused by a rule.
+    InboundRejected = "inbound_rejected",
+    /// sk_lookup: a flow to this host that is refused because nobody is there to take it.
+    InboundRefusedMissing = "inbound_refused_missing",
+    /// connect, sendmsg: the socket has a mark already: the agent's own, or one of another program.
+    LocalMarked = "local_marked",
+    /// connect, sendmsg: to this host, or to no single host.
+    LocalNotForwarded = "local_not_forwarded",
+    /// connect, sendmsg: a flow that no rule matches.
+    LocalNoRule = "local_no_rule",
+    /// connect, sendmsg: a flow that a rule leaves alone.
+    LocalPassed = "local_passed",
+    /// connect, sendmsg: a flow left alone because nobody is there to take it, or the agent drains.
+    LocalPassedMissing = "local_passed_missing",
+    /// connect, sendmsg: refused by a rule without a word (EPERM).
+    LocalDropped = "local_dropped",
+    /// connect, sendmsg: refused by a rule (ECONNREFUSED).
+    LocalRejected = "local_rejected",
+    /// connect, sendmsg: refused because nobody is there to take it (ECONNREFUSED).
+    LocalRefusedMissing = "local_refused_missing",
+    /// connect, sendmsg: a flow that was taken.
+    LocalTaken = "local_taken",
 }
 
 /// Number of outcomes.

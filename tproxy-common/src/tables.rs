@@ -20,6 +20,7 @@
 
 use crate::{
     flow::ORIGINS,
+    handover::Taken,
     limits::{CIDRS, INTERFACES, OWNERS, RULES},
 };
 
@@ -186,8 +187,10 @@ impl Child {
         self.0 & !Self::TAG
     }
 
+    /// Whether this is a leaf.
+    #[must_use]
     #[inline(always)]
-    const fn is_class(self) -> bool {
+    pub const fn is_class(self) -> bool {
         self.0 & Self::TAG == 0
     }
 
@@ -384,6 +387,8 @@ pub enum OnMissing {
 pub struct RuleEntry(u64);
 
 impl RuleEntry {
+    const NAMES_LINK_LOCAL: u64 = 1 << 16;
+
     /// An entry; `slot` is the rule's counter slot.
     #[must_use]
     pub fn new(action: Action, on_missing: OnMissing, slot: u32) -> Self {
@@ -401,10 +406,28 @@ impl RuleEntry {
         Self(u64::from(slot) << 32 | on_missing << 8 | action)
     }
 
+    /// The same entry of a rule that names IPv4 link-local destinations, which others leave alone.
+    #[must_use]
+    pub const fn naming_link_local(self, names: bool) -> Self {
+        if names {
+            Self(self.0 | Self::NAMES_LINK_LOCAL)
+        } else {
+            self
+        }
+    }
+
     /// The word that an entry block holds.
     #[must_use]
+    #[inline(always)]
     pub const fn to_word(self) -> u64 {
         self.0
+    }
+
+    /// The entry in such a word.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
     }
 
     /// What to do with the flow.
@@ -431,11 +454,28 @@ impl RuleEntry {
         }
     }
 
+    /// Whether it names IPv4 link-local destinations.
+    #[must_use]
+    #[inline(always)]
+    pub const fn names_link_local(self) -> bool {
+        self.0 & Self::NAMES_LINK_LOCAL != 0
+    }
+
     /// The counter slot.
     #[must_use]
     #[inline(always)]
     pub const fn slot(self) -> u32 {
         (self.0 >> 32) as u32
+    }
+
+    /// What hands its flows over.
+    #[must_use]
+    #[inline(always)]
+    pub const fn taken(self) -> Taken {
+        Taken {
+            slot: self.slot(),
+            redirected: matches!(self.action(), Action::Redirect),
+        }
     }
 }
 

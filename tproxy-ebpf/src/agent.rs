@@ -17,6 +17,17 @@ static MARK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static UPSTREAM_MARK: Global<u32> = Global::new(0);
 
+/// Cookie of the network namespace that this instance lives in. Set at load.
+#[unsafe(no_mangle)]
+static NETWORK_NAMESPACE: Global<u64> = Global::new(0);
+
+/// Stand-ins for the source addresses of datagrams that processes of this host send, as contexts have
+/// addresses: words in network byte order. Set at load.
+#[unsafe(no_mangle)]
+static STAND_IN_V4: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static STAND_IN_V6: Global<[u32; 4]> = Global::new([0; 4]);
+
 /// The agent's state.
 #[inline(always)]
 pub fn state() -> AgentState {
@@ -33,4 +44,22 @@ pub fn mark() -> u32 {
 #[inline(always)]
 pub fn upstream_mark() -> u32 {
     UPSTREAM_MARK.load()
+}
+
+/// The cookie of the instance's network namespace.
+#[inline(always)]
+pub fn network_namespace() -> u64 {
+    NETWORK_NAMESPACE.load()
+}
+
+/// The stand-in for IPv4 source addresses.
+#[inline(always)]
+pub fn stand_in_v4() -> u32 {
+    STAND_IN_V4.load()
+}
+
+/// The stand-in for IPv6 source addresses.
+#[inline(always)]
+pub fn stand_in_v6() -> [u32; 4] {
+    STAND_IN_V6.load()
 }

@@ -1,22 +1,23 @@
-//! Whether a socket of this host already has the flow of a TCP segment.
+//! Whether a socket of this host already has the flow of a TCP segment or UDP datagram.
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{bpf_sock_tuple, bpf_tunnel_key},
+    bindings::{bpf_sock, bpf_sock_tuple, bpf_tunnel_key},
     btf_maps::PerCpuArray,
     helpers::{
-        bpf_sk_release, bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp,
+        bpf_tcp_check_syncookie,
     },
     macros::btf_map,
     programs::TcContext,
 };
 use tproxy_common::{
     address::Family,
-    flow::worker_of,
+    flow::{Protocol, worker_of},
     packet::{Headers, Packet},
 };
 
-use crate::{agent, forward::Arrival, skb::Skb, sockets};
+use crate::{agent, forward::Arrival, handover, skb::Skb, sockets::Target};
 
 /// Set while this CPU looks for established sockets only.
 ///
@@ -47,6 +48,48 @@ pub enum Holder {
 /// Finds the socket that has this flow.
 #[inline(always)]
 pub fn holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder {
+    match headers.protocol {
+        Protocol::Tcp => tcp_holder(ctx, family, headers),
+        Protocol::Udp => udp_holder(ctx, family, headers),
+    }
+}
+
+/// Finds the connected UDP socket that has this flow.
+#[inline(always)]
+pub fn udp_holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder {
+    // include/net/tcp_states.h; a UDP socket that is connected is in this state.
+    const TCP_ESTABLISHED: u32 = 1;
+
+    let (mut tuple, length) = tuple(family, headers);
+    let Some(probing) = PROBING.get_ptr_mut(0) else {
+        return Holder::Nobody;
+    };
+    // SAFETY: the slot belongs to this CPU.
+    unsafe { *probing = 1 };
+    // SAFETY: tuple is initialised up to length.
+    let socket =
+        unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, length, BPF_F_CURRENT_NETNS, 0) };
+    // SAFETY: as above.
+    unsafe { *probing = 0 };
+    if socket.is_null() {
+        return Holder::Nobody;
+    }
+    // SAFETY: not null, and the reference is held until it is released here.
+    let state = unsafe {
+        let state = (*socket).state;
+        bpf_sk_release(socket.cast());
+        state
+    };
+    if state == TCP_ESTABLISHED {
+        Holder::Connection
+    } else {
+        Holder::Nobody
+    }
+}
+
+/// Finds the socket that has this TCP flow.
+#[inline(always)]
+pub fn tcp_holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder {
     // include/net/tcp_states.h
     const TCP_TIME_WAIT: u32 = 6;
     const TCP_LISTEN: u32 = 10;
@@ -149,20 +192,25 @@ pub fn completes_cookie_handshake(arrival: &Arrival<'_>) -> bool {
         headers.source_port,
         agent::state().workers(),
     );
-    let mut check = |ip: *mut u8, length: u32| {
-        sockets::with_listener(worker, |listener| {
+    let target = match handover::taken(&headers.ends()) {
+        Some(taken) => Target::of(taken, Protocol::Tcp, worker),
+        None => Target::worker(Protocol::Tcp, worker),
+    };
+    let tcp = &raw mut tcp;
+    let check = |ip: *mut u8, length: u32| {
+        let valid = |listener: *mut bpf_sock| {
             // SAFETY: both headers are copies on the stack of the lengths given.
             unsafe {
                 bpf_tcp_check_syncookie(
-                    listener,
+                    listener.cast(),
                     ip.cast(),
                     length,
-                    (&raw mut tcp).cast(),
-                    tcp.len() as u32,
+                    tcp.cast(),
+                    size_of::<[u8; 20]>() as u32,
                 ) == 0
             }
-        })
-        .unwrap_or(false)
+        };
+        target.with_socket(family, valid).unwrap_or(false)
     };
     match family {
         Family::V4 => skb

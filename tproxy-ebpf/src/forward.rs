@@ -16,7 +16,7 @@ use crate::{
     flow_filter::Stamp,
     handover, local_prefixes, rules,
     skb::Skb,
-    sockets,
+    sockets::{self, Target},
 };
 
 /// A TCP segment or UDP datagram, and where it is.
@@ -40,9 +40,10 @@ impl Arrival<'_> {
     }
 }
 
-/// Decides about one packet.
+/// Decides about one packet, and says whether it is the first of several fragments. What is said of
+/// later ones is for the caller to find out.
 #[inline(always)]
-pub fn decide(ctx: &TcContext, network_offset: usize) -> Outcome {
+pub fn decide(ctx: &TcContext, network_offset: usize, fragmented: &mut u32) -> Outcome {
     let skb = Skb::new(ctx);
 
     // 1. Only IP packets for this host's link-layer address can be routed by it.
@@ -69,15 +70,27 @@ pub fn decide(ctx: &TcContext, network_offset: usize) -> Outcome {
         return Outcome::OwnUpstream;
     }
 
-    // 3. A segment in mid-flow is ours when a socket has the flow, whatever the rules say now.
     let arrival = Arrival {
         ctx,
         family,
         headers,
         network_offset,
     };
-    if headers.protocol == Protocol::Tcp && !headers.flags.opens() {
-        return decide_in_flow(&arrival);
+    *fragmented = u32::from(headers.fragmented);
+
+    // 3. What is in mid-flow is ours when a socket has the flow, whatever the rules say now.
+    match headers.protocol {
+        Protocol::Tcp if !headers.flags.opens() => return decide_in_flow(&arrival),
+        Protocol::Tcp => {}
+        Protocol::Udp => {
+            let stamp = Stamp::of(&headers);
+            if stamp.is_recent()
+                && established::udp_holder(ctx, family, &headers) == Holder::Connection
+            {
+                stamp.renew();
+                return Outcome::EstablishedUdp;
+            }
+        }
     }
 
     // 4. A new flow is for the rules to decide.
@@ -89,7 +102,7 @@ pub fn decide(ctx: &TcContext, network_offset: usize) -> Outcome {
     if goes_its_own_way && headers.protocol == Protocol::Tcp {
         // Its ports may be those of an earlier flow of ours, whose TIME_WAIT socket must not get it.
         handover::let_go(&headers);
-        if established::holder(ctx, family, &headers) == Holder::TimeWait {
+        if established::tcp_holder(ctx, family, &headers) == Holder::TimeWait {
             established::hide_from_early_demux(ctx);
         }
     }
@@ -109,7 +122,7 @@ fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
     if !headers.flags.answers_opening() && !stamp.is_recent() {
         return without_socket(headers);
     }
-    let outcome = match established::holder(ctx, *family, headers) {
+    let outcome = match established::tcp_holder(ctx, *family, headers) {
         Holder::Nobody if established::completes_cookie_handshake(arrival) => Outcome::SynCookie,
         Holder::Nobody => return without_socket(headers),
         Holder::TimeWait if handover::was_let_go(headers) => {
@@ -158,13 +171,12 @@ fn decide_new(arrival: &Arrival<'_>) -> Outcome {
         return Outcome::NoRule;
     };
     // After the rules, because most flows that no rule wants are spared these two lookups.
-    if !is_forwarded(&flow) {
+    if !is_forwarded(&flow) || shuns_link_local(&flow, found.entry) {
         return Outcome::NotForwarded;
     }
     counters::count_flow(found.entry);
     match found.entry.action() {
-        // The listeners of others are not in the tables of sockets yet.
-        Action::Pass | Action::Redirect => Outcome::Passed,
+        Action::Pass => Outcome::Passed,
         Action::Drop => {
             counters::count_discarded(found.entry, arrival.length());
             Outcome::Dropped
@@ -173,7 +185,7 @@ fn decide_new(arrival: &Arrival<'_>) -> Outcome {
             counters::count_discarded(found.entry, arrival.length());
             Outcome::Rejected
         }
-        Action::Relay => hand_over(arrival, &flow, found.entry),
+        Action::Relay | Action::Redirect => hand_over(arrival, &flow, found.entry),
     }
 }
 
@@ -186,6 +198,15 @@ pub fn is_forwarded(flow: &Flow) -> bool {
         && !local_prefixes::contains(&flow.source)
 }
 
+/// What answers at link-local addresses trusts those on its link, and means nobody beyond: such flows
+/// are taken only by rules that name these addresses.
+#[inline(always)]
+pub const fn shuns_link_local(flow: &Flow, rule: RuleEntry) -> bool {
+    matches!(rule.action(), Action::Relay | Action::Redirect)
+        && flow.destination.is_v4_link_local()
+        && !rule.names_link_local()
+}
+
 #[inline(always)]
 fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
     let state = agent::state();
@@ -194,8 +215,8 @@ fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
         return Outcome::PassedDraining;
     }
     let worker = worker_of(&flow.source, flow.source_port, state.workers());
-    if sockets::with_listener(worker, |_| ()).is_some() {
-        handover::announce(&arrival.headers, rule);
+    if Target::of(rule.taken(), flow.protocol, worker).is_there(arrival.family) {
+        handover::announce(&arrival.headers.ends(), rule.taken());
         Stamp::of(&arrival.headers).renew();
         return Outcome::Taken;
     }

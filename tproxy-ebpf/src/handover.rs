@@ -1,19 +1,32 @@
 //! What was decided about the last flows to begin; see [`tproxy_common::handover`].
 //!
-//! Written here for each SYN, read here and by the agent when it accepts a flow. A later flow may
+//! Written here for each new flow, read here and by the agent when it gets one. A later flow may
 //! overwrite an earlier one's word, which the fingerprint in it shows.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
-use tproxy_common::{handover::Place, limits::HANDOVERS, packet::Headers, tables::RuleEntry};
+use tproxy_common::{
+    handover::{Ends, Place, Taken},
+    limits::HANDOVERS,
+    packet::Headers,
+};
 
 #[btf_map]
 static HANDOVER: Array<u64, HANDOVERS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// Tells the agent which rule took the flow.
+/// Tells which rule took the flow, and who gets it.
 #[inline(always)]
-pub fn announce(headers: &Headers, rule: RuleEntry) {
-    let place = Place::of(&headers.ends());
-    write(&place, place.word(rule.slot()));
+pub fn announce(ends: &Ends, taken: Taken) {
+    let place = Place::of(ends);
+    write(&place, place.word(taken));
+}
+
+/// Which rule took the flow, and who gets it, if that is still known.
+#[inline(always)]
+pub fn taken(ends: &Ends) -> Option<Taken> {
+    let place = Place::of(ends);
+    HANDOVER
+        .get(place.index)
+        .and_then(|word| place.taken(*word))
 }
 
 /// Remembers that the flow goes its own way.
@@ -26,10 +39,7 @@ pub fn let_go(headers: &Headers) {
 /// Whether the flow is known to have been taken.
 #[inline(always)]
 pub fn was_taken(headers: &Headers) -> bool {
-    let place = Place::of(&headers.ends());
-    HANDOVER
-        .get(place.index)
-        .is_some_and(|word| place.is_taken(*word))
+    taken(&headers.ends()).is_some()
 }
 
 /// Whether the flow is known to go its own way.

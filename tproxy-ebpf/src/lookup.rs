@@ -1,71 +1,188 @@
 //! Which socket takes a flow that is delivered to this host.
 
 use aya_ebpf::programs::SkLookupContext;
-use tproxy_common::{address::Address, flow::worker_of, outcome::Outcome};
+use tproxy_common::{
+    address::{Address, Family},
+    flow::{Flow, Protocol, Scope, worker_of},
+    handover::{Ends, Taken},
+    outcome::Outcome,
+    tables::{Action, OnMissing, RuleEntry},
+};
 
-use crate::{agent, established, interfaces, local_prefixes, sockets};
+use crate::{
+    agent, counters, established, handover, interfaces, local_prefixes, local_udp, rules,
+    sockets::{self, Reuseport, Target},
+};
+
+/// `LOOPBACK_IFINDEX`, include/net/flow.h.
+const LOOPBACK: u32 = 1;
 
 /// Decides about one lookup.
 #[inline(always)]
 pub fn choose(ctx: &SkLookupContext) -> Outcome {
-    // include/uapi/linux/in.h
-    const IPPROTO_TCP: u32 = 6;
-
     // 1. The tc program asked for established sockets, and there is none.
     if established::is_probing() {
         return Outcome::Probe;
     }
-    // SAFETY: the context is valid while the program runs.
-    let lookup = unsafe { &*ctx.lookup };
-    let Some((client, destination)) = addresses(ctx) else {
+    let Some(ends) = ends(ctx) else {
         return Outcome::NotOurs;
     };
-    if lookup.protocol != IPPROTO_TCP {
-        return Outcome::NotOurs;
-    }
-
-    // 2. Nobody talks to the agent's listeners directly: it would relay to itself.
+    // SAFETY: the context is valid while the program runs.
+    let interface = unsafe { (*ctx.lookup).ingress_ifindex };
     let state = agent::state();
-    if lookup.local_port == u32::from(state.port())
-        && sockets::with_listener(0, |_| ()).is_some()
-        && local_prefixes::contains(&destination)
+    let to_this_host = local_prefixes::contains(&ends.destination);
+
+    // 2. Nobody talks to the agent's sockets directly: it would relay to itself.
+    if ends.destination_port == state.port()
+        && to_this_host
+        && Target::worker(ends.protocol, 0).is_there(Family::V4)
     {
         return Outcome::DirectRefused;
     }
 
-    // 3. What arrives on an attached interface for an address that is not this host's own was
-    //    brought here by the tc program: it is ours even if the rules changed a moment ago.
-    if !interfaces::is_attached(lookup.ingress_ifindex) || local_prefixes::contains(&destination) {
-        return Outcome::NotOurs;
+    // 3. What is addressed to this host is for the rules of scope inbound.
+    if to_this_host {
+        return choose_inbound(ctx, &ends, interface, state.workers());
     }
-    let worker = worker_of(&client, u16::from_be(lookup.remote_port), state.workers());
-    if sockets::assign(ctx, worker) {
+
+    // 4. What arrives for another address on an attached interface was brought here by the tc program,
+    //    and on the loopback device by the hooks at connect and sendmsg: it is ours even if the rules
+    //    changed a moment ago.
+    let taken = if interfaces::is_attached(interface) {
+        handover::taken(&ends)
+    } else if interface == LOOPBACK {
+        match ends.protocol {
+            Protocol::Tcp => handover::taken(&ends.before_routing()),
+            Protocol::Udp => local_udp::taken(&ends),
+        }
+    } else {
+        return Outcome::NotOurs;
+    };
+    let worker = worker_of(&ends.source, ends.source_port, state.workers());
+    // A flow whose word another one has overwritten. Most are the agent's.
+    let taken = taken.unwrap_or_else(|| classify_again(&ends, interface));
+    if assign(ctx, taken, ends.protocol, worker) {
         Outcome::Assigned
     } else {
         Outcome::Missing
     }
 }
 
-/// Client and destination, `None` for an address family that is not IP.
+/// Who would get a forwarded flow if it began now.
 #[inline(always)]
-fn addresses(ctx: &SkLookupContext) -> Option<(Address, Address)> {
-    // include/linux/socket.h
-    const AF_INET: u32 = 2;
-    const AF_INET6: u32 = 10;
-    // SAFETY: the context is valid while the program runs.
-    let lookup = unsafe { &*ctx.lookup };
-    match lookup.family {
-        AF_INET => Some((
-            Address::v4(lookup.remote_ip4.to_ne_bytes()),
-            Address::v4(lookup.local_ip4.to_ne_bytes()),
-        )),
-        AF_INET6 => Some((v6(&lookup.remote_ip6), v6(&lookup.local_ip6))),
-        _ => None,
+fn classify_again(ends: &Ends, interface: u32) -> Taken {
+    match rules::find(&flow(ends, Scope::Forward, interface)) {
+        Some(found) => found.entry.taken(),
+        None => Taken {
+            slot: 0,
+            redirected: false,
+        },
     }
 }
 
 #[inline(always)]
-fn v6(words: &[u32; 4]) -> Address {
+fn choose_inbound(ctx: &SkLookupContext, ends: &Ends, interface: u32, workers: u32) -> Outcome {
+    let Some(found) = rules::find(&flow(ends, Scope::Inbound, interface)) else {
+        return Outcome::NotOurs;
+    };
+    // What this host says to itself is never caught; the relay's own way to a service here is that.
+    if interface == LOOPBACK || local_prefixes::contains(&ends.source) {
+        return Outcome::NotOurs;
+    }
+    let rule = found.entry;
+    counters::count_flow(rule);
+    match rule.action() {
+        Action::Pass => Outcome::InboundPassed,
+        Action::Reject => Outcome::InboundRejected,
+        Action::Drop if sockets::discard(ctx, ends.protocol) => Outcome::InboundDropped,
+        Action::Drop => Outcome::InboundRejected,
+        Action::Relay | Action::Redirect => hand_over_inbound(ctx, ends, rule, workers),
+    }
+}
+
+#[inline(always)]
+fn hand_over_inbound(
+    ctx: &SkLookupContext,
+    ends: &Ends,
+    rule: RuleEntry,
+    workers: u32,
+) -> Outcome {
+    let state = agent::state();
+    if !state.is_accepting() && (state.workers() == 0 || sockets::agent_lives()) {
+        return Outcome::InboundPassedMissing;
+    }
+    handover::announce(ends, rule.taken());
+    let worker = worker_of(&ends.source, ends.source_port, workers);
+    if assign(ctx, rule.taken(), ends.protocol, worker) {
+        return Outcome::InboundTaken;
+    }
+    match rule.on_missing() {
+        OnMissing::Pass => Outcome::InboundPassedMissing,
+        OnMissing::Drop => Outcome::InboundRefusedMissing,
+    }
+}
+
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, taken: Taken, protocol: Protocol, worker: u32) -> bool {
+    let reuseport = if taken.redirected {
+        Reuseport::Honoured
+    } else {
+        Reuseport::Ignored
+    };
+    Target::of(taken, protocol, worker).assign(ctx, reuseport)
+}
+
+#[inline(always)]
+fn flow(ends: &Ends, scope: Scope, interface: u32) -> Flow {
+    Flow {
+        scope,
+        protocol: ends.protocol,
+        interface,
+        source: ends.source,
+        source_port: ends.source_port,
+        destination: ends.destination,
+        destination_port: ends.destination_port,
+    }
+}
+
+/// Client and destination; `None` for what is neither TCP nor UDP over IP.
+#[inline(always)]
+fn ends(ctx: &SkLookupContext) -> Option<Ends> {
+    // include/linux/socket.h, include/uapi/linux/in.h
+    const AF_INET: u32 = 2;
+    const AF_INET6: u32 = 10;
+    const IPPROTO_TCP: u32 = 6;
+    const IPPROTO_UDP: u32 = 17;
+    // SAFETY: the context is valid while the program runs.
+    let lookup = unsafe { &*ctx.lookup };
+    let protocol = match lookup.protocol {
+        IPPROTO_TCP => Protocol::Tcp,
+        IPPROTO_UDP => Protocol::Udp,
+        _ => return None,
+    };
+    let (source, destination) = match lookup.family {
+        AF_INET => (
+            Address::v4(lookup.remote_ip4.to_ne_bytes()),
+            Address::v4(lookup.local_ip4.to_ne_bytes()),
+        ),
+        AF_INET6 => (
+            Address::v6(octets(&lookup.remote_ip6)),
+            Address::v6(octets(&lookup.local_ip6)),
+        ),
+        _ => return None,
+    };
+    Some(Ends {
+        protocol,
+        source,
+        source_port: u16::from_be(lookup.remote_port),
+        destination,
+        destination_port: lookup.local_port as u16,
+    })
+}
+
+/// The octets of an IPv6 address as contexts have it: four words in network byte order.
+#[inline(always)]
+pub fn octets(words: &[u32; 4]) -> [u8; 16] {
     let mut octets = [0; 16];
     let mut word = 0;
     while word < 4 {
@@ -76,5 +193,5 @@ fn v6(words: &[u32; 4]) -> Address {
         octets[word * 4 + 3] = d;
         word += 1;
     }
-    Address::v6(octets)
+    octets
 }

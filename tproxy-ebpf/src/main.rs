@@ -18,25 +18,32 @@
 
 mod agent;
 mod answer;
+mod connect;
 mod counters;
 mod established;
 mod explain;
 mod flow_filter;
 mod forward;
+mod fragments;
 mod handover;
 mod interfaces;
+mod local;
 mod local_prefixes;
+mod local_udp;
 mod lookup;
+mod opening;
 mod reset;
 mod rules;
+mod sendmsg;
 mod skb;
 mod sockets;
 mod unreachable;
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action},
-    macros::{classifier, sk_lookup},
-    programs::{SkLookupContext, TcContext},
+    helpers::bpf_set_retval,
+    macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops},
+    programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext},
 };
 use tproxy_common::outcome::Outcome;
 
@@ -65,6 +72,60 @@ pub fn tproxy_lookup(ctx: SkLookupContext) -> u32 {
     }
 }
 
+/// A process of this host connects a socket to an IPv4 address.
+#[cgroup_sock_addr(connect4)]
+pub fn tproxy_connect4(ctx: SockAddrContext) -> i32 {
+    permit(connect::decide_v4(&ctx))
+}
+
+/// The same to an IPv6 address.
+#[cgroup_sock_addr(connect6)]
+pub fn tproxy_connect6(ctx: SockAddrContext) -> i32 {
+    permit(connect::decide_v6(&ctx))
+}
+
+/// A process of this host sends a datagram to an IPv4 address by a socket that is not connected.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn tproxy_sendmsg4(ctx: SockAddrContext) -> i32 {
+    permit(sendmsg::decide_v4(&ctx))
+}
+
+/// The same to an IPv6 address.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn tproxy_sendmsg6(ctx: SockAddrContext) -> i32 {
+    permit(sendmsg::decide_v6(&ctx))
+}
+
+/// A TCP socket of this host is about to send its SYN, among other occasions.
+#[sock_ops]
+pub fn tproxy_opening(ctx: SockOpsContext) -> u32 {
+    opening::mark(&ctx);
+    1
+}
+
+/// Counts what was decided about a system call, and answers it.
+#[inline(always)]
+fn permit(outcome: Option<Outcome>) -> i32 {
+    // include/uapi/asm-generic/errno.h
+    const ECONNREFUSED: i32 = 111;
+    const ALLOWED: i32 = 1;
+    const REFUSED: i32 = 0;
+    let Some(outcome) = outcome else {
+        return ALLOWED;
+    };
+    counters::count(outcome);
+    match verdict(outcome) {
+        Verdict::Continue | Verdict::Mark => ALLOWED,
+        // The kernel's own word for it is EPERM.
+        Verdict::Discard => REFUSED,
+        Verdict::Answer => {
+            // SAFETY: the helper takes a number.
+            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            REFUSED
+        }
+    }
+}
+
 /// Says which rule takes an Ethernet frame (`tproxy_common::explanation`). It is loaded by who asks,
 /// over the maps that are there, and never attached.
 #[classifier]
@@ -74,7 +135,13 @@ pub fn tproxy_explain(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn steer<const NETWORK_OFFSET: usize>(ctx: &TcContext) -> i32 {
-    let outcome = match decide::<NETWORK_OFFSET>(ctx.skb.skb) {
+    let mut fragmented = 0;
+    let outcome = match decide::<NETWORK_OFFSET>(ctx.skb.skb, &mut fragmented) {
+        Outcome::Fragment => fragments::decide_later(ctx, NETWORK_OFFSET),
+        outcome if fragmented != 0 => fragments::decide_first(ctx, NETWORK_OFFSET, outcome),
+        outcome => outcome,
+    };
+    let outcome = match outcome {
         Outcome::Rejected if !answer::refuse(ctx, NETWORK_OFFSET) => Outcome::RejectedUnanswered,
         Outcome::RefusedMissing if !answer::refuse(ctx, NETWORK_OFFSET) => Outcome::DroppedMissing,
         outcome => outcome,
@@ -95,8 +162,8 @@ fn steer<const NETWORK_OFFSET: usize>(ctx: &TcContext) -> i32 {
 /// A function of its own, so that its stack is free again for the one that makes answers: there are
 /// 512 bytes for all that are called from one another.
 #[inline(never)]
-fn decide<const NETWORK_OFFSET: usize>(skb: *mut __sk_buff) -> Outcome {
-    forward::decide(&TcContext::new(skb), NETWORK_OFFSET)
+fn decide<const NETWORK_OFFSET: usize>(skb: *mut __sk_buff, fragmented: &mut u32) -> Outcome {
+    forward::decide(&TcContext::new(skb), NETWORK_OFFSET, fragmented)
 }
 
 #[derive(Clone, Copy)]
@@ -105,9 +172,10 @@ enum Verdict {
     Continue,
     /// The packet is marked, so that it is delivered to this host.
     Mark,
-    /// The packet has become its own answer and goes back.
+    /// tc: the packet has become its own answer and goes back. connect, sendmsg: ECONNREFUSED.
     Answer,
-    /// tc: the packet is discarded. sk_lookup: no socket takes it, so TCP answers with RST.
+    /// tc: the packet is discarded. sk_lookup: no socket takes it, so TCP answers with RST and UDP
+    /// with an ICMP error. connect, sendmsg: EPERM.
     Discard,
 }
 
@@ -129,14 +197,35 @@ const fn verdict(outcome: Outcome) -> Verdict {
         | Outcome::PassedDraining
         | Outcome::Foreign
         | Outcome::NotOurs
-        | Outcome::Assigned => Verdict::Continue,
+        | Outcome::Assigned
+        | Outcome::InboundTaken
+        | Outcome::InboundPassed
+        | Outcome::InboundPassedMissing
+        // A socket has it that discards it.
+        | Outcome::InboundDropped
+        | Outcome::LocalMarked
+        | Outcome::LocalNotForwarded
+        | Outcome::LocalNoRule
+        | Outcome::LocalPassed
+        | Outcome::LocalPassedMissing
+        // The socket is marked, or its datagram comes from the stand-in.
+        | Outcome::LocalTaken => Verdict::Continue,
         Outcome::Taken
         | Outcome::Established
+        | Outcome::EstablishedUdp
+        | Outcome::FragmentTaken
         | Outcome::SynCookie
         | Outcome::Orphaned
         | Outcome::IcmpError => Verdict::Mark,
-        Outcome::RefusedMissing | Outcome::Rejected => Verdict::Answer,
+        Outcome::RefusedMissing
+        | Outcome::Rejected
+        | Outcome::LocalRejected
+        | Outcome::LocalRefusedMissing => Verdict::Answer,
         Outcome::Dropped
+        | Outcome::FragmentDropped
+        | Outcome::InboundRejected
+        | Outcome::InboundRefusedMissing
+        | Outcome::LocalDropped
         | Outcome::DroppedMissing
         | Outcome::RejectedUnanswered
         | Outcome::Missing

@@ -6,11 +6,13 @@
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
     btf_maps::{Array, ArrayOfMaps},
+    helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_uid_gid},
     macros::btf_map,
 };
 use tproxy_common::{
-    classifier::{Match, classify},
-    flow::Flow,
+    address::Address,
+    classifier::{self, Match, classify, classify_local},
+    flow::{Flow, Protocol, Scope},
     tables::{BLOCK_WORDS, Block, Tables},
 };
 
@@ -37,4 +39,34 @@ impl Tables for InForce<'_> {
 #[inline(always)]
 pub fn find(flow: &Flow) -> Option<Match> {
     classify(&InForce(GENERATION.get(0)?), flow)
+}
+
+/// The rule that takes a flow that the running process opens.
+#[inline(always)]
+pub fn find_local(flow: &Flow) -> Option<Match> {
+    let user = bpf_get_current_uid_gid() as u32;
+    classify_local(&InForce(GENERATION.get(0)?), flow, user, |level| {
+        // SAFETY: the helper takes a number; no group has the number 0, which is the answer for a
+        // level below the process's own.
+        match unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) } {
+            0 => None,
+            cgroup => Some(cgroup),
+        }
+    })
+}
+
+/// Whether a rule may take a flow between these addresses.
+#[inline(always)]
+pub fn may_match(
+    scope: Scope,
+    protocol: Protocol,
+    interface: u32,
+    source: &Address,
+    destination: &Address,
+) -> bool {
+    let matches = GENERATION.get(0).and_then(|tables| {
+        let tables = InForce(tables);
+        classifier::may_match(&tables, scope, protocol, interface, source, destination)
+    });
+    matches.unwrap_or(false)
 }

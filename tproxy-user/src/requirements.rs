@@ -3,9 +3,8 @@
 use aya::util::KernelVersion;
 use caps::{CapSet, Capability};
 
-/// The first kernel whose sk_lookup programs see the interface that a packet came in by
-/// (`ingress_ifindex`, Linux 5.17).
-const OLDEST: (u8, u8) = (5, 17);
+/// The first kernel whose programs at connect(2) can say why it fails (`bpf_set_retval`, Linux 5.18).
+const OLDEST: (u8, u8) = (5, 18);
 
 const NEEDED: [(Capability, &str, &str); 4] = [
     (
@@ -34,7 +33,7 @@ pub enum Missing {
     Capability(String, &'static str),
     /// A newer kernel.
     #[error(
-        "this kernel is Linux {0}, and sk_lookup with the ingress interface needs 5.17 or later"
+        "this kernel is Linux {0}, and programs that answer connect(2) need 5.18 or later"
     )]
     Kernel(String),
 }

@@ -69,6 +69,34 @@ unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<RawFd> 
     }
 }
 
+/// The number by which programs know the calling thread's network namespace: of all there ever were,
+/// no other has it (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub(crate) fn namespace_cookie() -> io::Result<u64> {
+    /// include/uapi/asm-generic/socket.h
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: value and length are on the stack, and the length is that of the value.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    match answer {
+        0 => Ok(cookie),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Gives the pages of freed memory back to the kernel (`malloc_trim(3)`). Loading programs takes
 /// megabytes for a moment, which the allocator would keep.
 pub(crate) fn release_freed_memory() {

@@ -86,6 +86,8 @@ pub struct Headers {
     pub flags: TcpFlags,
     /// Where the transport header begins, in bytes from the beginning of the frame.
     pub transport_offset: usize,
+    /// Whether this is the first of several fragments.
+    pub fragmented: bool,
 }
 
 impl Headers {
@@ -94,6 +96,7 @@ impl Headers {
     #[inline(always)]
     pub const fn ends(&self) -> Ends {
         Ends {
+            protocol: self.protocol,
             source: self.source,
             source_port: self.source_port,
             destination: self.destination,
@@ -146,7 +149,7 @@ pub enum Unreadable {
     /// Headers cut short, by the end of the frame or by the length in the IP header, or
     /// contradictory.
     Malformed,
-    /// A fragment of a larger packet.
+    /// A fragment of a larger packet, other than its first.
     Fragment,
     /// Neither TCP nor UDP.
     OtherProtocol,
@@ -202,6 +205,7 @@ pub fn parse<P: Packet + ?Sized>(
         destination_port: u16::from_be_bytes([destination_high, destination_low]),
         flags,
         transport_offset: at,
+        fragmented: network.fragmented,
     })
 }
 
@@ -211,7 +215,11 @@ struct Network<'a, P: ?Sized> {
     source: Address,
     destination: Address,
     transport_offset: usize,
+    fragmented: bool,
 }
+
+/// Of the flags of an IPv4 header (RFC 791, 3.1).
+const MORE_FRAGMENTS: u8 = 0x20;
 
 /// RFC 791, 3.1.
 #[inline(always)]
@@ -221,8 +229,8 @@ fn parse_v4<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, 
     if header[0] >> 4 != 4 || header_length < header.len() {
         return Err(Unreadable::Malformed);
     }
-    // More fragments, or an offset: either makes it a fragment.
-    if header[6] & 0x3f != 0 || header[7] != 0 {
+    // What begins behind the transport header has no ports.
+    if header[6] & 0x1f != 0 || header[7] != 0 {
         return Err(Unreadable::Fragment);
     }
     Ok(Network {
@@ -231,6 +239,7 @@ fn parse_v4<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, 
         source: Address::v4([header[12], header[13], header[14], header[15]]),
         destination: Address::v4([header[16], header[17], header[18], header[19]]),
         transport_offset: offset + header_length,
+        fragmented: header[6] & MORE_FRAGMENTS != 0,
     })
 }
 
@@ -246,6 +255,7 @@ fn parse_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, 
     let packet = Bounded::by_v6(frame, offset, &fixed);
     let mut protocol = fixed[6];
     let mut at = offset + V6_HEADER;
+    let mut fragmented = false;
     for _ in 0..EXTENSION_HEADERS {
         if !is_extension(protocol) {
             break;
@@ -253,10 +263,11 @@ fn parse_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, 
         let extension: [u8; 4] = packet.read(at).ok_or(Unreadable::Malformed)?;
         at += match protocol {
             FRAGMENT => {
-                // An atomic fragment (RFC 6946) is whole: offset 0 and no more to come.
-                if extension[2] != 0 || extension[3] & 0xf9 != 0 {
+                if extension[2] != 0 || extension[3] & 0xf8 != 0 {
                     return Err(Unreadable::Fragment);
                 }
+                // One with no more to come (RFC 6946) is whole.
+                fragmented = extension[3] & 1 != 0;
                 8
             }
             AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
@@ -275,6 +286,7 @@ fn parse_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, 
         source: Address::v6(source),
         destination: Address::v6(destination),
         transport_offset: at,
+        fragmented,
     })
 }
 

@@ -90,6 +90,7 @@ impl Built {
             destination_port: ports.1,
             flags: TcpFlags::from_bits(flags),
             transport_offset: bytes.len() - self.payload.len() - length,
+            fragmented: false,
         }
     }
 }
@@ -301,7 +302,7 @@ fn plain_reading(frame: &[u8], family: Family, offset: usize) -> Result<Headers,
     let version = octet(0)? >> 4;
     // Nothing is read behind the packet's own end.
     let within = |length: usize| packet.get(..length).unwrap_or(packet);
-    let (source, destination, protocol, transport, packet) = match family {
+    let (source, destination, protocol, transport, packet, fragmented) = match family {
         Family::V4 => {
             let fixed = packet.get(..20).ok_or(cut)?;
             let length = (octet(0)? & 0xf) * 4;
@@ -309,7 +310,7 @@ fn plain_reading(frame: &[u8], family: Family, offset: usize) -> Result<Headers,
                 return Err(Unreadable::Malformed);
             }
             let fragment = octet(6)? * 256 + octet(7)?;
-            if fragment & 0x2000 != 0 || fragment & 0x1fff != 0 {
+            if fragment & 0x1fff != 0 {
                 return Err(Unreadable::Fragment);
             }
             (
@@ -318,6 +319,7 @@ fn plain_reading(frame: &[u8], family: Family, offset: usize) -> Result<Headers,
                 fixed[9],
                 length,
                 within(octet(2)? * 256 + octet(3)?),
+                fragment & 0x2000 != 0,
             )
         }
         Family::V6 => {
@@ -326,13 +328,14 @@ fn plain_reading(frame: &[u8], family: Family, offset: usize) -> Result<Headers,
                 return Err(Unreadable::Malformed);
             }
             let packet = within(40 + octet(4)? * 256 + octet(5)?);
-            let (protocol, transport) = plain_walk(packet, fixed[6], 40, 0)?;
+            let (protocol, transport, fragmented) = plain_walk(packet, fixed[6], 40, 0, false)?;
             (
                 Address::v6(fixed[8..24].try_into().unwrap()),
                 Address::v6(fixed[24..40].try_into().unwrap()),
                 protocol,
                 transport,
                 packet,
+                fragmented,
             )
         }
     };
@@ -357,18 +360,20 @@ fn plain_reading(frame: &[u8], family: Family, offset: usize) -> Result<Headers,
             0
         }),
         transport_offset: offset + transport,
+        fragmented,
     })
 }
 
-/// Number and place of the first header that is no extension header.
+/// Number and place of the first header that is no extension header, and whether it is in a fragment.
 fn plain_walk(
     packet: &[u8],
     number: u8,
     at: usize,
     walked: usize,
-) -> Result<(u8, usize), Unreadable> {
+    mut fragmented: bool,
+) -> Result<(u8, usize, bool), Unreadable> {
     if ![0, 43, 44, 51, 60].contains(&number) {
-        return Ok((number, at));
+        return Ok((number, at, fragmented));
     }
     if walked == EXTENSION_HEADERS {
         return Err(Unreadable::TooManyExtensions);
@@ -380,13 +385,14 @@ fn plain_walk(
         44 => {
             let field = u16::from_be_bytes([header[2], header[3]]);
             let (fragment_offset, more) = (field >> 3, field & 1);
-            if (fragment_offset, more) != (0, 0) {
+            if fragment_offset != 0 {
                 return Err(Unreadable::Fragment);
             }
+            fragmented = more == 1;
             8
         }
         51 => (length + 2) * 4,
         _ => 8 + length * 8,
     };
-    plain_walk(packet, header[0], at + octets, walked + 1)
+    plain_walk(packet, header[0], at + octets, walked + 1, fragmented)
 }

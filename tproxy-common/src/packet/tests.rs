@@ -78,6 +78,7 @@ fn expected_v4(protocol: Protocol, flags: u8, transport_offset: usize) -> Header
         destination_port: 443,
         flags: TcpFlags::from_bits(flags),
         transport_offset,
+        fragmented: false,
     }
 }
 
@@ -175,24 +176,24 @@ fn a_version_that_contradicts_the_ethertype_is_malformed() {
 fn ipv4_fragments_are_recognised_by_offset_or_more_to_come() {
     const MORE_FRAGMENTS: u16 = 0x2000;
     const DO_NOT_FRAGMENT: u16 = 0x4000;
-    for (field, whole) in [
-        (0, true),
-        (DO_NOT_FRAGMENT, true),
+    for (field, fragmented) in [
+        (0, Some(false)),
+        (DO_NOT_FRAGMENT, Some(false)),
         // The reserved bit makes no fragment (RFC 791, 3.1).
-        (0x8000, true),
-        (MORE_FRAGMENTS, false),
-        (1, false),
-        (0x1fff, false),
-        (0x0100, false),
-        (MORE_FRAGMENTS | 0xb9, false),
+        (0x8000, Some(false)),
+        (MORE_FRAGMENTS, Some(true)),
+        (1, None),
+        (0x1fff, None),
+        (0x0100, None),
+        (MORE_FRAGMENTS | 0xb9, None),
     ] {
         let mut frame = v4(&[], UDP, &udp());
         frame[ETHERNET + 6..][..2].copy_from_slice(&field.to_be_bytes());
-        let expected = if whole {
-            Ok(expected_v4(Protocol::Udp, 0, 34))
-        } else {
-            Err(Unreadable::Fragment)
+        let of_first = |fragmented| Headers {
+            fragmented,
+            ..expected_v4(Protocol::Udp, 0, 34)
         };
+        let expected = fragmented.map(of_first).ok_or(Unreadable::Fragment);
         assert_eq!(parsed(&frame, Family::V4), expected, "{field:#06x}");
     }
 }
@@ -252,23 +253,23 @@ fn a_routing_header_is_stepped_over_when_no_segments_are_left() {
 fn an_atomic_fragment_is_whole_and_others_are_not() {
     const MORE: u16 = 1;
     const RESERVED: u16 = 0b110;
-    for (field, whole) in [
-        (0, true),
-        (RESERVED, true),
-        (MORE, false),
-        (1 << 3, false),
-        (0x1fff << 3, false),
-        (0xb9 << 3 | MORE, false),
-        (0x0100, false),
+    for (field, fragmented) in [
+        (0, Some(false)),
+        (RESERVED, Some(false)),
+        (MORE, Some(true)),
+        (1 << 3, None),
+        (0x1fff << 3, None),
+        (0xb9 << 3 | MORE, None),
+        (0x0100, None),
     ] {
         let [high, low] = field.to_be_bytes();
         // The octet after the next header is reserved: not a length.
         let octets = [0xff, high, low, 1, 2, 3, 4];
-        let expected = if whole {
-            Ok(expected_v6(Protocol::Udp, 0, 62))
-        } else {
-            Err(Unreadable::Fragment)
+        let of_first = |fragmented| Headers {
+            fragmented,
+            ..expected_v6(Protocol::Udp, 0, 62)
         };
+        let expected = fragmented.map(of_first).ok_or(Unreadable::Fragment);
         assert_eq!(
             parsed(&v6(&[(FRAGMENT, &octets)], UDP, &udp()), Family::V6),
             expected,
@@ -445,7 +446,7 @@ fn fragments_and_other_protocols_need_no_transport_header() {
         (v4(&[], ICMP, &[]), Family::V4, Unreadable::OtherProtocol),
         (v6(&[], ESP, &[]), Family::V6, Unreadable::OtherProtocol),
         (
-            v6(&[(FRAGMENT, &[0, 0, 1])], UDP, &[]),
+            v6(&[(FRAGMENT, &[0, 0, 9])], UDP, &[]),
             Family::V6,
             Unreadable::Fragment,
         ),

@@ -21,7 +21,7 @@ use crate::{
     kernel::{self, Loaded, Maps, bpffs},
     relay::{self, Capacity, Relay},
     requirements,
-    sys::release_freed_memory,
+    sys::{namespace_cookie, release_freed_memory},
 };
 
 /// An instance that takes flows.
@@ -359,6 +359,11 @@ fn load(instance: &Instance, assignment: Assignment) -> anyhow::Result<Loaded> {
     let settings = kernel::Settings {
         mark: assignment.mark,
         upstream_mark: assignment.upstream_mark(),
+        namespace_cookie: namespace_cookie().context("cannot identify the network namespace")?,
+        stand_ins: (
+            std::net::Ipv4Addr::new(127, 116, 29, 46),
+            "fd74:7072:6f78:79::1d2e".parse()?,
+        ),
     };
     let loaded = kernel::load(settings, &unfinished)?;
     fs::rename(&unfinished, &finished)

@@ -97,13 +97,16 @@ impl Steering {
 impl Policy for Steering {
     fn admit(&self, client: SocketAddr, destination: SocketAddr) -> Option<Admission> {
         let ends = Ends {
+            protocol: Protocol::Tcp,
             source: client.ip().into(),
             source_port: client.port(),
             destination: destination.ip().into(),
             destination_port: destination.port(),
         };
-        let tag = match self.handover.slot(Place::of(&ends)) {
-            Some(slot) => self.tag(slot),
+        let announced = |ends: &Ends| self.handover.taken(Place::of(ends));
+        let taken = announced(&ends).or_else(|| announced(&ends.before_routing()));
+        let tag = match taken {
+            Some(taken) => self.tag(taken.slot),
             None => self.classify(&ends),
         };
         Some(Admission::direct(tag, destination))
@@ -157,7 +160,7 @@ impl Rules {
 fn flow(ends: &Ends, interface: u32) -> Flow {
     Flow {
         scope: Scope::Forward,
-        protocol: Protocol::Tcp,
+        protocol: ends.protocol,
         interface,
         source: ends.source,
         source_port: ends.source_port,

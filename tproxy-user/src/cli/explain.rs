@@ -277,7 +277,12 @@ fn judge(
     };
     // The tables in force have the last word; what was typed only explains it.
     let found = match &named.owner {
-        Some(owner) => classify_local(tables, &flow, &owner.ids()?),
+        Some(owner) => {
+            let groups = owner.groups()?;
+            classify_local(tables, &flow, owner.uid, |level| {
+                groups.get(level as usize - 1).copied()
+            })
+        }
         None => classify(tables, &flow),
     };
     let Some(found) = found else {

@@ -277,7 +277,7 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 /// directory, and users by their ids, now and ever after.
 fn accept(rule: &mut RuleSpec) -> anyhow::Result<()> {
     rule.resolve_users();
-    let valid = rule.check().map_err(instance::Error::from)?;
+    rule.check().map_err(instance::Error::from)?;
     for word in rule.src.iter_mut().chain(&mut rule.dst) {
         let absolute = absolute_word(word, std::path::Path::new(""));
         if let Some(absolute) = absolute.context("cannot find the working directory")? {
@@ -286,9 +286,6 @@ fn accept(rule: &mut RuleSpec) -> anyhow::Result<()> {
     }
     for masked in rule.mask_host_bits() {
         log::warn!("{}", masked.text);
-    }
-    if let Some(reason) = valid.without_effect() {
-        log::warn!("the rule {reason}");
     }
     Ok(())
 }

@@ -120,7 +120,7 @@ fn compile_within(
     roots[Dimension::SourcePort as usize] =
         narrow_dimension(&mut arena, rules, |source| ports(&source.rule.source_ports))?;
     roots[Dimension::DestinationPort as usize] = narrow_dimension(&mut arena, rules, |source| {
-        ports(&source.rule.destination_ports)
+        ports(&source.rule.reached_ports())
     })?;
     roots[Dimension::User as usize] = narrow_dimension(&mut arena, rules, users)?;
     roots[Dimension::Cgroup as usize] = narrow_dimension(&mut arena, rules, cgroups)?;
@@ -253,7 +253,9 @@ fn write_entries(arena: &mut Arena, rules: &[Source<'_>]) -> u32 {
             let mut block = Block::ZERO;
             for (word, source) in block.words.iter_mut().zip(chunk) {
                 let rule = source.rule;
-                *word = RuleEntry::new(rule.action, rule.on_missing, source.slot).to_word();
+                *word = RuleEntry::new(rule.action, rule.on_missing, source.slot)
+                    .naming_link_local(rule.names_link_local())
+                    .to_word();
             }
             block
         })

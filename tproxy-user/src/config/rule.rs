@@ -164,16 +164,11 @@ impl Typed {
         }
         match checked {
             Ok(rule) => {
-                let reason = rule.without_effect();
-                let read = FileRule {
+                Some(FileRule {
                     rule,
                     lines: self.lines(document),
                     spec: self.spec,
-                };
-                if let Some(reason) = reason {
-                    document.warn(self.header, format!("rule {} {reason}", read.title()));
-                }
-                Some(read)
+                })
             }
             Err(errors) => {
                 for error in errors.iter() {

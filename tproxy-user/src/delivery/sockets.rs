@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use tproxy_common::handover::Ends;
+use tproxy_common::{flow::Protocol, handover::Ends};
 
 use super::{Error, Refusal};
 
@@ -94,6 +94,7 @@ fn request(family: u8) -> Vec<u8> {
 /// v4-mapped addresses.
 fn ends(socket: &SocketId) -> Ends {
     Ends {
+        protocol: Protocol::Tcp,
         source: socket.destination_address.to_canonical().into(),
         source_port: socket.destination_port,
         destination: socket.source_address.to_canonical().into(),

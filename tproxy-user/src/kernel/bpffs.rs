@@ -1,12 +1,10 @@
 //! Where the BPF file system is.
 //!
-//! `ip netns exec` gives a command a mount namespace of its own with another `/sys`. Pins that were
-//! made in there would be seen by nobody else and vanish with the command, so the file system of
-//! the mount namespace that the command was started from is used: that of its outermost ancestor,
-//! on most machines process 1.
+//! Pins that were made in the mount namespace of `ip netns exec` would be seen by nobody else and
+//! vanish with the command, so the file system of the one that the command was started from is used.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     os::{
         fd::{AsFd as _, AsRawFd as _},
@@ -23,6 +21,8 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
+
+use crate::mount_namespace::outer_process;
 
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 
@@ -86,33 +86,6 @@ pub fn find() -> Option<PathBuf> {
 #[must_use]
 pub fn of_process(pid: u32) -> PathBuf {
     format!("/proc/{pid}/root{MOUNT_POINT}").into()
-}
-
-/// The outermost ancestor that this process may look at, if its mount namespace is another one.
-fn outer_process() -> Option<u32> {
-    static FOUND: OnceLock<Option<u32>> = OnceLock::new();
-    *FOUND.get_or_init(|| {
-        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-        let own = namespace(std::process::id())?;
-        let mut outermost = None;
-        let mut process = std::process::id();
-        while let Some(parent) = parent_of(process).filter(|parent| *parent != 0) {
-            if let Some(namespace) = namespace(parent) {
-                outermost = Some((parent, namespace));
-            }
-            process = parent;
-        }
-        let (process, namespace) = outermost?;
-        (namespace != own).then_some(process)
-    })
-}
-
-/// The fourth field of `/proc/PID/stat`; the second, a name, may hold anything but ends with the
-/// last parenthesis (`proc_pid_stat(5)`).
-fn parent_of(process: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let (_, behind_name) = stat.rsplit_once(')')?;
-    behind_name.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Only a thread with file system attributes of its own may change its mount namespace.

@@ -3,7 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use aya::maps::Map;
-use tproxy_common::{handover::Place, limits::HANDOVERS};
+use tproxy_common::{
+    handover::{Place, Taken},
+    limits::HANDOVERS,
+};
 
 use super::{Error, Maps};
 use crate::sys::SharedArray;
@@ -30,11 +33,10 @@ impl Handover {
         Ok(Self { memory })
     }
 
-    /// The counter slot of the rule that took the flow with this place, unless another flow has
-    /// overwritten it.
+    /// What took the flow with this place, unless another flow has overwritten that.
     #[must_use]
-    pub fn slot(&self, place: Place) -> Option<u32> {
+    pub fn taken(&self, place: Place) -> Option<Taken> {
         let word = self.memory.words()[place.index as usize].load(Ordering::Relaxed);
-        place.slot(word)
+        place.taken(word)
     }
 }

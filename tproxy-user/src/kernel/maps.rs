@@ -9,11 +9,17 @@ use std::{
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, SockMap, lpm_trie::Key};
 use ipnet::IpNet;
-use tproxy_common::{address::Address, agent::AgentState, limits::LIFELINE};
+use tproxy_common::{
+    address::Address,
+    agent::AgentState,
+    flow::Protocol,
+    sockets::{self, LIFELINE},
+};
 
 use super::Error;
 
 const LOCAL: &str = "LOCAL";
+const SOCKETS: &str = "SOCKETS";
 
 /// The maps of one instance, reached through their pins.
 #[derive(Clone, Debug)]
@@ -60,13 +66,13 @@ impl Maps {
         listeners: &[TcpListener],
         lifeline: &UnixDatagram,
     ) -> Result<(), Error> {
-        let name = "RELAY_LISTENERS";
-        let mut map: SockMap<MapData> = self.open(name, TryInto::try_into)?;
+        let mut map: SockMap<MapData> = self.open(SOCKETS, TryInto::try_into)?;
         map.set(LIFELINE, &lifeline.as_raw_fd(), 0)
-            .map_err(failed(name))?;
+            .map_err(failed(SOCKETS))?;
         for (worker, listener) in (0..).zip(listeners) {
-            map.set(worker, &listener.as_raw_fd(), 0)
-                .map_err(failed(name))?;
+            let place = sockets::relay(Protocol::Tcp, worker);
+            map.set(place, &listener.as_raw_fd(), 0)
+                .map_err(failed(SOCKETS))?;
         }
         Ok(())
     }

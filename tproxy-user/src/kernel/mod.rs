@@ -9,6 +9,7 @@ mod handover;
 mod links;
 mod maps;
 mod object;
+mod process_hooks;
 
 pub use counters::{Counters, IntakeCounters, RelayCounters, RuleTotals};
 pub use explanation::ask;
@@ -21,6 +22,9 @@ pub use links::{
 };
 pub use maps::Maps;
 pub use object::{Loaded, Settings, load};
+pub use process_hooks::{
+    attach_process_hooks, detach_process_hooks, process_hooks_are_attached,
+};
 
 use std::{io, path::PathBuf};
 

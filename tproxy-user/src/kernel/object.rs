@@ -4,6 +4,7 @@ use std::{
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
+    net::{Ipv4Addr, Ipv6Addr},
     path::Path,
     thread,
 };
@@ -30,6 +31,11 @@ pub struct Settings {
     pub mark: u32,
     /// Mark of the agent's own connections.
     pub upstream_mark: u32,
+    /// Cookie of the network namespace whose processes the hooks of scope local concern
+    /// (`SO_NETNS_COOKIE`).
+    pub namespace_cookie: u64,
+    /// Stand-ins for the source addresses of datagrams that processes of this host send.
+    pub stand_ins: (Ipv4Addr, Ipv6Addr),
 }
 
 /// What was loaded, for whoever finds it pinned later.
@@ -75,9 +81,19 @@ fn fingerprint() -> u64 {
 ///
 /// When the kernel refuses a part; what was pinned before stays for the caller to remove.
 pub fn load(settings: Settings, directory: &Path) -> Result<Loaded, Error> {
+    let (v4, v6) = settings.stand_ins;
+    // As the contexts of programs have addresses: words in network byte order.
+    let v4 = u32::from_ne_bytes(v4.octets());
+    let mut words = [0; 4];
+    for (word, octets) in words.iter_mut().zip(v6.octets().chunks_exact(4)) {
+        *word = u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]);
+    }
     let mut object = EbpfLoader::new()
         .override_global("MARK", &settings.mark, true)
         .override_global("UPSTREAM_MARK", &settings.upstream_mark, true)
+        .override_global("NETWORK_NAMESPACE", &settings.namespace_cookie, true)
+        .override_global("STAND_IN_V4", &v4, true)
+        .override_global("STAND_IN_V6", &words, true)
         .load(OBJECT)
         .map_err(|cause| Error::Object { cause })?;
     load_programs(&mut object, directory)?;
@@ -117,6 +133,8 @@ fn load_program(name: &str, program: &mut Program, path: &Path) -> Result<(), Er
     let loaded = match program {
         Program::SchedClassifier(program) => program.load(),
         Program::SkLookup(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType {}),
     };
     loaded.map_err(|cause| Error::Program {

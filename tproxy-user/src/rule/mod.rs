@@ -19,7 +19,13 @@ pub use port::PortRange;
 pub use reason::{Condition, NamedFlow, Owner};
 pub use spec::{Masked, RuleSpec};
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    borrow::Cow,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::set::SetName;
 use tproxy_common::{
@@ -61,18 +67,34 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Why no flow is taken by this rule although it is compiled: the kernel programs know
-    /// forwarded flows only, and no listeners but the agent's. `None` of a rule that they act on.
+    /// The destination ports of the flows that it takes; empty for all. With the scope inbound the
+    /// port of SSH is none of them unless it is named by itself: who administers a host by SSH is not
+    /// to be locked out by a rule for all ports.
     #[must_use]
-    pub fn without_effect(&self) -> Option<String> {
-        let missing = match (self.scope, self.action) {
-            (Scope::Forward, Action::Redirect) => "action redirect".to_owned(),
-            (Scope::Forward, _) => return None,
-            (scope, _) => format!("scope {}", scope_name(scope)),
+    pub fn reached_ports(&self) -> Cow<'_, [PortRange]> {
+        let named = |range: &PortRange| range.is_just(PortRange::SSH);
+        if self.scope != Scope::Inbound || self.destination_ports.iter().any(named) {
+            return Cow::Borrowed(&self.destination_ports);
+        }
+        let all = [PortRange::all()];
+        let ports = match self.destination_ports.as_slice() {
+            [] => all.as_slice(),
+            ports => ports,
         };
-        Some(format!("takes nothing: {missing} is not there yet"))
+        let ports = ports.iter().flat_map(|range| range.without(PortRange::SSH));
+        Cow::Owned(ports.collect())
+    }
+
+    /// Whether it names IPv4 link-local destinations (RFC 3927), which rules for whole networks leave
+    /// alone.
+    #[must_use]
+    pub fn names_link_local(&self) -> bool {
+        let within = |net: &IpNet| LINK_LOCAL.contains(net);
+        self.destination.include.iter().any(within)
     }
 }
+
+const LINK_LOCAL: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16));
 
 /// A scope as it is typed.
 #[must_use]

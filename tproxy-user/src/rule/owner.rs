@@ -7,6 +7,7 @@ use std::{
     str::FromStr,
 };
 
+use crate::mount_namespace::outer_path;
 use nix::{
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
     unistd::User,
@@ -64,11 +65,40 @@ pub(super) fn user_id(name: &str) -> Option<u32> {
     Some(user.uid.as_raw())
 }
 
-/// A control group of the unified hierarchy, as a path from its root: `system.slice/nginx.service`.
+/// A control group of the unified hierarchy, with those below it, as a path from its root: `system.slice/nginx.service`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cgroup(String);
 
 impl Cgroup {
+    /// The directory of the root of all groups.
+    ///
+    /// # Errors
+    ///
+    /// When no unified hierarchy is mounted.
+    pub fn root() -> io::Result<PathBuf> {
+        let unified = |path: &PathBuf| {
+            statfs(path).is_ok_and(|mounted| mounted.filesystem_type() == CGROUP2_SUPER_MAGIC)
+        };
+        let paths = ROOTS.map(|root| outer_path(Path::new(root)));
+        paths.into_iter().find(unified).ok_or_else(|| {
+            let text = "no unified hierarchy of control groups is mounted on /sys/fs/cgroup: `mount -t cgroup2 cgroup2 /sys/fs/cgroup` does that";
+            io::Error::new(io::ErrorKind::Unsupported, text)
+        })
+    }
+
+    /// Whether a group is this one or below it.
+    #[must_use]
+    pub fn holds(&self, group: &Self) -> bool {
+        Path::new(&group.0).starts_with(&self.0)
+    }
+
+    /// The groups that one in this is in, from the one below the root down to this.
+    pub fn path_from_root(&self) -> impl Iterator<Item = Self> {
+        let ends = self.0.match_indices('/').map(|(end, _)| end);
+        ends.chain([self.0.len()])
+            .map(|end| Self(self.0[..end].to_owned()))
+    }
+
     /// The number that the kernel knows it by (`bpf_get_current_cgroup_id`), which is that of its
     /// directory's inode; `None` when it is not there.
     ///
@@ -76,7 +106,7 @@ impl Cgroup {
     ///
     /// When no unified hierarchy is mounted, or it cannot be read.
     pub fn id(&self) -> io::Result<Option<u64>> {
-        match root()?.join(&self.0).metadata() {
+        match Self::root()?.join(&self.0).metadata() {
             Ok(directory) if directory.is_dir() => Ok(Some(directory.ino())),
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -113,17 +143,6 @@ impl fmt::Display for Cgroup {
 /// Where systemd mounts the unified hierarchy, beside the old ones or alone.
 const ROOTS: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 
-fn root() -> io::Result<PathBuf> {
-    let unified = |path: &Path| {
-        statfs(path).is_ok_and(|mounted| mounted.filesystem_type() == CGROUP2_SUPER_MAGIC)
-    };
-    let root = ROOTS.map(Path::new).into_iter().find(|path| unified(path));
-    root.map(Path::to_owned).ok_or_else(|| {
-        let text = "no unified hierarchy of control groups is mounted on /sys/fs/cgroup";
-        io::Error::new(io::ErrorKind::Unsupported, text)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +171,26 @@ mod tests {
         for name in ["", "0", "nosuchuser"] {
             assert_eq!(user_id(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_control_group_holds_those_below_it() {
+        let group = |word: &str| word.parse::<Cgroup>().unwrap();
+        let session = group("user.slice/user-1000.slice/session-1.scope");
+        let above: Vec<String> = session.path_from_root().map(|group| group.to_string()).collect();
+        assert_eq!(
+            above,
+            [
+                "user.slice",
+                "user.slice/user-1000.slice",
+                "user.slice/user-1000.slice/session-1.scope"
+            ]
+        );
+        assert!(group("user.slice").holds(&session) && session.holds(&session));
+        for other in ["user.slice/user-100.slice", "user", "system.slice"] {
+            assert!(!group(other).holds(&session), "{other}");
+        }
+        assert!(!session.holds(&group("user.slice")));
     }
 
     #[test]

@@ -20,6 +20,35 @@ impl PortRange {
     }
 }
 
+impl PortRange {
+    /// The port of SSH (RFC 4253, 4.2), by which many a host is administered.
+    pub const SSH: u16 = 22;
+
+    /// All ports.
+    #[must_use]
+    pub const fn all() -> Self {
+        Self(0..=u16::MAX)
+    }
+
+    /// Whether it is this port and no other.
+    #[must_use]
+    pub const fn is_just(&self, port: u16) -> bool {
+        self.first() == port && self.last() == port
+    }
+
+    /// What is left of it without a port.
+    pub fn without(&self, port: u16) -> impl Iterator<Item = Self> {
+        let ranges = if self.0.contains(&port) {
+            let below = (self.first() < port).then(|| Self(self.first()..=port - 1));
+            let above = (self.last() > port).then(|| Self(port + 1..=self.last()));
+            [below, above]
+        } else {
+            [Some(self.clone()), None]
+        };
+        ranges.into_iter().flatten()
+    }
+}
+
 impl FromStr for PortRange {
     type Err = String;
 
@@ -53,6 +82,19 @@ impl fmt::Display for PortRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_is_taken_out_of_a_range() {
+        let without = |first, last| {
+            let left = PortRange(first..=last).without(22);
+            left.map(|range| (range.first(), range.last())).collect::<Vec<_>>()
+        };
+        assert_eq!(without(0, 65535), [(0, 21), (23, 65535)]);
+        assert_eq!(without(22, 30), [(23, 30)]);
+        assert_eq!(without(20, 22), [(20, 21)]);
+        assert_eq!(without(22, 22), []);
+        assert_eq!(without(23, 30), [(23, 30)]);
+    }
 
     #[test]
     fn takes_ports_and_ranges() {

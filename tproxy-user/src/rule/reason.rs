@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 use nix::unistd::getuid;
-use tproxy_common::flow::{self, Protocol, Scope};
+use tproxy_common::flow::{Protocol, Scope};
 
 use super::{AddressMatch, Cgroup, PortRange, Rule, UidRange, scope_name};
 use crate::set::{SetName, Sets};
@@ -54,17 +54,17 @@ impl Owner {
         }
     }
 
-    /// As the tables know it. A group that is not there has the number of none.
+    /// The numbers of the control groups that it is in, from the one below the root on. One that is
+    /// not there has the number of none.
     ///
     /// # Errors
     ///
     /// When the hierarchy of groups cannot be read.
-    pub fn ids(&self) -> io::Result<flow::Owner> {
-        let cgroup = self.cgroup.as_ref().map(Cgroup::id).transpose()?;
-        Ok(flow::Owner {
-            uid: self.uid,
-            cgroup: cgroup.flatten().unwrap_or(0),
-        })
+    pub fn groups(&self) -> io::Result<Vec<u64>> {
+        let groups = self.cgroup.iter().flat_map(Cgroup::path_from_root);
+        groups
+            .map(|group| Ok(group.id()?.unwrap_or(0)))
+            .collect()
     }
 }
 
@@ -151,7 +151,7 @@ fn cgroup(wanted: &[Cgroup], owner: Option<&Owner>) -> Option<Condition> {
     let group = owner.and_then(|owner| owner.cgroup.as_ref());
     Some(Condition {
         key: "cgroup",
-        met: group.is_some_and(|group| wanted.contains(group)),
+        met: group.is_some_and(|group| wanted.iter().any(|wanted| wanted.holds(group))),
         text: match group {
             Some(group) => against(group, wanted),
             None => against(&"no known control group", wanted),

@@ -123,12 +123,6 @@ impl Problems {
 
     fn combinations_with_action(&mut self, spec: &RuleSpec, rule: &Rule) {
         let action = spec.action_word();
-        if rule.action == Action::Relay && rule.protocols.contains(&Protocol::Udp) {
-            self.refuse(
-                "proto",
-                "relay takes tcp only: use action redirect, pass, drop or reject for udp and any",
-            );
-        }
         let takes = matches!(rule.action, Action::Relay | Action::Redirect);
         if !takes && spec.to.is_some() {
             self.refuse(
