@@ -29,41 +29,51 @@ pub fn classify<T: Tables + ?Sized>(tables: &T, flow: &Flow) -> Option<Match> {
 
 /// The first rule that matches a flow that a process of this host opens, or `None`.
 ///
-/// `cgroups` gives the control groups that the process is in, by their level: 1 for the one below
-/// the root, and so on down to its own. What it asks beyond [`classify`] costs flows of the other
-/// scopes nothing.
+/// `groups` gives, for each control group that the process is in, the block of its class: of the one
+/// below the root for 1, and so on down to its own; see [`group_class`]. What this asks beyond
+/// [`classify`] costs flows of the other scopes nothing.
 #[inline(always)]
 pub fn classify_local<T: Tables + ?Sized>(
     tables: &T,
     flow: &Flow,
     user: u32,
-    cgroups: impl Fn(u32) -> Option<u64>,
+    groups: impl Fn(&Header<'_>, u32) -> Option<u32>,
 ) -> Option<Match> {
     let header = tables.header()?;
     let [origin, interface, from_port, to_port, from, to] = flow_classes(tables, &header, flow)?;
     let user = tables.class(&header, Dimension::User, u64::from(user), 0)?;
     // A rule that names groups is satisfied by each that the process is in; none has the number 0.
     let anywhere = tables.class(&header, Dimension::Cgroup, 0, 0)?;
-    let mut groups = [anywhere; CGROUP_LEVELS as usize];
+    let mut of_groups = [anywhere; CGROUP_LEVELS as usize];
     // Most instances have no rule that names one.
     if !header.root(Dimension::Cgroup).is_class() {
         for level in 0..CGROUP_LEVELS {
-            let Some(cgroup) = cgroups(level + 1) else {
+            let Some(block) = groups(&header, level + 1) else {
                 break;
             };
-            groups[level as usize] = tables.class(&header, Dimension::Cgroup, cgroup, 0)?;
+            of_groups[level as usize] = tables.block(block)?;
         }
     }
     let classes = [origin, interface, from_port, to_port, from, to, user];
     let rule = first_common(header.rules(), |word| {
         let mut in_group = anywhere.words[word];
-        for group in &groups {
-            in_group |= group.words[word];
+        for class in &of_groups {
+            in_group |= class.words[word];
         }
         common(&classes, word) & in_group
     })?;
     let entry = tables.entry(&header, rule)?;
     Some(Match { rule, entry })
+}
+
+/// The block of the class of a control group, by its number.
+#[inline(always)]
+pub fn group_class<T: Tables + ?Sized>(
+    tables: &T,
+    header: &Header<'_>,
+    cgroup: u64,
+) -> Option<u32> {
+    tables.class_block(header, Dimension::Cgroup, cgroup, 0)
 }
 
 /// Whether a flow between these addresses can be one that a rule matches, whatever its ports are.

@@ -43,7 +43,7 @@ pub const FRAGMENTED: usize = 8192;
 
 /// Control groups above that of a process, and its own, that rules are looked for: deeper ones are
 /// not seen.
-pub const CGROUP_LEVELS: u32 = 8;
+pub const CGROUP_LEVELS: u32 = 12;
 
 /// The counter slot of flows whose rule is not known any more; no rule gets it.
 pub const UNATTRIBUTED_SLOT: u32 = COUNTER_SLOTS as u32 - 1;

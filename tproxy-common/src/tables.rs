@@ -505,6 +505,18 @@ pub trait Tables {
         high: u64,
         low: u64,
     ) -> Option<&Block> {
+        self.block(self.class_block(header, dimension, high, low)?)
+    }
+
+    /// The number of the block of that class.
+    #[inline(always)]
+    fn class_block(
+        &self,
+        header: &Header<'_>,
+        dimension: Dimension,
+        high: u64,
+        low: u64,
+    ) -> Option<u32> {
         let mut child = header.root(dimension);
         let mut key = high;
         for _ in 0..dimension.depth() {
@@ -517,7 +529,7 @@ pub trait Tables {
             let node = self.block(child.block())?;
             child = node.child(node.position(key));
         }
-        self.block(child.block())
+        Some(child.block())
     }
 
     /// The entry of a rule.

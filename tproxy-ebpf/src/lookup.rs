@@ -1,6 +1,6 @@
 //! Which socket takes a flow that is delivered to this host.
 
-use aya_ebpf::programs::SkLookupContext;
+use aya_ebpf::{bindings::bpf_sk_lookup, programs::SkLookupContext};
 use tproxy_common::{
     address::{Address, Family},
     flow::{Flow, Protocol, Scope, worker_of},
@@ -60,7 +60,10 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
     };
     let worker = worker_of(&ends.source, ends.source_port, state.workers());
     // A flow whose word another one has overwritten. Most are the agent's.
-    let taken = taken.unwrap_or_else(|| classify_again(&ends, interface));
+    let taken = match taken {
+        Some(taken) => taken,
+        None => classify_again(ctx),
+    };
     if assign(ctx, taken, ends.protocol, worker) {
         Outcome::Assigned
     } else {
@@ -70,9 +73,9 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
 
 /// Who would get a forwarded flow if it began now.
 #[inline(always)]
-fn classify_again(ends: &Ends, interface: u32) -> Taken {
-    match rules::find(&flow(ends, Scope::Forward, interface)) {
-        Some(found) => found.entry.taken(),
+fn classify_again(ctx: &SkLookupContext) -> Taken {
+    match find(ctx, Scope::Forward) {
+        Some(rule) => rule.taken(),
         None => Taken {
             slot: 0,
             redirected: false,
@@ -80,16 +83,49 @@ fn classify_again(ends: &Ends, interface: u32) -> Taken {
     }
 }
 
+/// The rule of this scope that takes the flow.
+#[inline(always)]
+fn find(ctx: &SkLookupContext, scope: Scope) -> Option<RuleEntry> {
+    match tproxy_find(ctx.lookup, matches!(scope, Scope::Inbound).into()) {
+        NO_RULE => None,
+        word => Some(RuleEntry::from_word(word)),
+    }
+}
+
+/// No slot is that large.
+const NO_RULE: u64 = u64::MAX;
+
+/// A global function: the verifier walks the rules once, and not again for each scope and for all that
+/// can come of them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_find(ctx: *mut bpf_sk_lookup, inbound: u32) -> u64 {
+    let ctx = SkLookupContext::new(ctx);
+    let Some(ends) = ends(&ctx) else {
+        return NO_RULE;
+    };
+    let scope = if inbound != 0 {
+        Scope::Inbound
+    } else {
+        Scope::Forward
+    };
+    // SAFETY: the context is valid while the program runs.
+    let interface = unsafe { (*ctx.lookup).ingress_ifindex };
+    match rules::find(&flow(&ends, scope, interface)) {
+        Some(found) => found.entry.to_word(),
+        None => NO_RULE,
+    }
+}
+
 #[inline(always)]
 fn choose_inbound(ctx: &SkLookupContext, ends: &Ends, interface: u32, workers: u32) -> Outcome {
-    let Some(found) = rules::find(&flow(ends, Scope::Inbound, interface)) else {
+    let Some(rule) = find(ctx, Scope::Inbound) else {
         return Outcome::NotOurs;
     };
     // What this host says to itself is never caught; the relay's own way to a service here is that.
     if interface == LOOPBACK || local_prefixes::contains(&ends.source) {
         return Outcome::NotOurs;
     }
-    let rule = found.entry;
     counters::count_flow(rule);
     match rule.action() {
         Action::Pass => Outcome::InboundPassed,

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use tproxy_common::{
     address::Address,
-    classifier::{self, Match, classify, classify_local},
+    classifier::{self, Match, classify, classify_local, group_class},
     flow::{Flow, Protocol, Scope},
     tables::{BLOCK_WORDS, Block, Tables},
 };
@@ -45,14 +45,40 @@ pub fn find(flow: &Flow) -> Option<Match> {
 #[inline(always)]
 pub fn find_local(flow: &Flow) -> Option<Match> {
     let user = bpf_get_current_uid_gid() as u32;
-    classify_local(&InForce(GENERATION.get(0)?), flow, user, |level| {
-        // SAFETY: the helper takes a number; no group has the number 0, which is the answer for a
-        // level below the process's own.
-        match unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) } {
-            0 => None,
-            cgroup => Some(cgroup),
+    classify_local(&InForce(GENERATION.get(0)?), flow, user, |header, level| {
+        match tproxy_group_class(header.generation(), level) {
+            NO_GROUP => None,
+            block => Some(block),
         }
     })
+}
+
+/// No class is in the block that names the header.
+const NO_GROUP: u32 = 0;
+
+/// The block of the class of a control group that the running process is in. A global function: the
+/// verifier walks it once, and not again for each level. The tables that it finds may have taken the
+/// place of those that it was asked about: then it knows of no group.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_group_class(generation: u64, level: u32) -> u32 {
+    // SAFETY: the helper takes a number; no group has the number 0, which is the answer for a level
+    // below the process's own.
+    let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+    if cgroup == 0 {
+        return NO_GROUP;
+    }
+    let Some(tables) = GENERATION.get(0) else {
+        return NO_GROUP;
+    };
+    let tables = InForce(tables);
+    let Some(header) = tables.header() else {
+        return NO_GROUP;
+    };
+    if header.generation() != generation {
+        return NO_GROUP;
+    }
+    group_class(&tables, &header, cgroup).unwrap_or(NO_GROUP)
 }
 
 /// Whether a rule may take a flow between these addresses.

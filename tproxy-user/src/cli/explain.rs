@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use tproxy_common::{
     address::Address,
-    classifier::{classify, classify_local},
+    classifier::{classify, classify_local, group_class},
     explanation::Explanation,
     flow::{Flow, Protocol, Scope},
 };
@@ -279,8 +279,9 @@ fn judge(
     let found = match &named.owner {
         Some(owner) => {
             let groups = owner.groups()?;
-            classify_local(tables, &flow, owner.uid, |level| {
-                groups.get(level as usize - 1).copied()
+            classify_local(tables, &flow, owner.uid, |header, level| {
+                let group = groups.get(level as usize - 1)?;
+                group_class(tables, header, *group)
             })
         }
         None => classify(tables, &flow),
