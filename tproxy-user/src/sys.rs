@@ -1,5 +1,6 @@
 //! What takes unsafe code: memory that is shared by mapping, of BPF array maps (`BPF_F_MMAPABLE`,
-//! Linux 5.5) and of files, descriptors of pins whatever they are, and the allocator.
+//! Linux 5.5) and of files, descriptors of pins whatever they are and of processes, and the
+//! allocator.
 
 use std::{
     ffi::CString,
@@ -94,6 +95,21 @@ pub(crate) fn namespace_cookie() -> io::Result<u64> {
     match answer {
         0 => Ok(cookie),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A descriptor of a process that can be read when the process has ended (`pidfd_open(2)`, Linux 5.3).
+///
+/// # Errors
+///
+/// `ESRCH` when there is no such process.
+pub(crate) fn open_process(process: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two numbers.
+    let answer = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(process), 0) };
+    match RawFd::try_from(answer).map_err(io::Error::other)? {
+        ..0 => Err(io::Error::last_os_error()),
+        // SAFETY: the kernel made this descriptor for this call.
+        descriptor => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
     }
 }
 

@@ -5,6 +5,13 @@
 //! only route, `local default dev lo`, delivers them here whatever their destination is. Both exist
 //! once for IPv4 and once for IPv6.
 //!
+//! For flows that processes of this host open, the interface is `lo`. A datagram that cannot be marked
+//! any more gets a source of ours instead ([`Assignment::stand_in_v4`], [`Assignment::stand_in_v6`]),
+//! for which there is a rule of its own. The source of a connected socket comes from the route, so
+//! for IPv4 the table says which one that is for each prefix that this host has a route for:
+//! `local PREFIX dev lo src SOURCE`. Where it has no route, the table gives no source, and the
+//! process is told that the network is unreachable. For IPv6 the kernel looks at all interfaces.
+//!
 //! - [`choose`] finds a mark and a table that nothing else holds.
 //! - [`Delivery`] writes, restores and removes the rules and routes; [`remove_leftovers`] removes
 //!   those of an agent that was killed.
@@ -16,9 +23,11 @@
 //! namespace of the thread that opened it.
 
 mod apply;
+mod assignment;
 mod clsact;
 mod describe;
 mod error;
+mod host_routes;
 mod links;
 mod local;
 mod netlink;
@@ -28,10 +37,12 @@ mod policy;
 mod precedence;
 mod repairs;
 mod sockets;
+mod source;
 mod transaction;
 mod watch;
 
-pub use apply::{Delivery, remove_leftovers};
+pub use apply::{Delivery, Flows, remove_leftovers};
+pub use assignment::Assignment;
 pub use clsact::{has_clsact, has_filter, remove_filters, remove_unused_clsact};
 pub use error::{Error, Refusal};
 pub use links::{
@@ -39,7 +50,7 @@ pub use links::{
 };
 pub use local::{LocalAddresses, local_addresses};
 pub use netlink::Netlink;
-pub use object::{Assignment, PRIORITY};
+pub use object::PRIORITY;
 pub use plan::{Wanted, choose};
 pub use sockets::for_each_tcp_flow;
 pub use watch::Watch;

@@ -6,8 +6,8 @@ use futures_util::{Stream, StreamExt as _};
 use rtnetlink::{
     Handle, MulticastGroup,
     packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST,
-        NetlinkMessage, NetlinkPayload,
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE,
+        NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
     },
     packet_route::RouteNetlinkMessage,
     sys::AsyncSocket as _,
@@ -52,6 +52,12 @@ impl Netlink {
     /// Adds an object; `EEXIST` if it is there.
     pub(super) async fn create(&self, message: RouteNetlinkMessage) -> Result<(), Refusal> {
         self.acknowledged(message, NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    /// Adds a route in the place of the one that is there.
+    pub(super) async fn replace(&self, message: RouteNetlinkMessage) -> Result<(), Refusal> {
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.acknowledged(message, flags).await
     }
 
     /// Deletes an object, or changes one that is there.
@@ -140,15 +146,24 @@ pub(super) struct Notifications {
 }
 
 impl Notifications {
-    /// Subscribes: every change made after this returns is told. It must be called within a tokio
-    /// runtime.
+    /// Subscribes: every change made after this returns is told, but for those of the unicast routes
+    /// of the table `main`. It must be called within a tokio runtime.
     pub(super) fn subscribe(groups: &[MulticastGroup]) -> Result<Self, Error> {
+        Self::open(groups, &all_but_forwarding_routes())
+    }
+
+    /// The same with the unicast routes of the table `main`.
+    pub(super) fn subscribe_to_all(groups: &[MulticastGroup]) -> Result<Self, Error> {
+        Self::open(groups, &[])
+    }
+
+    fn open(groups: &[MulticastGroup], filter: &[SockFilter]) -> Result<Self, Error> {
         let (mut connection, _handle, messages) =
             rtnetlink::new_multicast_connection(groups).map_err(Error::Open)?;
-        let socket = SockRef::from(connection.socket_mut().socket_ref());
-        socket
-            .attach_filter(&all_but_forwarding_routes())
-            .map_err(Error::Open)?;
+        if !filter.is_empty() {
+            let socket = SockRef::from(connection.socket_mut().socket_ref());
+            socket.attach_filter(filter).map_err(Error::Open)?;
+        }
         tokio::spawn(connection);
         Ok(Self {
             messages: Box::pin(messages.map(|(message, _)| message)),
@@ -170,8 +185,8 @@ impl Notifications {
     }
 }
 
-/// A socket filter (classic BPF) that keeps back the unicast routes of the table `main`: they are
-/// nobody's here, and a router with a full table has hundreds of changes of them a second.
+/// A socket filter (classic BPF) that keeps back the unicast routes of the table `main`: most
+/// have no use for them, and a router with a full table has hundreds of changes of them a second.
 fn all_but_forwarding_routes() -> [SockFilter; 9] {
     // Offsets in `struct nlmsghdr` and, after its 16 bytes, in `struct rtmsg`.
     const MESSAGE_TYPE: u32 = 4;

@@ -3,7 +3,9 @@
 mod apply;
 mod links;
 mod local;
+mod local_flows;
 mod log_capture;
 mod namespace;
+mod namespace_watch;
 mod plan;
 mod watch;
