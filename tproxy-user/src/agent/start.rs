@@ -20,7 +20,7 @@ use crate::{
         State, check_attachable, clear, private_directory, remove,
     },
     kernel::{self, Loaded, Maps, bpffs},
-    relay::{self, Capacity, Relay},
+    relay::{self, Capacity, Listener, Relay},
     requirements,
     sys::{namespace_cookie, release_freed_memory},
 };
@@ -104,7 +104,7 @@ pub(super) struct Plan<'a> {
     pub(super) assignment: Assignment,
     /// Whether interfaces get tcx links rather than clsact filters.
     pub(super) tcx: bool,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     lifeline: UnixDatagram,
     settings: relay::Settings,
     /// Whether what an agent left goes on as it is.
@@ -216,11 +216,12 @@ async fn undo(instance: &Instance, netlink: &Netlink, kept: Option<State>) -> Re
     cleared.map(drop)
 }
 
-async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, Watches)> {
+async fn build(mut plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, Watches)> {
     let instance = plan.instance;
     let assignment = plan.assignment;
     let netlink = plan.netlink.clone();
     let port = plan.listeners[0]
+        .tcp
         .local_addr()
         .context("cannot read the listening port")?
         .port();
@@ -237,15 +238,15 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, W
     let steering = Arc::new(Steering::open(instance, &maps)?);
     let delivery = Delivery::new(netlink.clone(), assignment);
     let watches = Watches::open(instance, &netlink, &delivery, local).await?;
-    let listeners: Vec<TcpListener> = plan
+    let tcp: Vec<TcpListener> = plan
         .listeners
         .iter()
-        .map(TcpListener::try_clone)
+        .map(|listener| listener.tcp.try_clone())
         .collect::<io::Result<_>>()
         .context("cannot duplicate a listener")?;
     let policy = Arc::clone(&steering) as _;
-    let relay = Arc::new(Relay::start(listeners, plan.settings.clone(), policy)?);
-    maps.set_listeners(&plan.listeners, &plan.lifeline)?;
+    let relay = Arc::new(Relay::start(std::mem::take(&mut plan.listeners), plan.settings.clone(), policy)?);
+    maps.set_listeners(&tcp, &plan.lifeline)?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;
     match loaded {
@@ -264,11 +265,12 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, W
     steering.follow(&state, tables);
     let Capacity {
         flows,
+        sessions,
         descriptors,
         pipes,
     } = relay.capacity();
     info!(
-        "serving at most {flows} flows at once: {descriptors} open files are allowed, 2 for a flow, {} for pipes",
+        "serving at most {flows} flows at once, {sessions} of them of UDP: {descriptors} open files are allowed, 2 for a flow, {} for pipes",
         pipes * 2
     );
     release_freed_memory();

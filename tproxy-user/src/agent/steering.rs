@@ -95,7 +95,12 @@ impl Steering {
 }
 
 impl Policy for Steering {
-    fn admit(&self, client: SocketAddr, destination: SocketAddr) -> Option<Admission> {
+    fn admit(
+        &self,
+        _protocol: Protocol,
+        client: SocketAddr,
+        destination: SocketAddr,
+    ) -> Option<Admission> {
         let ends = Ends {
             protocol: Protocol::Tcp,
             source: client.ip().into(),
@@ -109,7 +114,7 @@ impl Policy for Steering {
             Some(taken) => self.tag(taken.slot),
             None => self.classify(&ends),
         };
-        Some(Admission::direct(tag, destination))
+        Some(Admission::direct(tag, client, destination))
     }
 
     fn is_own(&self, address: IpAddr) -> bool {

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Descriptors of an idle flow: the client's socket and the upstream socket.
+/// Descriptors of an idle flow: the client's socket and the upstream socket. A UDP session has as
+/// many, and takes the place of a flow.
 const PER_FLOW: usize = 2;
 /// Descriptors of a pipe.
 const PER_PIPE: usize = 2;
@@ -25,6 +26,9 @@ pub struct Capacity {
     pub descriptors: usize,
     /// The most flows at once, over all workers.
     pub flows: usize,
+    /// How many of these may be UDP sessions: half of them, so that nobody who sends datagrams from
+    /// many addresses takes the places of TCP flows.
+    pub sessions: usize,
     /// The most pipes at once, over all workers.
     pub pipes: usize,
 }
@@ -43,6 +47,7 @@ impl Capacity {
         (flows > 0).then_some(Self {
             descriptors,
             flows,
+            sessions: flows.div_ceil(2),
             pipes,
         })
     }

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::time::{Duration, Instant};
 
 use log::{error, warn};
 use nix::libc;
@@ -12,6 +11,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use super::capacity::Places;
 use super::connect;
 use super::listener::unmapped;
+use super::occasional::Occasional;
 
 /// The listener of one worker.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Intake {
     /// A descriptor kept free for an upstream socket, so that no connection is accepted whose
     /// upstream socket cannot be made. `None` while it is in use for one.
     spare: Option<Socket>,
-    last_warning: Option<Instant>,
+    last_warning: Occasional,
 }
 
 /// An accepted connection. It occupies a place until [`Intake::release`].
@@ -49,9 +49,6 @@ pub(super) enum Accepted {
     Paused,
 }
 
-/// How often a lack of places or descriptors is logged at most.
-const WARNING_INTERVAL: Duration = Duration::from_secs(30);
-
 impl Intake {
     pub(super) fn new(listener: TcpListener, places: Places) -> Self {
         Self {
@@ -60,7 +57,7 @@ impl Intake {
             pending: true,
             paused: false,
             spare: None,
-            last_warning: None,
+            last_warning: Occasional::default(),
         }
     }
 
@@ -175,11 +172,7 @@ impl Intake {
 
     fn pause(&mut self, reason: &dyn std::fmt::Display) -> Accepted {
         self.paused = true;
-        if self
-            .last_warning
-            .is_none_or(|last| last.elapsed() > WARNING_INTERVAL)
-        {
-            self.last_warning = Some(Instant::now());
+        if self.last_warning.is_due() {
             warn!(
                 "new flows wait: {reason}; raise the limit of open files (LimitNOFILE=, ulimit -n) to serve more"
             );

@@ -4,7 +4,8 @@
 //! shared between workers but counters. An accepted socket has the flow's original destination as
 //! its own address. The relay asks the [`Policy`] where to connect, connects, and then moves bytes
 //! with splice(2), or by copying while they are few. It takes no byte of a client before upstream
-//! is connected, and none that the other end would not take.
+//! is connected, and none that the other end would not take. What it does with datagrams is in
+//! [`udp`].
 
 mod capacity;
 mod connect;
@@ -13,6 +14,7 @@ mod direction;
 mod flow;
 mod intake;
 mod listener;
+mod occasional;
 mod pipe;
 mod policy;
 mod record;
@@ -21,12 +23,13 @@ mod side;
 mod stats;
 mod sys;
 mod token;
+mod udp;
 mod wheel;
 mod worker;
 
 use std::collections::HashSet;
 use std::io;
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -35,7 +38,7 @@ use log::error;
 use mio::Waker;
 
 pub use capacity::Capacity;
-pub use listener::{ListenError, bind};
+pub use listener::{ListenError, Listener, bind};
 pub use policy::{Admission, Policy, RuleTag};
 pub use record::{End, FlowRecord};
 pub use settings::Settings;
@@ -101,6 +104,10 @@ pub fn check_limits(settings: &Settings, workers: usize) -> Result<Capacity, Rel
     let mut capacity = Capacity::plan(descriptors, workers, settings.pipe_capacity)
         .ok_or(RelayError::TooFewDescriptors { descriptors })?;
     capacity.flows = capacity.flows.min(settings.max_flows.unwrap_or(usize::MAX));
+    capacity.sessions = settings
+        .udp_sessions
+        .unwrap_or(capacity.sessions)
+        .min(capacity.flows);
     capacity.pipes = capacity.pipes.min(settings.max_pipes.unwrap_or(usize::MAX));
     Ok(capacity)
 }
@@ -116,7 +123,7 @@ impl Relay {
     ///
     /// When there is no listener, the limit of open files is too low, or a system call fails.
     pub fn start(
-        listeners: Vec<TcpListener>,
+        listeners: Vec<Listener>,
         settings: Settings,
         policy: Arc<dyn Policy>,
     ) -> Result<Self, RelayError> {
@@ -126,22 +133,25 @@ impl Relay {
         let failed = |call| move |source| RelayError::Start { call, source };
         let capacity = check_limits(&settings, listeners.len())?;
         let mut own_ports = HashSet::new();
-        for listener in &listeners {
-            listener::prepare(listener).map_err(failed("setsockopt on a listener"))?;
-            own_ports.insert(
-                listener
-                    .local_addr()
-                    .map_err(failed("getsockname of a listener"))?
-                    .port(),
-            );
+        let mut own_udp_ports = HashSet::new();
+        for Listener { tcp, udp } in &listeners {
+            listener::prepare(tcp).map_err(failed("setsockopt on a listener"))?;
+            udp::prepare(udp).map_err(failed("setsockopt on a UDP socket"))?;
+            let address = |address: io::Result<SocketAddr>| {
+                address.map_err(failed("getsockname of a listener"))
+            };
+            own_ports.insert(address(tcp.local_addr())?.port());
+            own_udp_ports.insert(address(udp.local_addr())?.port());
         }
         let shared = Arc::new(Shared {
             settings,
             policy,
             control: Control::new(),
             places: Places::new(capacity.flows),
+            session_places: Places::new(capacity.sessions),
             pipes_per_worker: capacity.pipes / listeners.len(),
             own_ports,
+            own_udp_ports,
         });
 
         let mut workers = Vec::new();
@@ -180,7 +190,8 @@ impl Relay {
     }
 
     /// Takes no new flows. The workers end with their last flow, or reset what is left after
-    /// `within`.
+    /// `within`. UDP sessions, which have no end, are over when nothing has passed in them for a
+    /// second.
     pub fn drain(&self, within: Duration) {
         self.command(Command::Drain(Instant::now() + within));
     }

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use tproxy_common::flow::Protocol;
+
 use super::FlowRecord;
 
 /// The embedder's side of the relay. The agent implements it with the rules in force; tests bring
@@ -11,9 +13,15 @@ use super::FlowRecord;
 /// Every method is called on a worker's thread, between two reads of other flows: none may block.
 pub trait Policy: Send + Sync + 'static {
     /// Says which rule took the flow from `client` to `destination`, and where to connect it.
-    /// `None` refuses the flow: the client gets a RST, and the refusal is counted. So does a flow
-    /// whose upstream would be a listener of this very relay, whatever the policy says.
-    fn admit(&self, client: SocketAddr, destination: SocketAddr) -> Option<Admission>;
+    /// `None` refuses the flow: the client gets a RST, a datagram is dropped, and the refusal is
+    /// counted. So does a flow whose upstream would be a listener of this very relay, whatever the
+    /// policy says. Asked about each datagram without a session.
+    fn admit(
+        &self,
+        protocol: Protocol,
+        client: SocketAddr,
+        destination: SocketAddr,
+    ) -> Option<Admission>;
 
     /// Whether `address` is one of this host's own. Asked only about flows to a port that the relay
     /// listens on, and those to addresses of this host are refused: the relay would connect to
@@ -31,7 +39,8 @@ pub trait Policy: Send + Sync + 'static {
     /// A flow is over.
     fn ended(&self, flow: &FlowRecord<'_>);
 
-    /// A connection was accepted and reset, because descriptors or memory had run out.
+    /// A connection was accepted and reset, or a UDP session was not opened, because descriptors or
+    /// memory had run out.
     fn shed(&self) {}
 
     /// A worker stopped accepting, because no descriptor or no place was free.
@@ -45,15 +54,20 @@ pub struct Admission {
     pub rule: RuleTag,
     /// Where the relay connects to.
     pub upstream: SocketAddr,
+    /// Where replies of a UDP session go to. If that is not where its datagrams come from, those keep
+    /// coming to the worker's socket, and the session is still known by the address that they come
+    /// from. Not used for TCP, whose replies go where the connection came from.
+    pub client: SocketAddr,
 }
 
 impl Admission {
     /// The flow goes where the client wanted it to go.
     #[must_use]
-    pub fn direct(rule: RuleTag, destination: SocketAddr) -> Self {
+    pub fn direct(rule: RuleTag, client: SocketAddr, destination: SocketAddr) -> Self {
         Self {
             rule,
             upstream: destination,
+            client,
         }
     }
 }

@@ -61,7 +61,7 @@ pub enum End {
     ClientReset,
     /// Upstream reset the connection, and the client was told so.
     UpstreamReset,
-    /// Nothing listens at the upstream address.
+    /// Nothing listens at the upstream address, and the client was told so.
     Refused,
     /// There is no way to the host or network of one of the ends.
     Unreachable,
@@ -69,6 +69,10 @@ pub enum End {
     Timeout,
     /// The relay was told to stop before the flow ended by itself.
     Drained,
+    /// Nothing has passed in a UDP session for as long as it may be idle.
+    Idle,
+    /// A UDP session was idle, and another one of the same source took its place.
+    Evicted,
     /// Any other failure of a socket.
     Error(io::Error),
 }
@@ -105,6 +109,8 @@ impl fmt::Display for End {
             Self::Unreachable => f.write_str("unreachable"),
             Self::Timeout => f.write_str("timeout"),
             Self::Drained => f.write_str("drained"),
+            Self::Idle => f.write_str("idle"),
+            Self::Evicted => f.write_str("evicted"),
             Self::Error(error) => write!(f, "error({error})"),
         }
     }

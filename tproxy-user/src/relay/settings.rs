@@ -18,6 +18,20 @@ pub struct Settings {
     /// The capacity of a pipe in bytes, which bounds what one direction of a flow holds outside of
     /// its sockets.
     pub pipe_capacity: usize,
+    /// How long a UDP session is kept in which nothing passes in either direction. RFC 4787
+    /// (REQ-5) asks for two minutes at least.
+    ///
+    /// A datagram of upstream keeps it as one of the client does, which REQ-6 leaves open: the
+    /// upstream socket is connected, so that nobody but the destination itself can do so.
+    pub udp_idle: Duration,
+    /// The same for sessions to port 53, where one answer is all that is expected.
+    pub udp_idle_dns: Duration,
+    /// The most UDP sessions at once over all workers, if that is to be other than half of what
+    /// the descriptors allow.
+    pub udp_sessions: Option<usize>,
+    /// The most UDP sessions that one address has at once at one worker. One more takes the place of
+    /// the one that is idle for the longest, or is not opened if all of them are in use.
+    pub udp_sessions_per_source: usize,
 }
 
 impl Default for Settings {
@@ -28,6 +42,10 @@ impl Default for Settings {
             max_flows: None,
             max_pipes: None,
             pipe_capacity: 256 * 1024,
+            udp_idle: Duration::from_secs(120),
+            udp_idle_dns: Duration::from_secs(20),
+            udp_sessions: None,
+            udp_sessions_per_source: 1024,
         }
     }
 }

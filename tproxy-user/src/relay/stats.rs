@@ -14,6 +14,10 @@ pub(super) struct Counters {
     pub(super) shed: Counter,
     pub(super) pauses: Counter,
     pub(super) pipes: Counter,
+    pub(super) sessions: Counter,
+    pub(super) sessions_opened: Counter,
+    pub(super) evicted: Counter,
+    pub(super) dropped: Counter,
     pub(super) to_upstream: Counter,
     pub(super) to_client: Counter,
 }
@@ -29,6 +33,10 @@ impl Counters {
             shed: self.shed.get(),
             pauses: self.pauses.get(),
             pipes: self.pipes.get(),
+            sessions: self.sessions.get(),
+            sessions_opened: self.sessions_opened.get(),
+            evicted: self.evicted.get(),
+            dropped: self.dropped.get(),
             to_upstream: self.to_upstream.get(),
             to_client: self.to_client.get(),
         }
@@ -40,20 +48,31 @@ impl Counters {
 pub struct WorkerStats {
     /// Connections accepted.
     pub accepted: u64,
-    /// Flows it serves now.
+    /// TCP flows it serves now.
     pub flows: u64,
-    /// Connections that the policy refused.
+    /// Connections that the policy refused, and datagrams.
     pub refused: u64,
-    /// Connections to a listener's own port, which would have made the relay connect to itself.
+    /// Connections to a listener's own port, which would have made the relay connect to itself, and
+    /// datagrams.
     pub own_port: u64,
     /// Flows whose upstream connection failed.
     pub connect_failed: u64,
-    /// Connections that were accepted and then reset because descriptors or memory had run out.
+    /// Connections that were accepted and then reset because descriptors or memory had run out, and
+    /// UDP sessions that were not opened.
     pub shed: u64,
     /// How often it stopped accepting because no descriptor or no place was free.
     pub pauses: u64,
     /// Pipes that flows hold now.
     pub pipes: u64,
+    /// UDP sessions it serves now.
+    pub sessions: u64,
+    /// UDP sessions opened.
+    pub sessions_opened: u64,
+    /// UDP sessions ended while idle to make room for others of the same source.
+    pub evicted: u64,
+    /// Datagrams that were received and not passed on, for want of a session or of room in the send
+    /// buffer, or because the kernel refused to send them.
+    pub dropped: u64,
     /// Bytes of payload moved from clients to upstream, of flows that are over and as last reported
     /// of the others.
     pub to_upstream: u64,

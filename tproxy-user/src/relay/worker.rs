@@ -1,8 +1,8 @@
-//! A worker: one thread with one listener, one poll, and the flows that it accepted.
+//! A worker: one thread with one listener, one poll, the flows that it accepted, and its datagrams.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Waker};
 use slab::Slab;
 use socket2::Socket;
+use tproxy_common::flow::Protocol;
 
 use super::capacity::Places;
 use super::connect::Attempt;
@@ -22,8 +23,9 @@ use super::pipe::PipePool;
 use super::side::Side;
 use super::stats::Counters;
 use super::token::Origin;
+use super::udp::Datagrams;
 use super::wheel::Wheel;
-use super::{End, FlowRecord, Policy, Settings, connect};
+use super::{End, FlowRecord, Listener, Policy, Settings, connect};
 
 /// How many events one call of the poll returns at most.
 const EVENTS: usize = 512;
@@ -37,7 +39,7 @@ const COPY_BUFFER: usize = 16 * 1024;
 /// gives up.
 const CLIENT_WATCH_DELAY: Duration = Duration::from_secs(1);
 /// How often the bytes of running flows are reported.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to wait for a descriptor or a place to become free elsewhere.
 const RESUME_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -46,12 +48,16 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) policy: Arc<dyn Policy>,
     pub(super) control: Control,
-    /// The places for flows.
+    /// The places for flows and sessions.
     pub(super) places: Places,
+    /// How many of them sessions may have.
+    pub(super) session_places: Places,
     /// The most pipes that one worker may have.
     pub(super) pipes_per_worker: usize,
     /// The ports of all listeners.
     pub(super) own_ports: HashSet<u16>,
+    /// The ports that datagrams come to.
+    pub(super) own_udp_ports: HashSet<u16>,
 }
 
 pub(super) struct Worker {
@@ -60,6 +66,7 @@ pub(super) struct Worker {
     /// A flow that is over leaves `None` in its place until all events of this round are handled,
     /// so that none of them is taken for one of a new flow.
     flows: Slab<Option<Flow>>,
+    datagrams: Datagrams,
     retired: Vec<usize>,
     resources: Resources,
     /// Flows whose turn ended before their work did.
@@ -93,21 +100,28 @@ enum Timer {
 impl Worker {
     /// Makes a worker and the waker by which other threads call its attention to the control.
     pub(super) fn new(
-        listener: TcpListener,
+        listener: Listener,
         shared: Arc<Shared>,
         counters: Arc<Counters>,
     ) -> io::Result<(Self, Waker)> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), Origin::Waker.into())?;
         poll.registry().register(
-            &mut SourceFd(&listener.as_raw_fd()),
+            &mut SourceFd(&listener.tcp.as_raw_fd()),
             Origin::Listener.into(),
             Interest::READABLE,
         )?;
+        let datagrams = Datagrams::new(
+            listener.udp,
+            poll.registry(),
+            Arc::clone(&shared),
+            Arc::clone(&counters),
+        )?;
         let worker = Self {
             poll,
-            intake: Intake::new(listener, shared.places.clone()),
+            intake: Intake::new(listener.tcp, shared.places.clone()),
             flows: Slab::new(),
+            datagrams,
             retired: Vec::new(),
             resources: Resources {
                 pipes: PipePool::new(shared.pipes_per_worker, shared.settings.pipe_capacity),
@@ -137,12 +151,13 @@ impl Worker {
             }
             self.accept();
             self.give_turns();
+            self.datagrams.work(self.now);
             self.timers.advance(self.now, &mut due);
             for timer in due.drain(..) {
                 self.expire(timer);
             }
             self.sweep();
-            if !self.intake.is_open() && self.flows.is_empty() {
+            if !self.intake.is_open() && self.flows.is_empty() && self.datagrams.is_over() {
                 return Ok(());
             }
         }
@@ -152,7 +167,9 @@ impl Worker {
         let timeout = if self.intake.is_ready() || !self.ready.is_empty() {
             Some(Duration::ZERO)
         } else {
-            self.timers.wait(self.epoch.elapsed())
+            let now = self.epoch.elapsed();
+            let waits = [self.timers.wait(now), self.datagrams.wait(now)];
+            waits.into_iter().flatten().min()
         };
         let result = self.poll.poll(events, timeout);
         self.now = self.epoch.elapsed();
@@ -165,6 +182,8 @@ impl Worker {
     fn handle(&mut self, event: &Event) {
         match Origin::from(event.token()) {
             Origin::Listener => self.intake.set_pending(),
+            Origin::Datagrams => self.datagrams.set_pending(),
+            Origin::Session { key, side } => self.datagrams.note(key, side),
             Origin::Waker => self.obey(),
             Origin::Flow { key, side } => {
                 let Some(Some(flow)) = self.flows.get_mut(key) else {
@@ -213,7 +232,11 @@ impl Worker {
             client: client_address,
             destination,
         } = arrival;
-        let Some(admission) = self.shared.policy.admit(client_address, destination) else {
+        let Some(admission) = self
+            .shared
+            .policy
+            .admit(Protocol::Tcp, client_address, destination)
+        else {
             self.counters.refused.add(1);
             self.intake.release();
             return;
@@ -425,6 +448,7 @@ impl Worker {
             && self.epoch + self.now >= deadline
         {
             self.end_all();
+            self.datagrams.stop();
         }
     }
 
@@ -455,12 +479,14 @@ impl Worker {
                     self.accept();
                 }
                 self.intake.close();
+                self.datagrams.drain();
                 let deadline = deadline.saturating_duration_since(self.epoch);
                 self.timers.set(deadline, Timer::DrainDeadline);
             }
             Command::Stop => {
                 self.intake.close();
                 self.end_all();
+                self.datagrams.stop();
             }
         }
     }

@@ -138,6 +138,7 @@ impl Sandbox {
     #[must_use]
     pub(crate) fn start_workers(&self, workers: u32) -> Workers {
         let listeners = relay::bind(0, workers as usize).expect("listeners");
+        let listeners: Vec<_> = listeners.into_iter().map(|listener| listener.tcp).collect();
         let lifeline = UnixDatagram::unbound().expect("a socket");
         self.maps
             .set_listeners(&listeners, &lifeline)

@@ -1,0 +1,192 @@
+//! Datagrams: a worker's socket that all new ones come to, and the sessions that they make.
+//!
+//! The first datagram of a flow comes to the worker's socket with its original destination. It opens
+//! a session: a socket connected to upstream, and a reply socket that has the destination as its own
+//! address and is connected to the client. The kernel's own lookup gives the reply socket all later
+//! datagrams of the flow. Nothing is queued here: what a socket does not take at once is dropped, and
+//! counted, as a router would.
+
+mod forward;
+mod raw;
+mod recency;
+mod session;
+mod sessions;
+mod socket;
+mod sys;
+mod table;
+mod unreachable;
+
+use std::io;
+use std::net::UdpSocket;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::error;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+
+use super::occasional::Occasional;
+use super::side::Side;
+use super::stats::Counters;
+use super::token::Origin;
+use super::worker::Shared;
+use sessions::Sessions;
+pub(super) use socket::prepare;
+use sys::{BATCH, Inbox};
+use table::Flow;
+
+/// How many batches of the worker's socket are handled before sessions have their turn.
+const BATCHES: usize = 2;
+/// After so many batches a session reads its reply socket although the worker's socket has not been
+/// empty since it was opened: what waited there then has been read by now.
+const PATIENCE: u32 = 4096;
+
+/// The datagrams of one worker.
+pub(super) struct Datagrams {
+    socket: UdpSocket,
+    /// Datagrams may wait at the socket. The poll says so once, so it is remembered.
+    pending: bool,
+    inbox: Inbox,
+    sessions: Sessions,
+    /// Sessions whose first datagrams may still wait at the worker's socket, the oldest first.
+    unsettled: Vec<usize>,
+    /// How many batches of the worker's socket have been read since the first of them was opened.
+    batches: u32,
+    last_error: Occasional,
+}
+
+impl Datagrams {
+    pub(super) fn new(
+        socket: UdpSocket,
+        registry: &Registry,
+        shared: Arc<Shared>,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        registry.register(
+            &mut SourceFd(&socket.as_raw_fd()),
+            Origin::Datagrams.into(),
+            Interest::READABLE,
+        )?;
+        Ok(Self {
+            socket,
+            pending: true,
+            inbox: Inbox::new(),
+            sessions: Sessions::new(registry.try_clone()?, shared, counters),
+            unsettled: Vec::new(),
+            batches: 0,
+            last_error: Occasional::default(),
+        })
+    }
+
+    /// The poll has reported the worker's socket.
+    pub(super) fn set_pending(&mut self) {
+        self.pending = true;
+    }
+
+    /// The poll has reported a socket of a session.
+    pub(super) fn note(&mut self, key: usize, side: Side) {
+        self.sessions.note(key, side);
+    }
+
+    /// Handles what waits, within the bounds of one round.
+    pub(super) fn work(&mut self, now: Duration) {
+        self.sessions.set_time(now);
+        for _ in 0..BATCHES {
+            if self.pending {
+                self.receive();
+            }
+        }
+        self.sessions.give_turns(&mut self.inbox);
+        self.sessions.expire(&mut self.inbox);
+    }
+
+    /// How long the poll may wait, at most.
+    pub(super) fn wait(&self, now: Duration) -> Option<Duration> {
+        if self.pending || self.sessions.has_work() {
+            return Some(Duration::ZERO);
+        }
+        self.sessions.wait(now)
+    }
+
+    /// Opens no more sessions, and ends those that there are as soon as they are idle.
+    pub(super) fn drain(&mut self) {
+        self.sessions.drain();
+    }
+
+    /// Ends all sessions, and opens no more.
+    pub(super) fn stop(&mut self) {
+        self.sessions.drain();
+        self.sessions.end_all();
+    }
+
+    /// Whether there are no sessions any more, nor will be.
+    pub(super) fn is_over(&self) -> bool {
+        self.sessions.is_over()
+    }
+
+    /// Reads one batch of the worker's socket.
+    fn receive(&mut self) {
+        // Sessions from before this call are settled if it leaves nothing in the socket.
+        let earlier = self.unsettled.len();
+        let received = match self.inbox.receive(&self.socket) {
+            Ok(received) => received,
+            Err(error) => {
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) && self.last_error.is_due()
+                {
+                    error!("cannot receive datagrams: {error}; trying again");
+                }
+                0
+            }
+        };
+        self.batches = self.batches.saturating_add(1);
+        let mut next = 0;
+        while next < received {
+            let flow = flow_of(&self.inbox, next);
+            let end = (next + 1..received)
+                .find(|&other| flow_of(&self.inbox, other) != flow)
+                .unwrap_or(received);
+            if let Some(flow) = flow {
+                self.arrive(flow, next..end);
+            }
+            next = end;
+        }
+        if received < BATCH {
+            self.settle(earlier);
+            self.pending = !self.unsettled.is_empty();
+        } else if self.batches >= PATIENCE {
+            self.settle(self.unsettled.len());
+        }
+    }
+
+    /// Passes on datagrams of one flow.
+    fn arrive(&mut self, flow: Flow, range: Range<usize>) {
+        if let Some(opened) = self.sessions.arrive(flow, &self.inbox, range) {
+            if self.unsettled.is_empty() {
+                self.batches = 0;
+            }
+            self.unsettled.push(opened);
+        }
+    }
+
+    /// Lets the first `number` of the sessions that wait for it read their reply sockets.
+    fn settle(&mut self, number: usize) {
+        for key in self.unsettled.drain(..number) {
+            self.sessions.settle(key);
+        }
+        if !self.unsettled.is_empty() {
+            self.batches = 0;
+        }
+    }
+}
+
+fn flow_of(inbox: &Inbox, index: usize) -> Option<Flow> {
+    Some(Flow {
+        client: inbox.sender(index)?,
+        destination: inbox.destination(index)?,
+    })
+}

@@ -1,0 +1,105 @@
+//! The sockets of datagrams: the one that all new ones come to, and the two of a session.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::sys::set_option;
+
+/// What may wait at the socket of a worker, in bytes as the kernel counts them. `net.core.rmem_max`
+/// bounds it where `CAP_NET_ADMIN` is missing.
+const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
+
+/// Lets a socket tell where each datagram was sent to, and gives it a large buffer.
+pub(in crate::relay) fn prepare(socket: &UdpSocket) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    setsockopt(socket, sockopt::Ipv4OrigDstAddr, &true)?;
+    if socket.local_addr()?.is_ipv6() {
+        setsockopt(socket, sockopt::Ipv6OrigDstAddr, &true)?;
+    }
+    if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        SockRef::from(socket).set_recv_buffer_size(RECEIVE_BUFFER)?;
+    }
+    Ok(())
+}
+
+/// A socket that sends to `upstream` and hears nobody else.
+pub(super) fn upstream(upstream: SocketAddr, mark: Option<u32>) -> io::Result<Socket> {
+    let socket = datagram_socket(upstream)?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
+    socket.connect(&upstream.into())?;
+    receive_joined(&socket)?;
+    Ok(socket)
+}
+
+/// A socket that has `destination` as its own address, sends to `client` and hears nobody else.
+///
+/// `None` when that address is not to be had: a program on this host has the port and does not share
+/// it, or the port is one below `net.ipv4.ip_unprivileged_port_start` and `CAP_NET_BIND_SERVICE` is
+/// missing.
+pub(super) fn reply(destination: SocketAddr, client: SocketAddr) -> io::Result<Option<Socket>> {
+    let socket = datagram_socket(destination)?;
+    transparent(&socket, destination)?;
+    // All sessions to this destination have the same address.
+    socket.set_reuse_address(true)?;
+    match socket.bind(&destination.into()) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EADDRINUSE | libc::EACCES)) => {
+            return Ok(None);
+        }
+        bound => bound?,
+    }
+    socket.connect(&client.into())?;
+    receive_joined(&socket)?;
+    Ok(Some(socket))
+}
+
+/// Lets a socket of the family of `address` send from addresses that are not of this host.
+pub(super) fn transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    if address.is_ipv4() {
+        socket.set_ip_transparent_v4(true)
+    } else {
+        socket.set_ip_transparent_v6(true)
+    }
+}
+
+/// Lets the kernel cut what a socket sends into fragments, here or on the way. The client may have
+/// relied on that: whether its datagrams may be cut is not known here.
+pub(super) fn allow_fragments(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> {
+    if address.is_ipv4() {
+        set_option(
+            socket,
+            libc::SOL_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DONT,
+        )
+    } else {
+        set_option(
+            socket,
+            libc::SOL_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DONT,
+        )
+    }
+}
+
+fn datagram_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new_raw(
+        Domain::for_address(address),
+        Type::DGRAM.cloexec().nonblocking(),
+        Some(Protocol::UDP),
+    )?;
+    allow_fragments(&socket, address)?;
+    Ok(socket)
+}
+
+/// Datagrams of one sender that arrive together are received together (`UDP_GRO`, udp(7)). Only once
+/// the socket is connected, so that none of somebody else is among them.
+fn receive_joined(socket: &Socket) -> io::Result<()> {
+    Ok(setsockopt(socket, sockopt::UdpGroSegment, &true)?)
+}
