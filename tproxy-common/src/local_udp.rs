@@ -39,6 +39,23 @@ impl LocalUdp {
         }
     }
 
+    /// The entry that memory shared with the kernel holds.
+    #[must_use]
+    pub const fn from_words(words: [u64; 3]) -> Self {
+        let [high, low] = [words[1].to_ne_bytes(), words[2].to_ne_bytes()];
+        let mut bound = [0; 16];
+        let mut octet = 0;
+        while octet < 8 {
+            bound[octet] = high[octet];
+            bound[8 + octet] = low[octet];
+            octet += 1;
+        }
+        Self {
+            word: words[0],
+            bound,
+        }
+    }
+
     /// What became of the flow with these ends, if this is its entry.
     #[must_use]
     #[inline(always)]

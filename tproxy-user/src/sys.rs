@@ -18,6 +18,7 @@ use std::{
 use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 use memmap2::{Mmap, MmapOptions, MmapRaw};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Opens a pinned program, map or link (`BPF_OBJ_GET`, bpf(2)).
 ///
@@ -111,6 +112,21 @@ pub(crate) fn open_process(process: u32) -> io::Result<OwnedFd> {
         // SAFETY: the kernel made this descriptor for this call.
         descriptor => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
     }
+}
+
+/// A descriptor that tokio's runtime, in which this is called, tells the readiness of.
+///
+/// # Errors
+///
+/// When the kernel cannot watch it.
+pub(crate) fn watch_descriptor<T: Into<OwnedFd>>(
+    descriptor: T,
+    interest: Interest,
+) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor is open, and stays the same file until it is dropped, which happens
+    // with the `AsyncFd` that owns it from here on.
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor.into(), interest) };
+    watched.map_err(Into::into)
 }
 
 /// Gives the pages of freed memory back to the kernel (`malloc_trim(3)`). Loading programs takes

@@ -4,6 +4,7 @@ mod expiry;
 mod flow_filter;
 mod leftovers;
 mod options;
+mod redirects;
 mod reload;
 mod shutdown;
 mod start;

@@ -1,18 +1,20 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
 use std::{
-    fs, io, net::TcpListener, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread,
+    fs, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread,
 };
 
 use anyhow::Context as _;
 use log::info;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
 
-use super::{Options, expiry::Expiry, leftovers, steering::Steering, upkeep::Watches};
+use super::{
+    Options, expiry::Expiry, leftovers, redirects::Redirects, steering::Steering, upkeep::Watches,
+};
 use crate::{
     config::Config,
     delivery::{
-        Assignment, Delivery, Flows, LocalAddresses, Netlink, Wanted, choose, link_by_name,
+        Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name,
         list_links,
     },
     instance::{
@@ -20,9 +22,10 @@ use crate::{
         State, check_attachable, clear, private_directory, remove,
     },
     kernel::{self, Loaded, Maps, bpffs},
+    listener::{Discard, discard},
     relay::{self, Capacity, Listener, Relay},
     requirements,
-    sys::{namespace_cookie, release_freed_memory},
+    sys::release_freed_memory,
 };
 
 /// An instance that takes flows.
@@ -45,6 +48,8 @@ pub(super) struct Parts {
     pub(super) agent_state: AgentState,
     pub(super) expiry: Expiry,
     state: State,
+    pub(super) redirects: Redirects,
+    _discard: Discard,
     /// Shows the programs that the agent lives.
     _lifeline: UnixDatagram,
 }
@@ -104,13 +109,18 @@ pub(super) struct Plan<'a> {
     pub(super) assignment: Assignment,
     /// Whether interfaces get tcx links rather than clsact filters.
     pub(super) tcx: bool,
-    listeners: Vec<Listener>,
-    lifeline: UnixDatagram,
     settings: relay::Settings,
     /// Whether what an agent left goes on as it is.
     takes_over: bool,
     /// The state of a pinned instance, whose rules and interfaces go on.
     pub(super) kept: Option<State>,
+}
+
+/// What flows are given to.
+struct Sockets {
+    workers: Vec<Listener>,
+    discard: Discard,
+    lifeline: UnixDatagram,
 }
 
 async fn prepare(
@@ -138,14 +148,17 @@ async fn prepare(
         .workers
         .unwrap_or_else(one_for_each_cpu)
         .min(WORKERS);
-    let listeners = relay::bind(options.port, workers as usize)?;
-    let lifeline = UnixDatagram::unbound().context("cannot make a socket")?;
+    let sockets = Sockets {
+        workers: relay::bind(options.port, workers as usize)?,
+        discard: discard().context("cannot make a socket")?,
+        lifeline: UnixDatagram::unbound().context("cannot make a socket")?,
+    };
     let settings = relay::Settings {
         mark: Some(assignment.upstream_mark()),
         connect_timeout: options.connect_timeout,
         ..relay::Settings::default()
     };
-    relay::check_limits(&settings, listeners.len())?;
+    relay::check_limits(&settings, sockets.workers.len())?;
     let mut plan = Plan {
         instance,
         options,
@@ -154,8 +167,6 @@ async fn prepare(
         netlink: netlink.clone(),
         assignment,
         tcx: kernel::kernel_has_tcx() && !options.clsact,
-        listeners,
-        lifeline,
         settings,
         takes_over: false,
         kept: previous
@@ -172,7 +183,7 @@ async fn prepare(
     if plan.takes_over {
         drop(changes);
         let accepting_before = instance.maps()?.agent()?;
-        return build(plan, lock).await.inspect_err(|_| {
+        return build(plan, sockets, lock).await.inspect_err(|_| {
             // The instance is what it was, without an agent.
             let _ = instance.maps().map(|maps| maps.set_agent(accepting_before));
         });
@@ -180,7 +191,7 @@ async fn prepare(
     leftovers::remove(instance, namespace, &netlink, &changes).await?;
     drop(changes);
     let kept = plan.kept.clone();
-    let built = build(plan, lock).await;
+    let built = build(plan, sockets, lock).await;
     if built.is_err()
         && let Err(error) = undo(instance, &netlink, kept).await
     {
@@ -216,16 +227,20 @@ async fn undo(instance: &Instance, netlink: &Netlink, kept: Option<State>) -> Re
     cleared.map(drop)
 }
 
-async fn build(mut plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, Watches)> {
+async fn build(
+    plan: Plan<'_>,
+    sockets: Sockets,
+    lock: &mut AgentLock,
+) -> anyhow::Result<(Parts, Watches)> {
     let instance = plan.instance;
     let assignment = plan.assignment;
     let netlink = plan.netlink.clone();
-    let port = plan.listeners[0]
+    let port = sockets.workers[0]
         .tcp
         .local_addr()
         .context("cannot read the listening port")?
         .port();
-    let workers = u32::try_from(plan.listeners.len()).unwrap_or(WORKERS);
+    let workers = u32::try_from(sockets.workers.len()).unwrap_or(WORKERS);
     publish(lock, port, workers)?;
     let loaded = if plan.takes_over {
         None
@@ -235,18 +250,14 @@ async fn build(mut plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Part
     let maps = instance.maps()?;
     let local = LocalAddresses::open(&netlink, assignment.table).await?;
     maps.set_local_prefixes(local.prefixes())?;
-    let steering = Arc::new(Steering::open(instance, &maps)?);
+    let steering = Arc::new(Steering::open(instance, &maps, assignment)?);
     let delivery = Delivery::new(netlink.clone(), assignment);
     let watches = Watches::open(instance, &netlink, &delivery, local).await?;
-    let tcp: Vec<TcpListener> = plan
-        .listeners
-        .iter()
-        .map(|listener| listener.tcp.try_clone())
-        .collect::<io::Result<_>>()
-        .context("cannot duplicate a listener")?;
+    // The places that they get here end with the sockets themselves, which are the workers'.
+    maps.set_sockets(&sockets.workers, &sockets.discard, &sockets.lifeline)?;
     let policy = Arc::clone(&steering) as _;
-    let relay = Arc::new(Relay::start(std::mem::take(&mut plan.listeners), plan.settings.clone(), policy)?);
-    maps.set_listeners(&tcp, &plan.lifeline)?;
+    let relay = Arc::new(Relay::start(sockets.workers, plan.settings.clone(), policy)?);
+    let redirects = Redirects::start(&maps).context("cannot start a thread")?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;
     match loaded {
@@ -259,10 +270,9 @@ async fn build(mut plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Part
     let (state, tables) = instance.in_force()?;
     let expiry = Expiry::open()?;
     expiry.follow(&state)?;
-    delivery
-        .apply(&Flows::forwarded(&state.interface_names()))
-        .await?;
+    delivery.apply(&state.flows(&state.interface_names())).await?;
     steering.follow(&state, tables);
+    redirects.follow(&state);
     let Capacity {
         flows,
         sessions,
@@ -284,7 +294,9 @@ async fn build(mut plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Part
         agent_state,
         expiry,
         state,
-        _lifeline: plan.lifeline,
+        redirects,
+        _discard: sockets.discard,
+        _lifeline: sockets.lifeline,
     };
     Ok((parts, watches))
 }
@@ -322,6 +334,7 @@ async fn first_state(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<(State, 
         mark: plan.assignment.mark,
         table: plan.assignment.table,
         pinned: plan.options.pin,
+        local: false,
         loaded,
         tcx: plan.tcx,
         interfaces: Vec::new(),
@@ -361,15 +374,8 @@ fn load(instance: &Instance, assignment: Assignment) -> anyhow::Result<Loaded> {
         private_directory(directory)?;
     }
     private_directory(&unfinished)?;
-    let settings = kernel::Settings {
-        mark: assignment.mark,
-        upstream_mark: assignment.upstream_mark(),
-        namespace_cookie: namespace_cookie().context("cannot identify the network namespace")?,
-        stand_ins: (
-            std::net::Ipv4Addr::new(127, 116, 29, 46),
-            "fd74:7072:6f78:79::1d2e".parse()?,
-        ),
-    };
+    let settings = kernel::Settings::of_this_namespace(assignment)
+        .context("cannot identify the network namespace")?;
     let loaded = kernel::load(settings, &unfinished)?;
     fs::rename(&unfinished, &finished)
         .with_context(|| format!("cannot put the pins in place: {}", finished.display()))?;

@@ -1,7 +1,7 @@
 //! The relay's view of rules: which one took a flow, and what it counts.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -10,19 +10,22 @@ use log::info;
 use tproxy_common::{
     classifier::classify,
     flow::{Flow, Protocol, Scope},
-    handover::{Ends, Place},
+    handover::{Ends, Place, Taken},
     limits::UNATTRIBUTED_SLOT,
 };
 
 use crate::{
+    delivery::Assignment,
     instance::{Instance, State},
-    kernel::{self, Generation, Handover, IntakeCounters, Maps, RelayCounters},
+    kernel::{self, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters},
     relay::{Admission, FlowRecord, Policy, RuleTag},
 };
 
 /// Tells the relay's workers about rules. Follows changes by [`Steering::follow`].
 pub(super) struct Steering {
     handover: Handover,
+    local_udp: LocalUdp,
+    stand_ins: [IpAddr; 2],
     counters: RelayCounters,
     intake: IntakeCounters,
     instance: Instance,
@@ -39,11 +42,20 @@ struct Rules {
 
 impl Steering {
     /// Opens the maps. There are no rules before the first [`Steering::follow`].
-    pub(super) fn open(instance: &Instance, maps: &Maps) -> Result<Self, kernel::Error> {
+    pub(super) fn open(
+        instance: &Instance,
+        maps: &Maps,
+        assignment: Assignment,
+    ) -> Result<Self, kernel::Error> {
         let counters = RelayCounters::open(maps)?;
         counters.forget_live();
         Ok(Self {
             handover: Handover::open(maps)?,
+            local_udp: LocalUdp::open(maps)?,
+            stand_ins: [
+                assignment.stand_in_v4().into(),
+                assignment.stand_in_v6().into(),
+            ],
             intake: IntakeCounters::open(maps)?,
             counters,
             instance: instance.clone(),
@@ -88,6 +100,30 @@ impl Steering {
         self.rules.load().tag(slot).unwrap_or_else(nameless)
     }
 
+    /// What the hook that took the flow said of it.
+    fn taken(&self, ends: &Ends) -> Option<Taken> {
+        let announced = |ends: &Ends| self.handover.taken(Place::of(ends));
+        announced(ends).or_else(|| match ends.protocol {
+            Protocol::Tcp => announced(&ends.before_routing()),
+            Protocol::Udp => self.local_udp.of_port(ends.source_port).taken(ends),
+        })
+    }
+
+    /// Where a client takes answers: a process of this host that has bound its socket to an address
+    /// takes none at the stand-in for it.
+    fn answered_at(&self, client: SocketAddr) -> SocketAddr {
+        if !self.stand_ins.contains(&client.ip()) {
+            return client;
+        }
+        match self.local_udp.of_port(client.port()).bound() {
+            Some(octets) => {
+                let bound = Ipv6Addr::from(octets).to_canonical();
+                SocketAddr::new(bound, client.port())
+            }
+            None => client,
+        }
+    }
+
     fn classify(&self, ends: &Ends) -> RuleTag {
         let found = self.rules.load().classify(ends);
         self.tag(found.unwrap_or(UNATTRIBUTED_SLOT))
@@ -97,24 +133,22 @@ impl Steering {
 impl Policy for Steering {
     fn admit(
         &self,
-        _protocol: Protocol,
+        protocol: Protocol,
         client: SocketAddr,
         destination: SocketAddr,
     ) -> Option<Admission> {
         let ends = Ends {
-            protocol: Protocol::Tcp,
+            protocol,
             source: client.ip().into(),
             source_port: client.port(),
             destination: destination.ip().into(),
             destination_port: destination.port(),
         };
-        let announced = |ends: &Ends| self.handover.taken(Place::of(ends));
-        let taken = announced(&ends).or_else(|| announced(&ends.before_routing()));
-        let tag = match taken {
+        let tag = match self.taken(&ends) {
             Some(taken) => self.tag(taken.slot),
             None => self.classify(&ends),
         };
-        Some(Admission::direct(tag, client, destination))
+        Some(Admission::direct(tag, self.answered_at(client), destination))
     }
 
     fn is_own(&self, address: IpAddr) -> bool {

@@ -50,11 +50,13 @@ impl Change {
         let own: usize = rules.iter().map(cidrs).sum();
         let (sets, shared) = self.sizes();
         check_limits(rules.len(), sets, own + shared)?;
+        self.prepare(&rules)?;
         self.state.generation += 1;
         self.state.built.cidrs = own + shared;
         if !self.change_within_tables(&sources)? {
             self.replace_tables(&sources)?;
         }
+        self.tidy(&rules);
         let directory = self.instance.run_directory();
         self.state.remove_others(directory);
         stored_set::remove_unnamed(&self.state, directory);

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::RuleNotFound;
 use crate::{
+    listener,
     config::Problems,
     delivery, kernel,
     rule::SpecErrors,
@@ -65,6 +66,21 @@ pub enum Error {
         /// The `ARPHRD_*` number.
         kind: u16,
     },
+    /// A listener of another program cannot be used.
+    #[error(transparent)]
+    Listener(#[from] listener::Error),
+    /// A listener is in another network namespace.
+    #[error("{0}")]
+    ListenerElsewhere(listener::Absence),
+    /// The hooks of scope local have nothing to be attached to.
+    #[error("scope local is not possible: {0}")]
+    Cgroups(io::Error),
+    /// The instance's network namespace cannot be entered or identified.
+    #[error("cannot enter the network namespace of the instance: {0}")]
+    Entering(io::Error),
+    /// What speaks to netlink cannot run.
+    #[error("cannot start a runtime: {0}")]
+    Runtime(io::Error),
     /// A file of the instance.
     #[error("{path}: {cause}")]
     File {

@@ -25,6 +25,7 @@ mod namespace_watch;
 mod origin;
 mod removal;
 mod replacement;
+mod scopes;
 mod set_changes;
 mod shadows;
 mod state;

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::NamespaceId;
-use crate::sys::open_process;
+use crate::sys::{open_process, watch_descriptor};
 
 /// Tells when the network namespace of a path is gone: when the path is removed or stands for
 /// something else, as after `ip netns del` or umount(8), or, for that of a process in `/proc`, when
@@ -26,7 +26,7 @@ pub struct NamespaceWatch {
 }
 
 enum Watched {
-    Path(PathWatch),
+    Path(Box<PathWatch>),
     /// A descriptor that can be read when the process has ended.
     Process(AsyncFd<OwnedFd>),
     /// The process had ended when the watch began.
@@ -42,7 +42,7 @@ impl NamespaceWatch {
     /// When the kernel does not let it be watched.
     pub fn open(path: &Path, namespace: NamespaceId) -> io::Result<Self> {
         let what = match resolve(path)? {
-            Named::Path(path) => Watched::Path(PathWatch::open(path, namespace)?),
+            Named::Path(path) => Watched::Path(Box::new(PathWatch::open(path, namespace)?)),
             Named::Process(process) => watch_process(process)?,
         };
         // Another process may have its number by now.
@@ -69,7 +69,7 @@ impl NamespaceWatch {
 
 fn watch_process(process: u32) -> io::Result<Watched> {
     match open_process(process) {
-        Ok(process) => AsyncFd::with_interest(process, Interest::READABLE).map(Watched::Process),
+        Ok(process) => watch_descriptor(process, Interest::READABLE).map(Watched::Process),
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Watched::Ended),
         Err(error) => Err(error),
     }
@@ -136,7 +136,7 @@ struct PathWatch {
     /// watched under its name is the namespace, which lives on with the agent.
     directory: EventStream<[u8; 1024]>,
     /// umount(2) is told of by nobody but the list of mounts.
-    mounts: AsyncFd<File>,
+    mounts: AsyncFd<OwnedFd>,
     polled: bool,
 }
 
@@ -155,7 +155,7 @@ impl PathWatch {
         let mounts = File::open("/proc/self/mountinfo")?;
         Ok(Self {
             directory: inotify.into_event_stream([0; 1024])?,
-            mounts: AsyncFd::with_interest(mounts, Interest::PRIORITY | Interest::ERROR)?,
+            mounts: watch_descriptor(mounts, Interest::PRIORITY | Interest::ERROR)?,
             polled: fs::read_link(&path).is_ok(),
             path,
             namespace,

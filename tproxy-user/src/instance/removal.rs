@@ -7,7 +7,7 @@ use tproxy_common::agent::AgentState;
 use super::{ChangeLock, Error, Instance, Origin, State, attachments::Attachments};
 use crate::{
     delivery::{Netlink, remove_leftovers},
-    kernel::Maps,
+    kernel::{self, Maps},
 };
 
 /// Removes an instance altogether. The caller is in its network namespace, or `netlink` is `None`
@@ -51,6 +51,10 @@ pub async fn clear(
     let attachments = Attachments::new(instance, pins.as_deref().unwrap_or(directory));
     for index in attachments.links().unwrap_or_default() {
         outcome = outcome.and(attachments.detach_link(index));
+    }
+    if let Some(pins) = &pins {
+        let detached = kernel::detach_process_hooks(pins);
+        outcome = outcome.and(detached.map_err(Error::from));
     }
     if let Some(netlink) = netlink {
         for index in attachments.filters() {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, NamespaceId, StoredSet};
 use crate::{
-    delivery::Assignment,
+    delivery::{Assignment, Flows},
     kernel::Loaded,
     rule::{Deadline, RuleSpec},
 };
@@ -28,6 +28,10 @@ pub struct State {
     pub table: u32,
     /// Whether the last agent was told to leave everything in place.
     pub pinned: bool,
+    /// Whether flows of this host's own processes are, or have been, taken: their packets need policy
+    /// rules and routes as long as the instance is there.
+    #[serde(default)]
+    pub local: bool,
     /// Programs and maps that it rests on.
     pub loaded: Loaded,
     /// Whether interfaces are attached by tcx links rather than in a clsact qdisc.
@@ -140,6 +144,16 @@ impl State {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Deadline> {
         self.rules.iter().filter_map(|rule| rule.deadline).min()
+    }
+
+    /// The flows that policy rules and routes are to bring here. `interfaces` are the names of its
+    /// interfaces.
+    #[must_use]
+    pub const fn flows<'a>(&self, interfaces: &'a [String]) -> Flows<'a, String> {
+        Flows {
+            interfaces,
+            local: self.local,
+        }
     }
 
     /// Names of the interfaces.

@@ -1,10 +1,10 @@
 //! Asks the kernel which rule takes a flow: a program runs over the maps in force on a packet that
 //! was made for it (`BPF_PROG_TEST_RUN`).
 
-use std::{fs, io, net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path};
 
 use aya::{
-    EbpfLoader, TestRun as _, TestRunOptions,
+    TestRun as _, TestRunOptions,
     programs::{Program, ProgramError, SchedClassifier},
 };
 use etherparse::PacketBuilder;
@@ -12,7 +12,7 @@ use tproxy_common::{explanation::Explanation, flow::Protocol};
 
 use super::{
     Error,
-    object::{EXPLAIN_PROGRAM, OBJECT},
+    object::{EXPLAIN_PROGRAM, over_pinned_maps},
 };
 
 /// What the kernel says about the first packet of a flow that arrives on the interface with this
@@ -29,24 +29,7 @@ pub fn ask(
     destination: SocketAddr,
     interface: u32,
 ) -> Result<Explanation, Error> {
-    let unreadable = |cause| Error::Path {
-        path: directory.into(),
-        cause,
-    };
-    let pins = fs::read_dir(directory)
-        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-        .map_err(unreadable)?;
-    let names: Vec<_> = pins.iter().map(fs::DirEntry::file_name).collect();
-    let mut loader = EbpfLoader::new();
-    for (name, pin) in names.iter().zip(&pins) {
-        // What is no map of the object is passed over.
-        if let Some(name) = name.to_str() {
-            loader.map_pin_path(name, pin.path());
-        }
-    }
-    let mut object = loader
-        .load(OBJECT)
-        .map_err(|cause| Error::Object { cause })?;
+    let mut object = over_pinned_maps(None, directory)?;
     let packet = packet(protocol, source, destination);
     let code = run(object.program_mut(EXPLAIN_PROGRAM), &packet, interface).map_err(|cause| {
         Error::Program {

@@ -2,8 +2,11 @@
 
 use std::{
     fs,
-    net::{IpAddr, TcpListener},
-    os::{fd::AsRawFd, unix::net::UnixDatagram},
+    net::IpAddr,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixDatagram,
+    },
     path::{Path, PathBuf},
 };
 
@@ -13,10 +16,11 @@ use tproxy_common::{
     address::Address,
     agent::AgentState,
     flow::Protocol,
-    sockets::{self, LIFELINE},
+    sockets::{self, LIFELINE, MEMBERS},
 };
 
 use super::Error;
+use crate::{listener::Discard, relay::Listener};
 
 const LOCAL: &str = "LOCAL";
 const SOCKETS: &str = "SOCKETS";
@@ -56,25 +60,90 @@ impl Maps {
         map.get(&0, 0).map_err(failed("AGENT"))
     }
 
-    /// Registers the listener of each worker, and a socket that lasts as long as the agent.
+    /// Registers the sockets of each worker, those that discard what they get, and one that lasts as
+    /// long as the agent.
     ///
     /// # Errors
     ///
     /// When the map cannot be written.
-    pub fn set_listeners(
+    pub fn set_sockets(
         &self,
-        listeners: &[TcpListener],
+        listeners: &[Listener],
+        discard: &Discard,
         lifeline: &UnixDatagram,
     ) -> Result<(), Error> {
         let mut map: SockMap<MapData> = self.open(SOCKETS, TryInto::try_into)?;
         map.set(LIFELINE, &lifeline.as_raw_fd(), 0)
             .map_err(failed(SOCKETS))?;
-        for (worker, listener) in (0..).zip(listeners) {
-            let place = sockets::relay(Protocol::Tcp, worker);
-            map.set(place, &listener.as_raw_fd(), 0)
-                .map_err(failed(SOCKETS))?;
+        let mut set = |place, socket| map.set(place, &socket, 0).map_err(failed(SOCKETS));
+        for (worker, Listener { tcp, udp }) in (0..).zip(listeners) {
+            set(sockets::relay(Protocol::Tcp, worker), tcp.as_raw_fd())?;
+            set(sockets::relay(Protocol::Udp, worker), udp.as_raw_fd())?;
+        }
+        let Discard { tcp, udp } = discard;
+        set(sockets::discarding(Protocol::Tcp), tcp.as_raw_fd())?;
+        set(sockets::discarding(Protocol::Udp), udp.as_raw_fd())
+    }
+
+    /// Makes these the sockets, [`MEMBERS`] at most, of the listener that the rule with this counter
+    /// slot hands its flows to.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn set_redirect<'s>(
+        &self,
+        protocol: Protocol,
+        slot: u32,
+        members: impl Iterator<Item = &'s OwnedFd>,
+    ) -> Result<(), Error> {
+        let mut members = members.fuse();
+        for member in 0..MEMBERS as usize {
+            match members.next() {
+                Some(socket) => self.set_redirect_member(protocol, slot, member, socket)?,
+                None => self.remove_redirect_member(protocol, slot, member)?,
+            }
         }
         Ok(())
+    }
+
+    /// Puts one of these sockets in its place.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn set_redirect_member(
+        &self,
+        protocol: Protocol,
+        slot: u32,
+        member: usize,
+        socket: &OwnedFd,
+    ) -> Result<(), Error> {
+        let mut map: SockMap<MapData> = self.open(SOCKETS, TryInto::try_into)?;
+        map.set(place_of(protocol, slot, member), &socket.as_raw_fd(), 0)
+            .map_err(failed(SOCKETS))
+    }
+
+    /// Empties the place of one of these sockets. One that is empty is no error.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn remove_redirect_member(
+        &self,
+        protocol: Protocol,
+        slot: u32,
+        member: usize,
+    ) -> Result<(), Error> {
+        let mut map: SockMap<MapData> = self.open(SOCKETS, TryInto::try_into)?;
+        match map.clear_index(&place_of(protocol, slot, member)) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                Ok(())
+            }
+            cleared => cleared.map_err(failed(SOCKETS)),
+        }
     }
 
     /// Declares an interface attached.
@@ -184,6 +253,11 @@ impl Maps {
 
 pub(super) fn failed(map: &'static str) -> impl FnOnce(MapError) -> Error {
     move |cause| Error::Map { map, cause }
+}
+
+fn place_of(protocol: Protocol, slot: u32, member: usize) -> u32 {
+    let member = u32::try_from(member).unwrap_or(0);
+    sockets::redirect(protocol, slot) + member.min(MEMBERS - 1)
 }
 
 fn local_key(prefix: &IpNet) -> (u32, [u8; 16]) {

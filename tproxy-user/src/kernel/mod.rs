@@ -7,6 +7,7 @@ mod flow_filter;
 mod generation;
 mod handover;
 mod links;
+mod local_udp;
 mod maps;
 mod object;
 mod process_hooks;
@@ -20,6 +21,7 @@ pub use links::{
     attach_filter, attach_link, attach_lookup, detach_link, kernel_has_tcx, link_is_attached,
     lookup_is_attached, pinned_links, program_id,
 };
+pub use local_udp::LocalUdp;
 pub use maps::Maps;
 pub use object::{Loaded, Settings, load};
 pub use process_hooks::{

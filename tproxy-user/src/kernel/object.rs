@@ -4,7 +4,6 @@ use std::{
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
-    net::{Ipv4Addr, Ipv6Addr},
     path::Path,
     thread,
 };
@@ -16,10 +15,17 @@ use aya::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, IntakeCounters, RelayCounters, links::LOOKUP_LINK};
+use super::{
+    Error, IntakeCounters, RelayCounters,
+    links::{ETHER_PROGRAM, IP_PROGRAM, LOOKUP_LINK, LOOKUP_PROGRAM},
+};
+use crate::{delivery::Assignment, sys::namespace_cookie};
 
 /// The program that only explains: loaded by who asks, so that a start does not wait for it.
 pub(super) const EXPLAIN_PROGRAM: &str = "tproxy_explain";
+
+/// Programs that every instance has. The others are loaded when they are needed.
+const PROGRAMS: [&str; 3] = [ETHER_PROGRAM, IP_PROGRAM, LOOKUP_PROGRAM];
 
 pub(super) static OBJECT: &[u8] =
     include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tproxy-ebpf.o"));
@@ -27,15 +33,47 @@ pub(super) static OBJECT: &[u8] =
 /// What is fixed when the programs are loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Mark, and mask, of packets that are delivered to this host.
-    pub mark: u32,
-    /// Mark of the agent's own connections.
-    pub upstream_mark: u32,
-    /// Cookie of the network namespace whose processes the hooks of scope local concern
-    /// (`SO_NETNS_COOKIE`).
-    pub namespace_cookie: u64,
-    /// Stand-ins for the source addresses of datagrams that processes of this host send.
-    pub stand_ins: (Ipv4Addr, Ipv6Addr),
+    mark: u32,
+    upstream_mark: u32,
+    /// Whose processes the hooks of scope local concern (`SO_NETNS_COOKIE`).
+    namespace_cookie: u64,
+    /// Stand-ins for source addresses, as the contexts of programs have addresses: words in network
+    /// byte order.
+    stand_in_v4: u32,
+    stand_in_v6: [u32; 4],
+}
+
+impl Settings {
+    /// Those of an instance in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not say which one that is.
+    pub fn of_this_namespace(assignment: Assignment) -> io::Result<Self> {
+        let v6 = assignment.stand_in_v6().octets();
+        let mut words = [0; 4];
+        for (word, octets) in words.iter_mut().zip(v6.chunks_exact(4)) {
+            *word = u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]);
+        }
+        Ok(Self {
+            mark: assignment.mark,
+            upstream_mark: assignment.upstream_mark(),
+            namespace_cookie: namespace_cookie()?,
+            stand_in_v4: u32::from_ne_bytes(assignment.stand_in_v4().octets()),
+            stand_in_v6: words,
+        })
+    }
+
+    fn loader(&self) -> EbpfLoader<'_> {
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("MARK", &self.mark, true)
+            .override_global("UPSTREAM_MARK", &self.upstream_mark, true)
+            .override_global("NETWORK_NAMESPACE", &self.namespace_cookie, true)
+            .override_global("STAND_IN_V4", &self.stand_in_v4, true)
+            .override_global("STAND_IN_V6", &self.stand_in_v6, true);
+        loader
+    }
 }
 
 /// What was loaded, for whoever finds it pinned later.
@@ -81,19 +119,8 @@ fn fingerprint() -> u64 {
 ///
 /// When the kernel refuses a part; what was pinned before stays for the caller to remove.
 pub fn load(settings: Settings, directory: &Path) -> Result<Loaded, Error> {
-    let (v4, v6) = settings.stand_ins;
-    // As the contexts of programs have addresses: words in network byte order.
-    let v4 = u32::from_ne_bytes(v4.octets());
-    let mut words = [0; 4];
-    for (word, octets) in words.iter_mut().zip(v6.octets().chunks_exact(4)) {
-        *word = u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]);
-    }
-    let mut object = EbpfLoader::new()
-        .override_global("MARK", &settings.mark, true)
-        .override_global("UPSTREAM_MARK", &settings.upstream_mark, true)
-        .override_global("NETWORK_NAMESPACE", &settings.namespace_cookie, true)
-        .override_global("STAND_IN_V4", &v4, true)
-        .override_global("STAND_IN_V6", &words, true)
+    let mut object = settings
+        .loader()
         .load(OBJECT)
         .map_err(|cause| Error::Object { cause })?;
     load_programs(&mut object, directory)?;
@@ -111,12 +138,41 @@ pub fn load(settings: Settings, directory: &Path) -> Result<Loaded, Error> {
     })
 }
 
+/// The object over the maps that are pinned in `directory`, with none of its programs loaded.
+///
+/// # Errors
+///
+/// When the directory cannot be read, or the kernel refuses.
+pub(super) fn over_pinned_maps(
+    settings: Option<&Settings>,
+    directory: &Path,
+) -> Result<Ebpf, Error> {
+    let unreadable = |cause| Error::Path {
+        path: directory.into(),
+        cause,
+    };
+    let pins = fs::read_dir(directory)
+        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+        .map_err(unreadable)?;
+    let names: Vec<_> = pins.iter().map(fs::DirEntry::file_name).collect();
+    let mut loader = settings.map_or_else(EbpfLoader::new, Settings::loader);
+    for (name, pin) in names.iter().zip(&pins) {
+        // What is no map of the object is passed over.
+        if let Some(name) = name.to_str() {
+            loader.map_pin_path(name, pin.path());
+        }
+    }
+    loader
+        .load(OBJECT)
+        .map_err(|cause| Error::Object { cause })
+}
+
 /// The verifier takes most of the time of a start, so each program has a thread of its own.
 fn load_programs(object: &mut Ebpf, directory: &Path) -> Result<(), Error> {
     thread::scope(|scope| {
         let loading: Vec<_> = object
             .programs_mut()
-            .filter(|(name, _)| *name != EXPLAIN_PROGRAM)
+            .filter(|(name, _)| PROGRAMS.contains(name))
             .map(|(name, program)| {
                 let name = name.to_owned();
                 scope.spawn(move || load_program(&name, program, &directory.join(&name)))
@@ -133,8 +189,6 @@ fn load_program(name: &str, program: &mut Program, path: &Path) -> Result<(), Er
     let loaded = match program {
         Program::SchedClassifier(program) => program.load(),
         Program::SkLookup(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::SockOps(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType {}),
     };
     loaded.map_err(|cause| Error::Program {

@@ -85,6 +85,12 @@ impl Rule {
         Cow::Owned(ports.collect())
     }
 
+    /// Whether a listener that gets its flows has to answer for addresses that are not of this host.
+    #[must_use]
+    pub fn needs_transparent_listener(&self) -> bool {
+        self.scope != Scope::Inbound
+    }
+
     /// Whether it names IPv4 link-local destinations (RFC 3927), which rules for whole networks leave
     /// alone.
     #[must_use]

@@ -1,0 +1,138 @@
+//! What rules need beside the tables: hooks for the flows of this host's processes, and the listeners
+//! of other programs.
+
+use std::thread;
+
+use log::warn;
+use tproxy_common::{
+    flow::{Protocol, Scope},
+    tables::Action,
+};
+
+use super::{AgentLock, Change, Error, StoredRule};
+use crate::{
+    delivery::{Delivery, Flows, Netlink},
+    kernel::{self, Maps, Settings},
+    listener,
+    rule::{Cgroup, Rule},
+};
+
+impl Change {
+    /// Brings what the rules need into being, before they are in force. Nothing of it does anything
+    /// without them.
+    pub(super) fn prepare(&mut self, rules: &[Rule]) -> Result<(), Error> {
+        let redirects = self.new_redirects(rules);
+        let opens_local = rules.iter().any(|rule| rule.scope == Scope::Local)
+            && !kernel::process_hooks_are_attached(&self.pins()?);
+        if redirects.is_empty() && !opens_local {
+            return Ok(());
+        }
+        let agent = AgentLock::holder(&self.instance).and_then(|agent| agent.process());
+        let prepare = || -> Result<(), Error> {
+            if !self.state.namespace.enter(agent).map_err(Error::Entering)? {
+                return Err(Error::Namespace(self.instance.name().to_owned()));
+            }
+            for (rule, slot) in &redirects {
+                take_listeners(&self.maps, rule, *slot)?;
+            }
+            if opens_local {
+                self.open_local()?;
+            }
+            Ok(())
+        };
+        // A network namespace belongs to a thread, and the caller's is to stay where it is.
+        let prepared = thread::scope(|scope| scope.spawn(prepare).join());
+        prepared.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        self.state.local |= opens_local;
+        Ok(())
+    }
+
+    /// Takes away what no rule needs any more. Rules and routes of local flows stay to the end of the
+    /// instance: running flows need them.
+    pub(super) fn tidy(&self, rules: &[Rule]) {
+        if rules.iter().any(|rule| rule.scope == Scope::Local) {
+            return;
+        }
+        let detached = self
+            .pins()
+            .and_then(|pins| Ok(kernel::detach_process_hooks(&pins)?));
+        if let Err(error) = detached {
+            warn!("hooks of scope local stay, without effect: {error}");
+        }
+    }
+
+    /// Rules that hand flows to other programs and were not in force before, with their slots.
+    fn new_redirects<'r>(&self, rules: &'r [Rule]) -> Vec<(&'r Rule, u32)> {
+        let is_new = |stored: &StoredRule| {
+            let before = self.before.iter().flat_map(|state| &state.rules);
+            before.into_iter().all(|known| known != stored)
+        };
+        let pairs = rules.iter().zip(&self.state.rules);
+        pairs
+            .filter(|(rule, stored)| rule.action == Action::Redirect && is_new(stored))
+            .map(|(rule, stored)| (rule, stored.slot))
+            .collect()
+    }
+
+    fn pins(&self) -> Result<std::path::PathBuf, Error> {
+        let pins = self.instance.pins();
+        pins.ok_or_else(|| Error::NotThere(self.instance.name().to_owned()))
+    }
+
+    /// Attaches the hooks, and writes the policy rules and routes that bring their flows here. Runs in
+    /// the instance's network namespace.
+    fn open_local(&self) -> Result<(), Error> {
+        let assignment = self.state.assignment();
+        let interfaces = self.state.interface_names();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Runtime)?;
+        runtime.block_on(async {
+            let delivery = Delivery::new(Netlink::open()?, assignment);
+            let flows = Flows {
+                interfaces: &interfaces,
+                local: true,
+            };
+            delivery.apply(&flows).await
+        })?;
+        let settings = Settings::of_this_namespace(assignment).map_err(Error::Entering)?;
+        let root = Cgroup::root().map_err(Error::Cgroups)?;
+        kernel::attach_process_hooks(&self.pins()?, &root, &settings)?;
+        Ok(())
+    }
+}
+
+/// Puts the sockets of a rule's listener where its flows find them. Nobody being there is for
+/// `on_missing` to deal with.
+fn take_listeners(maps: &Maps, rule: &Rule, slot: u32) -> Result<(), Error> {
+    let Some(address) = rule.listener else {
+        return Ok(());
+    };
+    for protocol in &rule.protocols {
+        let found = listener::find(*protocol, address)?;
+        if rule.needs_transparent_listener() {
+            for socket in &found {
+                socket.check_transparent()?;
+            }
+        }
+        if found.is_empty() {
+            missing(rule, *protocol, listener::absence(*protocol, address)?)?;
+        }
+        let sockets = found.iter().map(|found| &found.socket);
+        maps.set_redirect(*protocol, slot, sockets)?;
+    }
+    Ok(())
+}
+
+/// A listener in another namespace will never do; one that is not there yet may.
+fn missing(rule: &Rule, protocol: Protocol, absence: listener::Absence) -> Result<(), Error> {
+    if absence.elsewhere.is_some() {
+        return Err(Error::ListenerElsewhere(absence));
+    }
+    // Where a rule is for both protocols, one of them often has no listener.
+    if rule.protocols.len() == 1 || protocol == Protocol::Tcp {
+        warn!("rule {}: {absence}; on_missing decides until then", rule.name);
+    }
+    Ok(())
+}

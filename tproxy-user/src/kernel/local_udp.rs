@@ -1,0 +1,43 @@
+//! The agent's side of [`tproxy_common::local_udp`].
+
+use std::sync::atomic::Ordering;
+
+use aya::maps::Map;
+use tproxy_common::local_udp::{LocalUdp as Element, PORTS};
+
+use super::{Error, Maps};
+use crate::sys::SharedArray;
+
+const NAME: &str = "LOCAL_UDP";
+const WORDS: usize = size_of::<Element>() / size_of::<u64>();
+
+/// The table by which datagrams of this host's processes are handed over with their rule.
+pub struct LocalUdp {
+    memory: SharedArray<u64>,
+}
+
+impl LocalUdp {
+    /// Maps the table into memory.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there or not mappable.
+    pub fn open(maps: &Maps) -> Result<Self, Error> {
+        let map = maps.open(NAME, Ok)?;
+        let Map::Array(map) = map else {
+            return Err(Error::not_an_array(NAME));
+        };
+        let memory = SharedArray::map(map.fd(), PORTS * WORDS).map_err(Error::Memory)?;
+        Ok(Self { memory })
+    }
+
+    /// The last flow that was taken of the socket with this port.
+    #[must_use]
+    pub fn of_port(&self, port: u16) -> Element {
+        let first = usize::from(port) * WORDS;
+        let words = &self.memory.words()[first..first + WORDS];
+        Element::from_words(std::array::from_fn(|word| {
+            words[word].load(Ordering::Relaxed)
+        }))
+    }
+}
