@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv6Net;
+
 use super::object::Family;
 
 /// The mark and the routing table of one instance.
@@ -40,6 +42,11 @@ impl Assignment {
         let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
         Ipv6Addr::new(0xfd74, 0x7072, 0x6f78, 0x79, 0, 0, high, low)
     }
+
+    /// The stand-ins for IPv6 of all instances. No route makes them local, for nobody else is to see
+    /// them.
+    pub const STAND_INS_V6: Ipv6Net =
+        Ipv6Net::new_assert(Ipv6Addr::new(0xfd74, 0x7072, 0x6f78, 0x79, 0, 0, 0, 0), 64);
 
     pub(super) fn stand_in(&self, family: Family) -> IpAddr {
         match family {

@@ -20,7 +20,7 @@ use tproxy_common::{
 };
 
 use super::Error;
-use crate::{listener::Discard, relay::Listener};
+use crate::{delivery::Assignment, listener::Discard, relay::Listener};
 
 const LOCAL: &str = "LOCAL";
 const SOCKETS: &str = "SOCKETS";
@@ -179,7 +179,7 @@ impl Maps {
         }
     }
 
-    /// Makes the map of this host's own prefixes hold exactly these.
+    /// Makes the map of this host's own prefixes hold exactly these, and the stand-ins.
     ///
     /// # Errors
     ///
@@ -187,8 +187,9 @@ impl Maps {
     pub fn set_local_prefixes(&self, prefixes: &[IpNet]) -> Result<(), Error> {
         let name = LOCAL;
         let mut map: LpmTrie<MapData, [u8; 16], u32> = self.open(name, TryInto::try_into)?;
-        let wanted: std::collections::HashSet<(u32, [u8; 16])> =
-            prefixes.iter().map(local_key).collect();
+        let stand_ins = IpNet::from(Assignment::STAND_INS_V6);
+        let prefixes = prefixes.iter().chain([&stand_ins]);
+        let wanted: std::collections::HashSet<(u32, [u8; 16])> = prefixes.map(local_key).collect();
         let mut present = std::collections::HashSet::new();
         for key in map.keys() {
             let key = key.map_err(failed(name))?;

@@ -92,7 +92,8 @@ fn attach(object: &mut Ebpf, name: &str, directory: &Path, group: &Path) -> Resu
         path: group.into(),
         cause,
     })?;
-    let mode = CgroupAttachMode::AllowMultiple;
+    // Links allow others beside them, and take no word for it (`cgroup_bpf_link_attach`).
+    let mode = CgroupAttachMode::Single;
     let link: Result<FdLink, _> = match object.program_mut(name) {
         Some(Program::CgroupSockAddr(program)) => {
             let link = program.attach(&group, mode).map_err(refused)?;
