@@ -2,6 +2,7 @@
 //! need root.
 
 mod answer;
+mod budgets;
 mod devices;
 mod differential;
 mod established;
@@ -9,8 +10,10 @@ mod explanation;
 mod flow_filter;
 mod frame;
 mod model;
+mod neighbour;
 mod outcomes;
 mod reject;
 mod sandbox;
 mod set_edits;
+mod steered;
 mod syn_cookie;
