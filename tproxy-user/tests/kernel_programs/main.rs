@@ -9,6 +9,7 @@ mod established;
 mod explanation;
 mod flow_filter;
 mod frame;
+mod inbound;
 mod model;
 mod neighbour;
 mod outcomes;

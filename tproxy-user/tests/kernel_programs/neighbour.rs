@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     process, thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -210,6 +210,16 @@ pub(crate) fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let (length, client) = socket.recv_from(&mut buffer).expect("a datagram");
     buffer.truncate(length);
     (buffer, canonical(client))
+}
+
+/// Waits until a condition holds.
+#[track_caller]
+pub(crate) fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it never came");
+        thread::yield_now();
+    }
 }
 
 /// Whether nothing waits to be accepted.

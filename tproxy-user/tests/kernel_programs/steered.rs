@@ -12,7 +12,7 @@ use tproxy_user::rule::{Rule, RuleSpec};
 use crate::{
     neighbour::{
         Addresses, NEAR, Neighbour, accept, attach_to_link, datagrams_at, deliver, families,
-        is_idle, listen, receive, sysctl,
+        is_idle, listen, receive, sysctl, wait_until,
     },
     sandbox::{FIRST_SLOT, Sandbox, in_sandbox, rule, words},
 };
@@ -188,14 +188,6 @@ fn connections_are_made_by_cookies_of_whoever_listens() {
         }
         drop(workers);
     });
-}
-
-fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + crate::neighbour::PATIENCE;
-    while !condition() {
-        assert!(std::time::Instant::now() < deadline, "it never came");
-        std::thread::yield_now();
-    }
 }
 
 #[test]
