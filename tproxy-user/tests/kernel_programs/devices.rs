@@ -123,7 +123,7 @@ fn syns() -> [Vec<u8>; 2] {
 }
 
 /// Sends a frame out of an interface.
-fn send(frame: &[u8], interface: &str) {
+pub(crate) fn send(frame: &[u8], interface: &str) {
     let packets = socket(
         AddressFamily::Packet,
         SockType::Raw,

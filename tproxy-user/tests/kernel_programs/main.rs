@@ -8,6 +8,7 @@ mod differential;
 mod established;
 mod explanation;
 mod flow_filter;
+mod fragments;
 mod frame;
 mod inbound;
 mod model;
