@@ -14,6 +14,7 @@ mod inbound;
 mod model;
 mod neighbour;
 mod outcomes;
+mod process_hooks;
 mod reject;
 mod sandbox;
 mod set_edits;
