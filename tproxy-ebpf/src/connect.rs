@@ -135,6 +135,10 @@ fn connect(
     decision: Decision,
     family: Family,
 ) -> Outcome {
+    // A mark of ours is that of an earlier connection of the socket, to somewhere else.
+    if opening.mark != 0 && opening.mark == agent::mark() {
+        set_mark(ctx, 0);
+    }
     match (decision, opening.protocol) {
         (Decision::Take(rule), Protocol::Tcp) => {
             counters::count_flow(rule);
@@ -145,17 +149,11 @@ fn connect(
             }
         }
         (Decision::Take(rule), Protocol::Udp) => take_udp(ctx, &opening, family, rule),
-        (Decision::Leave(outcome), protocol) => {
-            // A socket that was taken when it was connected to somewhere else.
-            match protocol {
-                Protocol::Tcp => opening::expect_nothing(socket),
-                Protocol::Udp if opening.mark != 0 && opening.mark == agent::mark() => {
-                    set_mark(ctx, 0);
-                }
-                Protocol::Udp => {}
-            }
+        (Decision::Leave(outcome), Protocol::Tcp) => {
+            opening::expect_nothing(socket);
             outcome
         }
+        (Decision::Leave(outcome), Protocol::Udp) => outcome,
     }
 }
 
