@@ -1,16 +1,25 @@
 //! Flows that processes of this host open, from the system call to the socket that gets them.
 
 use std::{
+    fs,
     io::{self, ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
+    path::PathBuf,
+    process::Command,
     thread,
 };
 
 use nix::errno::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
-use tproxy_common::{flow::Protocol, outcome::Outcome};
+use tproxy_common::{
+    address::Address,
+    flow::Protocol,
+    handover::{Ends, Taken},
+    outcome::Outcome,
+};
 use tproxy_user::{
-    kernel::{attach_process_hooks, detach_process_hooks},
+    kernel::{LocalUdp, attach_process_hooks, detach_process_hooks},
     rule::{Cgroup, Rule, RuleSpec},
 };
 
@@ -107,7 +116,9 @@ impl Drop for Setting<'_> {
 }
 
 fn servers() -> Vec<(u16, TcpListener, UdpSocket)> {
-    let ports = [RELAYED, PASSED, REJECTED, DROPPED, REDIRECTED, OPEN, UNNAMED];
+    let ports = [
+        RELAYED, PASSED, REJECTED, DROPPED, REDIRECTED, OPEN, UNNAMED,
+    ];
     let server = |port| {
         let address = SocketAddr::from(([0_u16; 8], port));
         let udp = UdpSocket::bind(address).expect("a free port");
@@ -119,12 +130,18 @@ fn servers() -> Vec<(u16, TcpListener, UdpSocket)> {
 impl Setting<'_> {
     fn tcp(&self, port: u16) -> &TcpListener {
         let mut servers = self.servers.iter();
-        &servers.find(|server| server.0 == port).expect("it is there").1
+        &servers
+            .find(|server| server.0 == port)
+            .expect("it is there")
+            .1
     }
 
     fn udp(&self, port: u16) -> &UdpSocket {
         let mut servers = self.servers.iter();
-        &servers.find(|server| server.0 == port).expect("it is there").2
+        &servers
+            .find(|server| server.0 == port)
+            .expect("it is there")
+            .2
     }
 
     /// Has the rule for redirected flows hand them to these sockets.
@@ -153,7 +170,9 @@ fn of_worker(workers: &Workers) -> (TcpListener, UdpSocket) {
     let listener = &workers.listeners[0];
     let tcp = listener.tcp.try_clone().expect("a duplicate");
     let limit = Some(crate::neighbour::PATIENCE);
-    SockRef::from(&tcp).set_read_timeout(limit).expect("an option");
+    SockRef::from(&tcp)
+        .set_read_timeout(limit)
+        .expect("an option");
     (tcp, patient(listener.udp.try_clone().expect("a duplicate")))
 }
 
@@ -223,7 +242,9 @@ fn a_connection_to_a_mapped_address_is_one_of_ipv4() {
         let workers = setting.sandbox.start_workers(1);
         let (relay, datagrams) = of_worker(&workers);
         let [v4, _] = families();
-        setting.sandbox.install(&[local(|spec| spec.dst = vec!["192.0.2.0/24".into()])]);
+        setting
+            .sandbox
+            .install(&[local(|spec| spec.dst = vec!["192.0.2.0/24".into()])]);
         let std::net::IpAddr::V4(server) = v4.server else {
             panic!("an IPv4 address");
         };
@@ -329,10 +350,7 @@ fn on_missing_decides_when_nobody_is_there() {
         for family in families() {
             assert_accepted(family, OPEN, setting.tcp(OPEN));
             for port in [RELAYED, REDIRECTED] {
-                assert_errno(
-                    TcpStream::connect(at(family, port)),
-                    Errno::ECONNREFUSED,
-                );
+                assert_errno(TcpStream::connect(at(family, port)), Errno::ECONNREFUSED);
                 let client = UdpSocket::bind(any(at(family, port))).expect("a socket");
                 let sent = client.send_to(b"question", at(family, port));
                 assert_errno(sent, Errno::ECONNREFUSED);
@@ -379,7 +397,9 @@ fn what_is_none_of_ours_is_left_alone() {
             assert_eq!(accept(setting.tcp(RELAYED)).1, target);
         }
         ip(&format!("route add 169.254.0.0/16 dev {NEAR}"));
-        setting.neighbour.run(|| ip(&format!("addr add 169.254.169.254/16 dev {FAR}")));
+        setting
+            .neighbour
+            .run(|| ip(&format!("addr add 169.254.169.254/16 dev {FAR}")));
         let metadata: SocketAddr = (([169, 254, 169, 254]), RELAYED).into();
         let _client = TcpStream::connect(metadata).expect("a connection");
         assert_eq!(accept(setting.tcp(RELAYED)).1, metadata);
@@ -421,7 +441,9 @@ fn a_socket_that_is_connected_again_is_decided_about_again() {
             let socket = socket.expect("a socket");
             let refused = socket.connect(&target.into()).expect_err("it is refused");
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-            socket.connect(&at(family, RELAYED).into()).expect("a connection");
+            socket
+                .connect(&at(family, RELAYED).into())
+                .expect("a connection");
             assert_eq!(accept(&relay).1, at(family, RELAYED));
         }
     });
@@ -433,7 +455,9 @@ fn rules_hold_for_users() {
     in_setting(|setting| {
         let workers = setting.sandbox.start_workers(1);
         let (relay, _) = of_worker(&workers);
-        setting.sandbox.install(&[local(|spec| spec.uid = vec!["1000-1999".into()])]);
+        setting
+            .sandbox
+            .install(&[local(|spec| spec.uid = vec!["1000-1999".into()])]);
         for family in families() {
             for (user, listener) in [
                 (999, setting.tcp(RELAYED)),
@@ -459,4 +483,157 @@ fn become_user(user: libc::uid_t) {
     // SAFETY: the call takes three numbers.
     let result = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
     assert_eq!(result, 0, "setresuid");
+}
+
+/// What was decided about a connection that is over does not stick to its socket.
+#[test]
+fn a_tcp_socket_forgets_where_it_was_connected_to() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        for family in families() {
+            let target = at(family, RELAYED);
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None);
+            let socket = socket.expect("a socket");
+            for (port, listener) in [
+                (RELAYED, &relay),
+                (PASSED, setting.tcp(PASSED)),
+                (OPEN, &relay),
+                (UNNAMED, setting.tcp(UNNAMED)),
+            ] {
+                let target = at(family, port);
+                socket.connect(&target.into()).expect("a connection");
+                let (accepted, destination, _) = accept(listener);
+                assert_eq!(destination, target);
+                // Whoever closes first has the port for a while: not the socket, which goes on.
+                drop(accepted);
+                disconnect(&socket);
+            }
+        }
+    });
+}
+
+/// Ends the connection of a socket, which can be connected again (`AF_UNSPEC`, connect(2)).
+fn disconnect(socket: &Socket) {
+    let nowhere = libc::sockaddr {
+        sa_family: 0,
+        sa_data: [0; 14],
+    };
+    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr>()).expect("a small number");
+    // SAFETY: the address lives through the call, and is of this length.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nowhere, length) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// A socket that is bound to an address takes answers there alone, so that is noted for the relay.
+#[test]
+fn the_address_of_a_bound_socket_is_noted() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (_, relay) = of_worker(&workers);
+        let noted = LocalUdp::open(&setting.sandbox.maps).expect("the table");
+        for family in families() {
+            let target = at(family, RELAYED);
+            for (bound, address) in [
+                (any(target), None),
+                (SocketAddr::new(family.own, 0), Some(family.own)),
+            ] {
+                let client = UdpSocket::bind(bound).expect("a socket");
+                client.send_to(b"question", target).expect("a datagram");
+                let (question, source) = receive(&relay);
+                assert_eq!(question, b"question");
+                assert_ne!(source.ip(), family.own);
+                let entry = noted.of_port(source.port());
+                let expected = address.map(|address| Address::from(address).mapped_octets());
+                assert_eq!(entry.bound(), expected);
+                let ends = Ends {
+                    protocol: Protocol::Udp,
+                    source: source.ip().into(),
+                    source_port: source.port(),
+                    destination: target.ip().into(),
+                    destination_port: target.port(),
+                };
+                let slot = FIRST_SLOT + 1;
+                let taken = Taken {
+                    slot,
+                    redirected: false,
+                };
+                assert_eq!(entry.taken(&ends), Some(taken));
+            }
+        }
+    });
+}
+
+/// Rules hold for the groups that they name and for those below; a process is in its own and all above.
+#[test]
+fn rules_hold_for_control_groups_and_those_below() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        let outer = Group::new(&format!("tproxy-test-{}", std::process::id()));
+        let inner = Group::below(&outer, "service");
+        let deepest = Group::below(&inner, "worker");
+        let beside = Group::below(&outer, "servic");
+        for family in families() {
+            for (named, members, others) in [
+                (&outer, vec![&outer, &inner, &deepest, &beside], vec![]),
+                (&inner, vec![&inner, &deepest], vec![&outer, &beside]),
+                (&deepest, vec![&deepest], vec![&inner, &outer]),
+            ] {
+                setting.sandbox.install(&[local(|spec| {
+                    spec.cgroup = vec![named.0.clone()];
+                })]);
+                let members = members.into_iter().map(|group| (group, &relay));
+                let others = others
+                    .into_iter()
+                    .map(|group| (group, setting.tcp(RELAYED)));
+                for (group, listener) in members.chain(others) {
+                    let target = at(family, RELAYED);
+                    group.connect(target);
+                    assert_eq!(accept(listener).1, target, "{} in {}", group.0, named.0);
+                }
+                // This process is in none of them.
+                let _client = TcpStream::connect(at(family, RELAYED)).expect("a connection");
+                assert_eq!(accept(setting.tcp(RELAYED)).1, at(family, RELAYED));
+            }
+        }
+    });
+}
+
+/// A control group, by its path.
+struct Group(String);
+
+impl Group {
+    fn new(path: &str) -> Self {
+        let root = Cgroup::root().expect("control groups");
+        fs::create_dir(root.join(path)).expect("a control group");
+        Self(path.to_owned())
+    }
+
+    fn below(above: &Self, name: &str) -> Self {
+        Self::new(&format!("{}/{name}", above.0))
+    }
+
+    fn directory(&self) -> PathBuf {
+        Cgroup::root().expect("control groups").join(&self.0)
+    }
+
+    /// Has a process of the group connect to an address.
+    fn connect(&self, target: SocketAddr) {
+        let script = format!(
+            "echo $$ >{}/cgroup.procs; exec 3<>/dev/tcp/{}/{}",
+            self.directory().display(),
+            target.ip(),
+            target.port()
+        );
+        let connected = Command::new("bash").args(["-c", &script]).status();
+        assert!(connected.expect("bash runs").success(), "{script}");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Those below go first, and processes have ended by now.
+        let _ = fs::remove_dir(self.directory());
+    }
 }

@@ -262,7 +262,11 @@ pub(crate) fn compiled(rules: &[Rule]) -> Vec<tproxy_common::tables::Block> {
                 .iter()
                 .filter_map(|name| index_of(name))
                 .collect(),
-            cgroups: Vec::new(),
+            cgroups: rule
+                .cgroups
+                .iter()
+                .filter_map(|group| group.id().expect("control groups"))
+                .collect(),
         })
         .collect();
     let compiled = compile(&sources, &Sets::new(), 1).expect("the rules compile");
