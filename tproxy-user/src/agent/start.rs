@@ -12,7 +12,8 @@ use super::{Options, expiry::Expiry, leftovers, steering::Steering, upkeep::Watc
 use crate::{
     config::Config,
     delivery::{
-        Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
+        Assignment, Delivery, Flows, LocalAddresses, Netlink, Wanted, choose, link_by_name,
+        list_links,
     },
     instance::{
         AgentLock, AgentRecord, Built, Change, ChangeLock, Error, Instance, Interface, NamespaceId,
@@ -257,7 +258,9 @@ async fn build(plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Parts, W
     let (state, tables) = instance.in_force()?;
     let expiry = Expiry::open()?;
     expiry.follow(&state)?;
-    delivery.apply(&state.interface_names()).await?;
+    delivery
+        .apply(&Flows::forwarded(&state.interface_names()))
+        .await?;
     steering.follow(&state, tables);
     let Capacity {
         flows,

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 use super::{flow_filter::keep_young, reload::Reload, shutdown::Hangup, start::Parts};
 use crate::{
-    delivery::{Delivery, Link, LinkEvent, LinkWatch, LocalAddresses, Netlink, Watch},
+    delivery::{Delivery, Flows, Link, LinkEvent, LinkWatch, LocalAddresses, Netlink, Watch},
     instance::{Change, ChangeLock, Error, Instance, LOCK_FILE, State},
     kernel::FlowFilter,
 };
@@ -144,7 +144,10 @@ async fn take_up(running: &Parts) {
         let (state, tables) = running.instance.in_force()?;
         running.steering.follow(&state, tables);
         running.expiry.follow(&state)?;
-        running.delivery.apply(&state.interface_names()).await?;
+        running
+            .delivery
+            .apply(&Flows::forwarded(&state.interface_names()))
+            .await?;
         Ok(())
     }
     .await;

@@ -1,13 +1,24 @@
 //! Writing and removing the policy rules and local routes.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use tokio::sync::Mutex;
+use ipnet::IpNet;
+use rtnetlink::packet_route::route::RouteType;
+use tokio::sync::{Mutex, Notify};
 
 use super::{
     Assignment, Error, Netlink,
     links::valid_interface_name,
+    object::{Family, LIMIT, LOOPBACK, Object, SourceRoute},
     precedence::warn_of_rules_before_ours,
+    source::{sources_v4, without_repetitions},
     transaction::{Transaction, delete, objects_in_force},
 };
 
@@ -19,12 +30,56 @@ use super::{
 pub struct Delivery {
     pub(super) netlink: Netlink,
     pub(super) assignment: Assignment,
-    pub(super) interfaces: Arc<Mutex<Interfaces>>,
+    /// None before the first [`Delivery::apply`] and after [`Delivery::remove`], when nothing of
+    /// ours should be there.
+    pub(super) delivered: Arc<Mutex<Option<Delivered>>>,
+    /// Tells the watch that local flows are delivered from now on, or no more.
+    pub(super) local_changed: Arc<Notify>,
+    warned_of_limit: Arc<AtomicBool>,
 }
 
-/// The interfaces that packets are delivered from; `None` before the first
-/// [`Delivery::apply`] and after [`Delivery::remove`], when nothing of ours should be there.
-pub(super) type Interfaces = Option<BTreeSet<String>>;
+/// The flows that are delivered.
+#[derive(Clone, Copy, Debug)]
+pub struct Flows<'a, S> {
+    /// Those that arrive on these interfaces with our mark.
+    pub interfaces: &'a [S],
+    /// Those that processes of this host open, with our mark or from one of our stand-ins.
+    pub local: bool,
+}
+
+impl<'a, S> Flows<'a, S> {
+    /// Those that arrive on these interfaces, and none of this host's own.
+    #[must_use]
+    pub const fn forwarded(interfaces: &'a [S]) -> Self {
+        Self {
+            interfaces,
+            local: false,
+        }
+    }
+}
+
+/// The flows of the last [`Delivery::apply`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Delivered {
+    interfaces: BTreeSet<String>,
+    pub(super) local: bool,
+}
+
+impl Delivered {
+    fn of<S: AsRef<str>>(flows: &Flows<'_, S>) -> Result<Self, Error> {
+        let names = flows.interfaces.iter();
+        let names = names.map(|name| interface_name(name.as_ref()));
+        Ok(Self {
+            interfaces: names.collect::<Result<BTreeSet<String>, Error>>()?,
+            local: flows.local,
+        })
+    }
+
+    /// Whether marked packets are delivered that policy rules see come in on this interface.
+    pub(super) fn takes_from(&self, interface: &str) -> bool {
+        self.interfaces.contains(interface) || self.local && interface == LOOPBACK
+    }
+}
 
 impl Delivery {
     /// Delivery with the mark and the table of `assignment`. Changes nothing yet.
@@ -33,7 +88,9 @@ impl Delivery {
         Self {
             netlink,
             assignment,
-            interfaces: Arc::default(),
+            delivered: Arc::default(),
+            local_changed: Arc::default(),
+            warned_of_limit: Arc::default(),
         }
     }
 
@@ -43,9 +100,9 @@ impl Delivery {
         self.assignment
     }
 
-    /// Makes `interfaces` the ones that marked packets are delivered from: adds the rules and
-    /// routes that are missing, then removes the rules of ours for other interfaces. So one call
-    /// also follows a change of an interface's name, with no moment in between without a rule.
+    /// Makes `flows` the ones that are delivered: adds the rules and routes that are missing, then
+    /// removes those of ours for other flows. So one call also follows a change of an interface's
+    /// name, with no moment in between without a rule.
     ///
     /// An interface need not exist: the kernel keeps the rule and puts it into force when an
     /// interface takes the name, and again when one is deleted and made again. After a change of
@@ -57,22 +114,65 @@ impl Delivery {
     ///
     /// [`Error::Change`] names the rule or route and why it was refused, [`Error::InPlace`] what is
     /// in its place; everything that the call had done is undone then.
-    pub async fn apply<S: AsRef<str>>(&self, interfaces: &[S]) -> Result<(), Error> {
-        let wanted = interfaces.iter().map(|name| interface_name(name.as_ref()));
-        let wanted = wanted.collect::<Result<BTreeSet<String>, Error>>()?;
-        let mut interfaces = self.interfaces.lock().await;
+    pub async fn apply<S: AsRef<str>>(&self, flows: &Flows<'_, S>) -> Result<(), Error> {
+        let wanted = Delivered::of(flows)?;
+        let mut delivered = self.delivered.lock().await;
 
+        let objects = self.objects(&wanted).await?;
         let mut transaction = Transaction::new(&self.netlink, self.assignment);
-        if let Err(error) = transaction.establish(&wanted).await {
+        if let Err(error) = transaction.establish(&objects).await {
             transaction.undo().await;
             return Err(error);
         }
         // Said once for the same interfaces, however often they are applied.
-        if interfaces.as_ref() != Some(&wanted) {
+        if delivered.as_ref() != Some(&wanted) {
             warn_of_rules_before_ours(&self.netlink, self.assignment, &wanted).await;
         }
-        *interfaces = Some(wanted);
+        *delivered = Some(wanted);
+        self.local_changed.notify_one();
         Ok(())
+    }
+
+    /// The rules and routes that should be in force for these flows.
+    pub(super) async fn objects(&self, wanted: &Delivered) -> Result<BTreeSet<Object>, Error> {
+        let mut objects: BTreeSet<Object> = Family::BOTH.map(Object::Route).into();
+        for name in &wanted.interfaces {
+            objects.extend(Family::BOTH.map(|family| Object::Rule(family, name.clone())));
+        }
+        if wanted.local {
+            objects.insert(Object::Rule(Family::V4, LOOPBACK.to_owned()));
+            // What arrives on `lo` with our mark needs the default route.
+            if !wanted.interfaces.contains(LOOPBACK) {
+                objects.insert(Object::LocalRule);
+            }
+            objects.extend(Family::BOTH.map(Object::FromStandIn));
+            objects.insert(Object::ToStandIn);
+            objects.extend(self.source_routes().await?);
+        }
+        Ok(objects)
+    }
+
+    async fn source_routes(&self) -> Result<impl Iterator<Item = Object>, Error> {
+        let addresses = self.netlink.addresses_v4().await?;
+        let unicast = self.netlink.routes_of_type(Family::V4, RouteType::Unicast);
+        let v4 = self.limited(sources_v4(&unicast.await?, &addresses));
+        let v6 = self.limited(self.netlink.sources_v6(self.assignment.table).await?);
+        Ok(v4.into_iter().chain(v6).map(Object::SourceRoute))
+    }
+
+    fn limited(&self, sources: BTreeMap<IpNet, IpAddr>) -> Vec<SourceRoute> {
+        let mut routes = without_repetitions(sources);
+        let beyond = routes.len().saturating_sub(LIMIT);
+        routes.truncate(LIMIT);
+        if beyond > 0 && !self.warned_of_limit.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "this host has routes with {} different sources, of which the {} with the shortest \
+                 prefixes are followed: the others' connected UDP sockets get another source",
+                routes.len() + beyond,
+                routes.len()
+            );
+        }
+        routes
     }
 
     /// Removes every rule of ours and the local routes. What is not there any more is no error.
@@ -83,8 +183,9 @@ impl Delivery {
     /// [`Error::Change`] with the first rule or route that could not be removed; the others are
     /// removed all the same.
     pub async fn remove(&self) -> Result<(), Error> {
-        let mut interfaces = self.interfaces.lock().await;
-        *interfaces = None;
+        let mut delivered = self.delivered.lock().await;
+        *delivered = None;
+        self.local_changed.notify_one();
         remove_leftovers(&self.netlink, self.assignment).await
     }
 }

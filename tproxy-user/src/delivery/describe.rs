@@ -110,6 +110,11 @@ impl<'a> RuleSelectors<'a> {
         }
         selectors
     }
+
+    /// Whether this is the rule's source or destination.
+    pub(super) fn names(&self, address: IpAddr) -> bool {
+        [self.source, self.destination].contains(&Some(address))
+    }
 }
 
 /// A route, without its table, as in `default via 10.0.0.1 dev eth0`. `links` has the name of each interface index.

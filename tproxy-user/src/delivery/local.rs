@@ -33,8 +33,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 
 /// The prefixes that are this host's own: the destinations of every local, broadcast, anycast and
 /// multicast route of both families in every table but `table`, in order. A local route for a whole
-/// prefix (`AnyIP`) counts; one for everything (`local default`) does not, since only a table that
-/// is looked up for marked packets, such as another instance's, can have it.
+/// prefix (`AnyIP`) counts. A table with one for everything (`local default`) does not, since only one
+/// that is looked up for marked packets, such as another instance's, can have it.
 ///
 /// # Errors
 ///
@@ -42,11 +42,19 @@ const SETTLE: Duration = Duration::from_millis(20);
 pub async fn local_addresses(netlink: &Netlink, table: u32) -> Result<Vec<IpNet>, Error> {
     let mut prefixes = BTreeSet::new();
     for family in Family::BOTH {
+        let mut routes = Vec::new();
         for kind in LOCAL_TYPES {
-            let routes = netlink.routes_of_type(family, kind).await?;
-            let others = routes.iter().filter(|route| table_of_route(route) != table);
-            prefixes.extend(others.filter_map(destination));
+            routes.extend(netlink.routes_of_type(family, kind).await?);
         }
+        let everything = routes
+            .iter()
+            .filter(|route| route.header.destination_prefix_length == 0);
+        let mut marked: BTreeSet<u32> = everything.map(table_of_route).collect();
+        marked.insert(table);
+        let others = routes
+            .iter()
+            .filter(|route| !marked.contains(&table_of_route(route)));
+        prefixes.extend(others.filter_map(destination));
     }
     Ok(prefixes.into_iter().collect())
 }
@@ -151,8 +159,5 @@ fn destination(route: &RouteMessage) -> Option<IpNet> {
             RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some((*address).into()),
             _ => None,
         })?;
-    let length = route.header.destination_prefix_length;
-    IpNet::new(address, length)
-        .ok()
-        .filter(|prefix| prefix.prefix_len() != 0)
+    IpNet::new(address, route.header.destination_prefix_length).ok()
 }

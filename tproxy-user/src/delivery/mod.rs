@@ -5,6 +5,14 @@
 //! only route, `local default dev lo`, delivers them here whatever their destination is. Both exist
 //! once for IPv4 and once for IPv6.
 //!
+//! For flows that processes of this host open, the interface is `lo`. A datagram that cannot be marked
+//! any more gets a source of ours instead ([`Assignment::stand_in_v4`], [`Assignment::stand_in_v6`]),
+//! for which there is a rule of its own. The source of a connected socket comes from the route, so
+//! the table says which one that is for each prefix that this host has a route for:
+//! `local PREFIX dev lo src SOURCE`. Where it has no route, a process is told that the network is
+//! unreachable: for IPv4 because the default route of our table gives no source, for IPv6 because the
+//! rule for local flows passes over it (`suppress_prefixlength 0`).
+//!
 //! - [`choose`] finds a mark and a table that nothing else holds.
 //! - [`Delivery`] writes, restores and removes the rules and routes; [`remove_leftovers`] removes
 //!   those of an agent that was killed.
@@ -16,9 +24,11 @@
 //! namespace of the thread that opened it.
 
 mod apply;
+mod assignment;
 mod clsact;
 mod describe;
 mod error;
+mod host_routes;
 mod links;
 mod local;
 mod netlink;
@@ -28,10 +38,13 @@ mod policy;
 mod precedence;
 mod repairs;
 mod sockets;
+mod source;
+mod source_v6;
 mod transaction;
 mod watch;
 
-pub use apply::{Delivery, remove_leftovers};
+pub use apply::{Delivery, Flows, remove_leftovers};
+pub use assignment::Assignment;
 pub use clsact::{has_clsact, has_filter, remove_filters, remove_unused_clsact};
 pub use error::{Error, Refusal};
 pub use links::{
@@ -39,7 +52,7 @@ pub use links::{
 };
 pub use local::{LocalAddresses, local_addresses};
 pub use netlink::Netlink;
-pub use object::{Assignment, PRIORITY};
+pub use object::PRIORITY;
 pub use plan::{Wanted, choose};
 pub use sockets::for_each_tcp_flow;
 pub use watch::Watch;

@@ -6,8 +6,8 @@ use futures_util::{Stream, StreamExt as _};
 use rtnetlink::{
     Handle, MulticastGroup,
     packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST,
-        NetlinkMessage, NetlinkPayload,
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE,
+        NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
     },
     packet_route::RouteNetlinkMessage,
     sys::AsyncSocket as _,
@@ -54,6 +54,12 @@ impl Netlink {
         self.acknowledged(message, NLM_F_CREATE | NLM_F_EXCL).await
     }
 
+    /// Adds a route in the place of the one that is there.
+    pub(super) async fn replace(&self, message: RouteNetlinkMessage) -> Result<(), Refusal> {
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.acknowledged(message, flags).await
+    }
+
     /// Deletes an object, or changes one that is there.
     pub(super) async fn change(&self, message: RouteNetlinkMessage) -> Result<(), Refusal> {
         self.acknowledged(message, 0).await
@@ -73,6 +79,28 @@ impl Netlink {
                     0 => Ok(()),
                     code => Err(Refusal::from_kernel(code)),
                 };
+            }
+        }
+        Err(Refusal::Closed)
+    }
+
+    /// The answer to a question that has one.
+    pub(super) async fn ask(
+        &self,
+        question: RouteNetlinkMessage,
+    ) -> Result<RouteNetlinkMessage, Refusal> {
+        let mut request = NetlinkMessage::from(question);
+        request.header.flags = NLM_F_REQUEST;
+        let mut answers = self
+            .handle
+            .clone()
+            .request(request)
+            .map_err(|_| Refusal::Closed)?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(answer) => return Ok(answer),
+                NetlinkPayload::Error(error) => return Err(Refusal::from_kernel(error.raw_code())),
+                _ => {}
             }
         }
         Err(Refusal::Closed)
@@ -140,15 +168,24 @@ pub(super) struct Notifications {
 }
 
 impl Notifications {
-    /// Subscribes: every change made after this returns is told. It must be called within a tokio
-    /// runtime.
+    /// Subscribes: every change made after this returns is told, but for those of the unicast routes
+    /// of the table `main`. It must be called within a tokio runtime.
     pub(super) fn subscribe(groups: &[MulticastGroup]) -> Result<Self, Error> {
+        Self::open(groups, &all_but_forwarding_routes())
+    }
+
+    /// The same with the unicast routes of the table `main`.
+    pub(super) fn subscribe_to_all(groups: &[MulticastGroup]) -> Result<Self, Error> {
+        Self::open(groups, &[])
+    }
+
+    fn open(groups: &[MulticastGroup], filter: &[SockFilter]) -> Result<Self, Error> {
         let (mut connection, _handle, messages) =
             rtnetlink::new_multicast_connection(groups).map_err(Error::Open)?;
-        let socket = SockRef::from(connection.socket_mut().socket_ref());
-        socket
-            .attach_filter(&all_but_forwarding_routes())
-            .map_err(Error::Open)?;
+        if !filter.is_empty() {
+            let socket = SockRef::from(connection.socket_mut().socket_ref());
+            socket.attach_filter(filter).map_err(Error::Open)?;
+        }
         tokio::spawn(connection);
         Ok(Self {
             messages: Box::pin(messages.map(|(message, _)| message)),
@@ -170,8 +207,8 @@ impl Notifications {
     }
 }
 
-/// A socket filter (classic BPF) that keeps back the unicast routes of the table `main`: they are
-/// nobody's here, and a router with a full table has hundreds of changes of them a second.
+/// A socket filter (classic BPF) that keeps back the unicast routes of the table `main`: most
+/// have no use for them, and a router with a full table has hundreds of changes of them a second.
 fn all_but_forwarding_routes() -> [SockFilter; 9] {
     // Offsets in `struct nlmsghdr` and, after its 16 bytes, in `struct rtmsg`.
     const MESSAGE_TYPE: u32 = 4;

@@ -4,9 +4,10 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleMessage};
 
 use super::{
     Assignment, Error, Netlink,
+    assignment::upstream_mark,
     describe::{RuleSelectors, describe_route, describe_rule},
     links::link_names,
-    object::{Family, route_of_ours, rule_of_ours, table_of_rule, upstream_mark},
+    object::{Family, route_of_ours, rule_of_ours, table_of_rule},
 };
 
 /// What the operator asks for.
@@ -159,7 +160,7 @@ impl InForce {
         })
     }
 
-    /// The rule that looks the table up, or a route in it.
+    /// The rule that looks the table up or has one of its stand-ins, or a route in it.
     async fn holder_of_table(
         &self,
         netlink: &Netlink,
@@ -172,6 +173,18 @@ impl InForce {
         if let Some(rule) = lookup {
             return Ok(Some(format!(
                 "the policy rule \"{}\" looks it up",
+                describe_rule(rule)
+            )));
+        }
+        // The stand-ins of two tables are the same for IPv4 if their low 16 bits are.
+        let assignment = Assignment { mark: 0, table };
+        let stand_in = self.rules.iter().find(|rule| {
+            let names = |family| RuleSelectors::of(rule).names(assignment.stand_in(family));
+            Family::BOTH.into_iter().any(names)
+        });
+        if let Some(rule) = stand_in {
+            return Ok(Some(format!(
+                "the policy rule \"{}\" is for the source that goes with it",
                 describe_rule(rule)
             )));
         }

@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
+    address::AddressMessage,
     route::{RouteAttribute, RouteMessage, RouteType},
     rule::RuleMessage,
 };
@@ -53,6 +54,22 @@ impl Netlink {
         filter.header.address_family = family.number();
         filter.header.kind = kind;
         self.routes(family, filter).await
+    }
+
+    /// The addresses of IPv4 of all interfaces, in the kernel's order.
+    pub(super) async fn addresses_v4(&self) -> Result<Vec<AddressMessage>, Error> {
+        let mut filter = AddressMessage::default();
+        filter.header.family = Family::V4.number();
+        let answers = self.dump(RouteNetlinkMessage::GetAddress(filter)).await;
+        let answers = answers.map_err(|refusal| Error::Read {
+            what: "addresses",
+            refusal,
+        })?;
+        let addresses = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(address) => Some(address),
+            _ => None,
+        });
+        Ok(addresses.collect())
     }
 
     async fn routes(

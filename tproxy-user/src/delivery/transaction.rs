@@ -8,7 +8,9 @@ use super::{
     Assignment, Error, Netlink, PRIORITY, Refusal,
     describe::{RuleSelectors, describe_route, describe_rule},
     links::{link_names, list_links, set_up},
-    object::{Family, LOOPBACK_INDEX, Object, route_of_ours, rule_of_ours, table_of_rule},
+    object::{
+        Family, LOOPBACK, LOOPBACK_INDEX, Object, route_of_ours, rule_of_ours, table_of_rule,
+    },
     policy::family_is_missing,
 };
 
@@ -25,7 +27,16 @@ pub(super) struct Transaction<'a> {
 enum Done {
     SetLoopbackUp,
     Added(Object),
+    Replaced { before: Object, after: Object },
     Removed(Object),
+}
+
+/// How what is in force differs from what should be.
+pub(super) struct Difference {
+    /// What should be in force and is not.
+    pub(super) missing: BTreeSet<Object>,
+    /// What is ours and should not be in force.
+    pub(super) needless: BTreeSet<Object>,
 }
 
 impl<'a> Transaction<'a> {
@@ -38,39 +49,61 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Adds what is missing for these interfaces, then removes our rules for others.
-    pub(super) async fn establish(&mut self, interfaces: &BTreeSet<String>) -> Result<(), Error> {
-        self.add_missing(interfaces).await?;
-        let wanted = objects_wanted(interfaces);
-        for object in objects_in_force(self.netlink, self.assignment).await? {
-            if !wanted.contains(&object) {
-                delete(self.netlink, self.assignment, &object).await?;
-                self.done.push(Done::Removed(object));
-            }
-        }
-        Ok(())
-    }
-
-    async fn add_missing(&mut self, interfaces: &BTreeSet<String>) -> Result<(), Error> {
+    /// Adds what is missing of `wanted`, then removes what else is ours.
+    pub(super) async fn establish(&mut self, wanted: &BTreeSet<Object>) -> Result<(), Error> {
         self.set_loopback_up().await?;
-        for object in self.missing(interfaces).await? {
-            self.add(object).await?;
+        let Difference {
+            missing,
+            mut needless,
+        } = self.difference(wanted).await?;
+        for object in missing {
+            self.put(object, &mut needless).await?;
+        }
+        for object in needless {
+            self.remove(object).await?;
         }
         Ok(())
     }
 
-    /// What should be in force and is not.
-    pub(super) async fn missing(
-        &self,
-        interfaces: &BTreeSet<String>,
-    ) -> Result<BTreeSet<Object>, Error> {
+    pub(super) async fn difference(&self, wanted: &BTreeSet<Object>) -> Result<Difference, Error> {
         let in_force = objects_in_force(self.netlink, self.assignment).await?;
-        Ok(&objects_wanted(interfaces) - &in_force)
+        Ok(Difference {
+            missing: wanted - &in_force,
+            needless: &in_force - wanted,
+        })
+    }
+
+    /// Adds one object, in the place of the one of `needless` that it succeeds, if there is one.
+    pub(super) async fn put(
+        &mut self,
+        object: Object,
+        needless: &mut BTreeSet<Object>,
+    ) -> Result<(), Error> {
+        let before = needless.iter().find(|one| object.succeeds(one)).cloned();
+        match before {
+            Some(before) => {
+                needless.remove(&before);
+                self.replace(before, object).await
+            }
+            None => self.add(object).await,
+        }
+    }
+
+    pub(super) async fn remove(&mut self, object: Object) -> Result<(), Error> {
+        delete(self.netlink, self.assignment, &object).await?;
+        self.done.push(Done::Removed(object));
+        Ok(())
+    }
+
+    async fn replace(&mut self, before: Object, after: Object) -> Result<(), Error> {
+        replace(self.netlink, self.assignment, &after).await?;
+        self.done.push(Done::Replaced { before, after });
+        Ok(())
     }
 
     /// Adds one object. Those of a family begin with its route: when that shows that the host does
     /// without IPv6, so does what follows.
-    pub(super) async fn add(&mut self, object: Object) -> Result<(), Error> {
+    async fn add(&mut self, object: Object) -> Result<(), Error> {
         if self.without_ipv6 && object.family() == Family::V6 {
             return Ok(());
         }
@@ -79,6 +112,17 @@ impl<'a> Transaction<'a> {
             Err(refusal) if object == Object::Route(Family::V6) && is_disabled(refusal) => {
                 log::debug!("IPv6 is disabled on lo: no delivery for it");
                 self.without_ipv6 = true;
+            }
+            // The source may be gone again, or somebody else's route in its place: without ours, a
+            // shorter one or none gives the source.
+            Err(refusal)
+                if matches!(object, Object::SourceRoute(_))
+                    && (refusal.is(Errno::EINVAL) || refusal.is(Errno::EEXIST)) =>
+            {
+                log::debug!(
+                    "did not add the {}: {refusal}",
+                    object.describe(self.assignment)
+                );
             }
             Err(refusal) if refusal.is(Errno::EEXIST) => self.expect_ours(&object).await?,
             Err(refusal) => return Err(change_error("add", self.assignment, &object, refusal)),
@@ -118,6 +162,11 @@ impl<'a> Transaction<'a> {
         let holder = match object {
             Object::Route(family) => self.route_in_place(*family).await?,
             Object::Rule(family, interface) => self.rule_in_place(*family, interface).await?,
+            Object::FromStandIn(family) => self.rule_in_place(*family, LOOPBACK).await?,
+            Object::LocalRule | Object::ToStandIn => {
+                self.rule_in_place(Family::V6, LOOPBACK).await?
+            }
+            Object::SourceRoute(_) => None,
         };
         let holder = holder.unwrap_or_else(|| "something else".into());
         Err(Error::InPlace {
@@ -139,7 +188,7 @@ impl<'a> Transaction<'a> {
         Ok(route.map(|route| format!("the route \"{}\"", describe_route(route, &links))))
     }
 
-    /// The kernel takes a rule like ours with an address (`from`, `to`) besides for ours.
+    /// The kernel takes a rule like ours with one more selector, such as an address, for ours.
     async fn rule_in_place(
         &self,
         family: Family,
@@ -151,7 +200,7 @@ impl<'a> Transaction<'a> {
             table_of_rule(rule) == self.assignment.table
                 && selectors.priority == PRIORITY
                 && selectors.iif == Some(interface)
-                && (rule.header.src_len, rule.header.dst_len) != (0, 0)
+                && rule_of_ours(rule, family, self.assignment).is_none()
         });
         Ok(rule.map(|rule| format!("the policy rule \"{}\"", describe_rule(rule))))
     }
@@ -160,12 +209,15 @@ impl<'a> Transaction<'a> {
     pub(super) fn added(&self) -> impl Iterator<Item = &Object> {
         self.done.iter().filter_map(|done| match done {
             Done::Added(object) => Some(object),
+            Done::Replaced { after, .. } => Some(after),
             _ => None,
         })
     }
 
-    pub(super) fn changed_anything(&self) -> bool {
-        !self.done.is_empty()
+    pub(super) fn set_up_loopback(&self) -> bool {
+        self.done
+            .iter()
+            .any(|done| matches!(done, Done::SetLoopbackUp))
     }
 
     /// Takes back all changes, the last first. One that cannot be taken back is logged.
@@ -181,6 +233,9 @@ impl<'a> Transaction<'a> {
                             refusal,
                         }),
                     Done::Added(object) => delete(self.netlink, self.assignment, object).await,
+                    Done::Replaced { before, .. } => {
+                        replace(self.netlink, self.assignment, before).await
+                    }
                     Done::Removed(object) => create(self.netlink, self.assignment, object).await,
                 };
             if let Err(error) = undone {
@@ -193,6 +248,11 @@ impl<'a> Transaction<'a> {
 async fn create(netlink: &Netlink, assignment: Assignment, object: &Object) -> Result<(), Error> {
     let created = netlink.create(object.creation(assignment)).await;
     created.map_err(|refusal| change_error("add", assignment, object, refusal))
+}
+
+async fn replace(netlink: &Netlink, assignment: Assignment, object: &Object) -> Result<(), Error> {
+    let replaced = netlink.replace(object.creation(assignment)).await;
+    replaced.map_err(|refusal| change_error("add", assignment, object, refusal))
 }
 
 /// Deletes an object; it is fine if it is gone already.
@@ -247,13 +307,4 @@ pub(super) async fn objects_in_force(
         );
     }
     Ok(objects)
-}
-
-/// Our rules and routes as they should be: first the routes, then the rules.
-fn objects_wanted(interfaces: &BTreeSet<String>) -> BTreeSet<Object> {
-    let routes = Family::BOTH.map(Object::Route);
-    let rules = interfaces
-        .iter()
-        .flat_map(|name| Family::BOTH.map(|family| Object::Rule(family, name.clone())));
-    routes.into_iter().chain(rules).collect()
 }

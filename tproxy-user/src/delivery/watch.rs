@@ -16,15 +16,16 @@ use tokio::{
 
 use super::{
     Delivery, Error,
+    host_routes::HostRoutes,
     netlink::{Notification, Notifications},
-    object::{Family, LOOPBACK_INDEX, rule_of_ours, table_of_route},
+    object::{Family, LOOPBACK_INDEX, Object, rule_of_ours, table_of_route},
     precedence::{precedes_ours, warn_of_rule_before_ours},
     repairs::{REPAIR_INTERVAL, Repairs},
-    transaction::Transaction,
+    transaction::{Difference, Transaction},
 };
 
 /// The time between a removal and its repair, in which other changes of the same hand arrive.
-const SETTLE: Duration = Duration::from_millis(20);
+pub(super) const SETTLE: Duration = Duration::from_millis(20);
 
 /// Restores what something else removes, until it is dropped.
 #[derive(Debug)]
@@ -41,9 +42,11 @@ impl Drop for Watch {
 impl Delivery {
     /// Begins to restore the rules and routes of the last [`Delivery::apply`] whenever something
     /// else removes them, with a warning in the log that names them; also IPv6's when it is enabled
-    /// later on. Between repairs it sets `lo` up again when something has set it down.
+    /// later on. Between repairs it sets `lo` up again when something has set it down. While local
+    /// flows are delivered, the sources follow the routes and addresses of this host.
     ///
-    /// The calling thread has to be in the network namespace of this delivery, in a tokio runtime.
+    /// The calling thread, and those that drive its tokio runtime, have to be in the network
+    /// namespace of this delivery.
     /// The thread that drives the runtime needs `CAP_NET_ADMIN` for as long as it shall restore
     /// anything.
     ///
@@ -62,25 +65,44 @@ impl Delivery {
         Ok(Watch { task })
     }
 
-    /// Adds what is missing of the last [`Delivery::apply`], as much of it as can be added. Says
-    /// whether anything was.
+    /// Adds what is missing of the last [`Delivery::apply`], as much of it as can be added, and makes
+    /// the routes with a source those of the host's routes. Says whether anything was missing.
     async fn restore(&self) -> Result<bool, Error> {
-        let interfaces = self.interfaces.lock().await;
-        let Some(interfaces) = interfaces.as_ref() else {
+        let delivered = self.delivered.lock().await;
+        let Some(delivered) = delivered.as_ref() else {
             return Ok(false);
         };
+        let objects = self.objects(delivered).await?;
         let mut transaction = Transaction::new(&self.netlink, self.assignment);
         let mut outcome = transaction.set_loopback_up().await;
-        for object in transaction.missing(interfaces).await? {
-            outcome = outcome.and(transaction.add(object).await);
+        let Difference {
+            missing,
+            mut needless,
+        } = transaction.difference(&objects).await?;
+        for object in missing {
+            outcome = outcome.and(transaction.put(object, &mut needless).await);
         }
+        for object in needless {
+            if matches!(object, Object::SourceRoute(_)) {
+                outcome = outcome.and(transaction.remove(object).await);
+            }
+        }
+        let mut restored = transaction.set_up_loopback();
         for object in transaction.added() {
-            log::warn!(
-                "restored the {}, which was missing",
-                object.describe(self.assignment)
-            );
+            let words = object.describe(self.assignment);
+            if matches!(object, Object::SourceRoute(_)) {
+                log::debug!("added the {words}");
+            } else {
+                log::warn!("restored the {words}, which was missing");
+                restored = true;
+            }
         }
-        outcome.map(|()| transaction.changed_anything())
+        outcome.map(|()| restored)
+    }
+
+    async fn delivers_local_flows(&self) -> bool {
+        let delivered = self.delivered.lock().await;
+        delivered.as_ref().is_some_and(|delivered| delivered.local)
     }
 
     /// Whether a change may have removed something of ours, or made it possible to add it.
@@ -90,8 +112,8 @@ impl Delivery {
                 .into_iter()
                 .any(|family| rule_of_ours(rule, family, self.assignment).is_some()),
             RouteNetlinkMessage::NewRule(rule) => {
-                if let Some(interfaces) = self.interfaces.lock().await.as_ref()
-                    && precedes_ours(rule, self.assignment, interfaces)
+                if let Some(delivered) = self.delivered.lock().await.as_ref()
+                    && precedes_ours(rule, self.assignment, delivered)
                 {
                     warn_of_rule_before_ours(rule);
                 }
@@ -113,6 +135,7 @@ impl Delivery {
 }
 
 async fn watch(delivery: Delivery, mut notifications: Notifications) {
+    let mut routes = HostRoutes::default();
     let mut repairs = Repairs::allowed_at(Instant::now());
     let mut last_failure = None;
     // What was removed before the subscription was told to nobody.
@@ -120,8 +143,20 @@ async fn watch(delivery: Delivery, mut notifications: Notifications) {
     loop {
         let notification = tokio::select! {
             notification = notifications.next() => notification,
+            changed = routes.changed() => {
+                due = Some(due.map_or(changed, |due| due.min(changed)));
+                continue;
+            }
+            () = delivery.local_changed.notified() => {
+                if routes.follow_if(delivery.delivers_local_flows().await) {
+                    due = Some(Instant::now());
+                }
+                continue;
+            }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                let begun = Instant::now();
                 due = repair(&delivery, &mut repairs, &mut last_failure).await;
+                routes.read_in(begun.elapsed());
                 continue;
             }
         };

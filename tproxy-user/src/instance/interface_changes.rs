@@ -5,7 +5,7 @@ use std::mem;
 use super::{
     Change, ChangeLock, Error, Instance, Interface, NamespaceId, State, attachments::Attachments,
 };
-use crate::delivery::{Delivery, Framing, Link, Netlink, link_by_name, link_names};
+use crate::delivery::{Delivery, Flows, Framing, Link, Netlink, link_by_name, link_names};
 
 impl Change {
     /// Attaches interfaces, all or none. The caller is in the instance's network namespace.
@@ -43,7 +43,7 @@ impl Change {
         let delivery_undone = if names.is_empty() {
             delivery.remove().await
         } else {
-            delivery.apply(&names).await
+            delivery.apply(&Flows::forwarded(&names)).await
         };
         links_undone.and(filters_undone)?;
         Ok(delivery_undone?)
@@ -57,7 +57,7 @@ impl Change {
     ) -> Result<(), Error> {
         let mut wanted = self.state.interface_names();
         wanted.extend(links.iter().map(|link| link.name.clone()));
-        delivery.apply(&wanted).await?;
+        delivery.apply(&Flows::forwarded(&wanted)).await?;
         for link in links {
             let interface = self.attach_link(netlink, link).await?;
             // An absent one of that name has come.
@@ -83,7 +83,9 @@ impl Change {
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
-        delivery.apply(&self.state.interface_names()).await?;
+        delivery
+            .apply(&Flows::forwarded(&self.state.interface_names()))
+            .await?;
         Ok(self.state)
     }
 

@@ -1,7 +1,7 @@
 //! Adding and removing rules and routes.
 
 use caps::{CapSet, Capability};
-use tproxy_user::delivery::{Assignment, Delivery, Error, PRIORITY, remove_leftovers};
+use tproxy_user::delivery::{Assignment, Delivery, Error, Flows, PRIORITY, remove_leftovers};
 
 use crate::namespace::{everything, in_namespace, in_namespace_as_made, ip, routes_in, rules_to};
 
@@ -19,7 +19,10 @@ fn apply_adds_rules_and_routes_of_both_families_and_remove_leaves_nothing() {
         let before = everything();
 
         let delivery = Delivery::new(netlink, OURS);
-        delivery.apply(&["v0", "v1"]).await.unwrap();
+        delivery
+            .apply(&Flows::forwarded(&["v0", "v1"]))
+            .await
+            .unwrap();
         for family in ["-4", "-6"] {
             let rules = rules_to(family, OURS.table);
             assert_eq!(rules.len(), 2, "{rules:?}");
@@ -38,7 +41,10 @@ fn apply_adds_rules_and_routes_of_both_families_and_remove_leaves_nothing() {
             assert_eq!(routes[0]["protocol"], "kernel");
         }
         let applied = everything();
-        delivery.apply(&["v0", "v1"]).await.unwrap();
+        delivery
+            .apply(&Flows::forwarded(&["v0", "v1"]))
+            .await
+            .unwrap();
         assert_eq!(everything(), applied, "applying twice changes nothing");
 
         delivery.remove().await.unwrap();
@@ -76,7 +82,10 @@ fn marked_packets_of_the_interface_are_local_and_no_others() {
                 ip(&format!("{family} rule add lookup 52 pref {priority}"));
             }
         }
-        Delivery::new(netlink, OURS).apply(&["v0"]).await.unwrap();
+        Delivery::new(netlink, OURS)
+            .apply(&Flows::forwarded(&["v0"]))
+            .await
+            .unwrap();
 
         for (family, destination, from_v0, from_v1) in [
             ("-4", "198.51.100.1", "10.1.0.2", "10.2.0.2"),
@@ -111,10 +120,10 @@ fn small_tables_are_written_and_recognised_like_large_ones() {
     in_namespace(|netlink| async move {
         let before = everything();
         let delivery = Delivery::new(netlink, Assignment { mark: 1, table: 74 });
-        delivery.apply(&["eth7"]).await.unwrap();
+        delivery.apply(&Flows::forwarded(&["eth7"])).await.unwrap();
         let applied = everything();
         assert_ne!(applied, before);
-        delivery.apply(&["eth7"]).await.unwrap();
+        delivery.apply(&Flows::forwarded(&["eth7"])).await.unwrap();
         assert_eq!(everything(), applied);
         delivery.remove().await.unwrap();
         assert_eq!(everything(), before);
@@ -132,12 +141,21 @@ fn apply_follows_the_set_of_interfaces() {
                 .collect()
         };
         let delivery = Delivery::new(netlink, OURS);
-        delivery.apply(&["a0", "b0"]).await.unwrap();
-        delivery.apply(&["b0", "c0"]).await.unwrap();
+        delivery
+            .apply(&Flows::forwarded(&["a0", "b0"]))
+            .await
+            .unwrap();
+        delivery
+            .apply(&Flows::forwarded(&["b0", "c0"]))
+            .await
+            .unwrap();
         for family in ["-4", "-6"] {
             assert_eq!(interfaces(family), ["b0", "c0"]);
         }
-        delivery.apply::<&str>(&[]).await.unwrap();
+        delivery
+            .apply(&Flows::<&str>::forwarded(&[]))
+            .await
+            .unwrap();
         assert!(interfaces("-4").is_empty());
         assert_eq!(routes_in("-4", OURS.table).len(), 1);
     });
@@ -152,7 +170,7 @@ fn a_rule_outlives_its_interface_and_is_moved_when_the_name_changes() {
         };
         ip("link add v0 type veth peer name v1");
         let delivery = Delivery::new(netlink, OURS);
-        delivery.apply(&["v0"]).await.unwrap();
+        delivery.apply(&Flows::forwarded(&["v0"])).await.unwrap();
         assert_eq!(detached(), [false, false]);
 
         ip("link del v0");
@@ -162,7 +180,7 @@ fn a_rule_outlives_its_interface_and_is_moved_when_the_name_changes() {
 
         ip("link set v0 name w0");
         assert_eq!(detached(), [true, true], "the rule goes by the name");
-        delivery.apply(&["w0"]).await.unwrap();
+        delivery.apply(&Flows::forwarded(&["w0"])).await.unwrap();
         assert_eq!(detached(), [false, false]);
         for family in ["-4", "-6"] {
             let rules = rules_to(family, OURS.table);
@@ -179,7 +197,7 @@ fn a_failure_half_way_undoes_what_was_added_before_it() {
         ip("-6 route add unreachable default metric 1024 table 7470");
         let before = everything();
         let error = Delivery::new(netlink, OURS)
-            .apply(&["v0"])
+            .apply(&Flows::forwarded(&["v0"]))
             .await
             .unwrap_err();
         assert!(matches!(error, Error::InPlace { .. }), "{error:?}");
@@ -201,7 +219,7 @@ fn a_rule_that_the_kernel_takes_for_ours_is_named() {
         );
         let before = everything();
         let error = Delivery::new(netlink, OURS)
-            .apply(&["v0"])
+            .apply(&Flows::forwarded(&["v0"]))
             .await
             .unwrap_err();
         assert_eq!(
@@ -218,11 +236,14 @@ fn a_rule_that_the_kernel_takes_for_ours_is_named() {
 fn a_failed_change_of_interfaces_leaves_the_ones_before() {
     in_namespace(|netlink| async move {
         let delivery = Delivery::new(netlink, OURS);
-        delivery.apply(&["v0"]).await.unwrap();
+        delivery.apply(&Flows::forwarded(&["v0"])).await.unwrap();
         ip("-6 route del local default dev lo table 7470");
         ip("-6 route add unreachable default metric 1024 table 7470");
         let before = everything();
-        delivery.apply(&["v1"]).await.unwrap_err();
+        delivery
+            .apply(&Flows::forwarded(&["v1"]))
+            .await
+            .unwrap_err();
         assert_eq!(everything(), before);
     });
 }
@@ -233,7 +254,10 @@ fn names_that_no_interface_can_have_are_refused_before_anything_changes() {
         let before = everything();
         let delivery = Delivery::new(netlink, OURS);
         for name in ["", "sixteen-letters-", "a b", "a/b", ".."] {
-            let error = delivery.apply(&["v0", name]).await.unwrap_err();
+            let error = delivery
+                .apply(&Flows::forwarded(&["v0", name]))
+                .await
+                .unwrap_err();
             assert_eq!(
                 error.to_string(),
                 format!("{name:?} is not an interface name")
@@ -248,14 +272,18 @@ fn without_the_capability_the_refusal_says_so_and_nothing_changes() {
     in_namespace(|netlink| async move {
         let before = everything();
         Delivery::new(netlink.clone(), OURS)
-            .apply(&["v0"])
+            .apply(&Flows::forwarded(&["v0"]))
             .await
             .unwrap();
         let applied = everything();
         caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
         let delivery = Delivery::new(netlink, OURS);
         assert_eq!(
-            delivery.apply(&["v1"]).await.unwrap_err().to_string(),
+            delivery
+                .apply(&Flows::forwarded(&["v1"]))
+                .await
+                .unwrap_err()
+                .to_string(),
             "cannot add the policy rule \"iif v1 fwmark 0x74700000/0x74700000 lookup 7470\" (IPv4): \
              Operation not permitted (CAP_NET_ADMIN is missing: run as root)"
         );
@@ -275,7 +303,10 @@ fn without_the_capability_the_refusal_says_so_and_nothing_changes() {
 fn lo_is_set_up_when_it_is_down() {
     in_namespace_as_made(|netlink| async move {
         assert!(ip("-o link show lo").contains("state DOWN"));
-        Delivery::new(netlink, OURS).apply(&["v0"]).await.unwrap();
+        Delivery::new(netlink, OURS)
+            .apply(&Flows::forwarded(&["v0"]))
+            .await
+            .unwrap();
         assert!(ip("-o link show up").contains("lo"));
         assert_eq!(routes_in("-6", OURS.table).len(), 1);
     });
@@ -287,7 +318,7 @@ fn without_ipv6_there_is_delivery_for_ipv4() {
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         let before = everything();
         let delivery = Delivery::new(netlink, OURS);
-        delivery.apply(&["v0"]).await.unwrap();
+        delivery.apply(&Flows::forwarded(&["v0"])).await.unwrap();
         assert_eq!(rules_to("-4", OURS.table).len(), 1);
         assert_eq!(routes_in("-4", OURS.table).len(), 1);
         assert_eq!(rules_to("-6", OURS.table).len(), 0);
@@ -314,7 +345,7 @@ fn leftovers_are_removed_and_what_only_resembles_them_is_not() {
         ip("-6 route add local default dev lo table 7471 proto kernel");
         let before = everything();
         Delivery::new(netlink.clone(), OURS)
-            .apply(&["v0", "v1"])
+            .apply(&Flows::forwarded(&["v0", "v1"]))
             .await
             .unwrap();
         assert_ne!(everything(), before);

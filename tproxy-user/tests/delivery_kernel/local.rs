@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tproxy_user::delivery::{Assignment, Delivery, LocalAddresses, local_addresses};
+use tproxy_user::delivery::{Assignment, Delivery, Flows, LocalAddresses, local_addresses};
 
 use crate::namespace::{in_namespace, ip};
 
@@ -38,7 +38,7 @@ fn addresses_and_anyip_prefixes_of_every_table_count_and_our_own_table_does_not(
         ip("route add local default dev lo table 8000");
         ip("route add local 10.9.0.0/16 dev lo table 7470");
         Delivery::new(netlink.clone(), OURS)
-            .apply(&["v0"])
+            .apply(&Flows::forwarded(&["v0"]))
             .await
             .unwrap();
 
@@ -96,7 +96,7 @@ fn changes_are_told_and_what_changes_nothing_is_not() {
 
         // Our own, and a unicast route.
         let delivery = Delivery::new(netlink, OURS);
-        delivery.apply(&["v0"]).await.unwrap();
+        delivery.apply(&Flows::forwarded(&["v0"])).await.unwrap();
         ip("route add 203.0.113.0/24 dev v0");
         let nothing = tokio::time::timeout(Duration::from_millis(200), addresses.changed()).await;
         assert!(nothing.is_err(), "{nothing:?}");

@@ -3,6 +3,7 @@
 mod apply;
 mod links;
 mod local;
+mod local_flows;
 mod log_capture;
 mod namespace;
 mod plan;

@@ -1,6 +1,6 @@
 //! Choosing a mark and a table.
 
-use tproxy_user::delivery::{Assignment, Delivery, Netlink, Wanted, choose};
+use tproxy_user::delivery::{Assignment, Delivery, Flows, Netlink, Wanted, choose};
 
 use crate::namespace::{everything, in_namespace, ip};
 
@@ -49,7 +49,7 @@ fn a_second_instance_chooses_others_and_neither_selects_the_packets_of_the_other
         for _ in 0..16 {
             let assignment = choose(&netlink, Wanted::default()).await.unwrap();
             Delivery::new(netlink.clone(), assignment)
-                .apply(&["v0"])
+                .apply(&Flows::forwarded(&["v0"]))
                 .await
                 .unwrap();
             for other in &chosen {
@@ -176,7 +176,7 @@ fn leftovers_of_a_dead_agent_are_taken_over_and_those_of_a_living_one_are_not() 
             table: 64,
         };
         Delivery::new(netlink.clone(), ours)
-            .apply(&["v0"])
+            .apply(&Flows::forwarded(&["v0"]))
             .await
             .unwrap();
 

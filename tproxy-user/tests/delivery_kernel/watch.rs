@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, fs, process::Command, sync::mpsc, thread, time::Duration};
 
 use caps::{CapSet, Capability};
-use tproxy_user::delivery::{Assignment, Delivery, Netlink, Watch};
+use tproxy_user::delivery::{Assignment, Delivery, Flows, Netlink, Watch};
 
 use crate::{
     log_capture,
@@ -23,7 +23,7 @@ const RULE: &str = "iif v0 fwmark 0x74700000/0x74700000 lookup 7470";
 async fn watched(netlink: Netlink) -> (Delivery, Watch) {
     ip("link add v0 type veth peer name v1");
     let delivery = Delivery::new(netlink, OURS);
-    delivery.apply(&["v0"]).await.unwrap();
+    delivery.apply(&Flows::forwarded(&["v0"])).await.unwrap();
     let watch = delivery.watch().unwrap();
     (delivery, watch)
 }
@@ -84,7 +84,7 @@ fn everything_that_is_removed_at_once_is_restored() {
 fn what_was_removed_before_the_watch_began_is_restored() {
     in_namespace(|netlink| async move {
         let delivery = Delivery::new(netlink, OURS);
-        delivery.apply(&["v0"]).await.unwrap();
+        delivery.apply(&Flows::forwarded(&["v0"])).await.unwrap();
         let applied = everything();
         ip(&format!("rule del {RULE}"));
         let _watch = delivery.watch().unwrap();
@@ -136,7 +136,7 @@ fn what_delivery_removes_itself_stays_removed() {
     in_namespace(|netlink| async move {
         let before = everything();
         let (delivery, watch) = watched(netlink).await;
-        delivery.apply(&["v1"]).await.unwrap();
+        delivery.apply(&Flows::forwarded(&["v1"])).await.unwrap();
         settle().await;
         assert!(!ip("rule show").contains("iif v0"), "{}", ip("rule show"));
         delivery.remove().await.unwrap();
@@ -145,7 +145,7 @@ fn what_delivery_removes_itself_stays_removed() {
         assert_eq!(everything(), before);
         drop(watch);
 
-        delivery.apply(&["v1"]).await.unwrap();
+        delivery.apply(&Flows::forwarded(&["v1"])).await.unwrap();
         ip("rule del iif v1 fwmark 0x74700000/0x74700000 lookup 7470");
         settle().await;
         assert!(!ip("rule show").contains("iif v1"), "the watch has ended");
