@@ -1,5 +1,6 @@
 //! What takes unsafe code: memory that is shared by mapping, of BPF array maps (`BPF_F_MMAPABLE`,
-//! Linux 5.5) and of files, descriptors of pins whatever they are, and the allocator.
+//! Linux 5.5) and of files, descriptors of pins whatever they are and of processes, descriptors that
+//! tokio watches, and the allocator.
 
 use std::{
     ffi::CString,
@@ -17,6 +18,7 @@ use std::{
 use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 use memmap2::{Mmap, MmapOptions, MmapRaw};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Opens a pinned program, map or link (`BPF_OBJ_GET`, bpf(2)).
 ///
@@ -67,6 +69,36 @@ unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<RawFd> 
         ..0 => Err(io::Error::last_os_error()),
         answer => Ok(answer),
     }
+}
+
+/// A descriptor of a process that can be read when the process has ended (`pidfd_open(2)`, Linux 5.3).
+///
+/// # Errors
+///
+/// `ESRCH` when there is no such process.
+pub(crate) fn open_process(process: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two numbers.
+    let answer = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(process), 0) };
+    match RawFd::try_from(answer).map_err(io::Error::other)? {
+        ..0 => Err(io::Error::last_os_error()),
+        // SAFETY: the kernel made this descriptor for this call.
+        descriptor => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
+    }
+}
+
+/// A descriptor that tokio's runtime, in which this is called, tells the readiness of.
+///
+/// # Errors
+///
+/// When the kernel cannot watch it.
+pub(crate) fn watch_descriptor<T: Into<OwnedFd>>(
+    descriptor: T,
+    interest: Interest,
+) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor is open, and stays the same file until it is dropped, which happens
+    // with the `AsyncFd` that owns it from here on.
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor.into(), interest) };
+    watched.map_err(Into::into)
 }
 
 /// Gives the pages of freed memory back to the kernel (`malloc_trim(3)`). Loading programs takes

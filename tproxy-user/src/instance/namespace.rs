@@ -27,7 +27,12 @@ impl NamespaceId {
         Self::of(Path::new("/proc/thread-self/ns/net"))
     }
 
-    fn of(path: &Path) -> io::Result<Self> {
+    /// That of this file, which a namespace is mounted on or which is `ns/net` of a process.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such file.
+    pub fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
         Ok(Self {
             device: metadata.dev(),

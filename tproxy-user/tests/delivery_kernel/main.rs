@@ -6,5 +6,6 @@ mod local;
 mod local_flows;
 mod log_capture;
 mod namespace;
+mod namespace_watch;
 mod plan;
 mod watch;
