@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, Notify};
 use super::{
     Assignment, Error, Netlink,
     links::valid_interface_name,
-    object::{Family, LIMIT, LOOPBACK, Object, SourceRoute},
+    object::{Family, LIMIT, LOOPBACK, Object, SourceRoute, table_of_route},
     precedence::warn_of_rules_before_ours,
     source::{sources_v4, without_repetitions},
     transaction::{Transaction, delete, objects_in_force},
@@ -143,7 +143,7 @@ impl Delivery {
             objects.insert(Object::Rule(Family::V4, LOOPBACK.to_owned()));
             // What arrives on `lo` with our mark needs the default route.
             if !wanted.interfaces.contains(LOOPBACK) {
-                objects.insert(Object::LocalRule);
+                objects.extend([Object::LocalTcpRule, Object::LocalUdpRule]);
             }
             objects.extend(Family::BOTH.map(Object::FromStandIn));
             objects.insert(Object::ToStandIn);
@@ -155,7 +155,9 @@ impl Delivery {
     async fn source_routes(&self) -> Result<impl Iterator<Item = Object>, Error> {
         let addresses = self.netlink.addresses_v4().await?;
         let unicast = self.netlink.routes_of_type(Family::V4, RouteType::Unicast);
-        let v4 = self.limited(sources_v4(&unicast.await?, &addresses));
+        let mut unicast = unicast.await?;
+        unicast.retain(|route| table_of_route(route) != self.assignment.table);
+        let v4 = self.limited(sources_v4(&unicast, &addresses));
         let v6 = self.limited(self.netlink.sources_v6(self.assignment.table).await?);
         Ok(v4.into_iter().chain(v6).map(Object::SourceRoute))
     }

@@ -11,7 +11,7 @@
 //! the table says which one that is for each prefix that this host has a route for:
 //! `local PREFIX dev lo src SOURCE`. Where it has no route, a process is told that the network is
 //! unreachable: for IPv4 because the default route of our table gives no source, for IPv6 because the
-//! rule for local flows passes over it (`suppress_prefixlength 0`).
+//! rule for local UDP flows passes over it (`suppress_prefixlength 0`).
 //!
 //! - [`choose`] finds a mark and a table that nothing else holds.
 //! - [`Delivery`] writes, restores and removes the rules and routes; [`remove_leftovers`] removes

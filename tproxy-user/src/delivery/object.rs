@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    AddressFamily, IpProtocol, RouteNetlinkMessage,
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
@@ -67,8 +67,11 @@ pub(super) enum Object {
     SourceRoute(SourceRoute),
     /// `iif INTERFACE fwmark MARK/MARK lookup TABLE`
     Rule(Family, String),
-    /// `iif lo fwmark MARK/MARK lookup TABLE suppress_prefixlength 0`, for IPv6
-    LocalRule,
+    /// `iif lo ipproto tcp fwmark MARK/MARK lookup TABLE`, for IPv6: TCP sockets are marked when they
+    /// have a source.
+    LocalTcpRule,
+    /// `iif lo ipproto udp fwmark MARK/MARK lookup TABLE suppress_prefixlength 0`, for IPv6
+    LocalUdpRule,
     /// `from STAND_IN iif lo lookup TABLE`
     FromStandIn(Family),
     /// `to STAND_IN iif lo lookup TABLE`, for IPv6: that of IPv4 is local anyway.
@@ -92,7 +95,7 @@ impl Object {
         match self {
             Self::Route(family) | Self::Rule(family, _) | Self::FromStandIn(family) => *family,
             Self::SourceRoute(of) => of.family(),
-            Self::LocalRule | Self::ToStandIn => Family::V6,
+            Self::LocalTcpRule | Self::LocalUdpRule | Self::ToStandIn => Family::V6,
         }
     }
 
@@ -125,9 +128,18 @@ impl Object {
             Self::Rule(family, interface) => {
                 Message::Rule(marked_rule(*family, interface, assignment))
             }
-            Self::LocalRule => {
+            Self::LocalTcpRule => {
                 let mut rule = marked_rule(Family::V6, LOOPBACK, assignment);
-                rule.attributes.push(RuleAttribute::SuppressPrefixLen(0));
+                rule.attributes
+                    .push(RuleAttribute::IpProtocol(IpProtocol::Tcp));
+                Message::Rule(rule)
+            }
+            Self::LocalUdpRule => {
+                let mut rule = marked_rule(Family::V6, LOOPBACK, assignment);
+                rule.attributes.extend([
+                    RuleAttribute::IpProtocol(IpProtocol::Udp),
+                    RuleAttribute::SuppressPrefixLen(0),
+                ]);
                 Message::Rule(rule)
             }
             Self::FromStandIn(family) => {
@@ -163,8 +175,12 @@ impl Object {
             Self::Rule(_, interface) => format!(
                 "policy rule \"iif {interface} fwmark {mark:#x}/{mark:#x} lookup {table}\" ({family})"
             ),
-            Self::LocalRule => format!(
-                "policy rule \"iif lo fwmark {mark:#x}/{mark:#x} lookup {table} \
+            Self::LocalTcpRule => format!(
+                "policy rule \"iif lo ipproto tcp fwmark {mark:#x}/{mark:#x} lookup {table}\" \
+                 ({family})"
+            ),
+            Self::LocalUdpRule => format!(
+                "policy rule \"iif lo ipproto udp fwmark {mark:#x}/{mark:#x} lookup {table} \
                  suppress_prefixlength 0\" ({family})"
             ),
             Self::FromStandIn(_) => format!(
@@ -277,7 +293,7 @@ pub(super) fn rule_of_ours(
     let (mut source, mut destination) = (None, None);
     let mut fwmark = (0, 0);
     let (mut priority, mut protocol) = (0, RouteProtocol::Unspec);
-    let mut suppresses_default = false;
+    let (mut ip_protocol, mut suppresses_default) = (None, false);
     for attribute in &rule.attributes {
         match attribute {
             RuleAttribute::Iifname(name) => interface = Some(name),
@@ -287,6 +303,7 @@ pub(super) fn rule_of_ours(
             RuleAttribute::FwMask(mask) => fwmark.1 = *mask,
             RuleAttribute::Priority(value) => priority = *value,
             RuleAttribute::Protocol(value) => protocol = *value,
+            RuleAttribute::IpProtocol(value) => ip_protocol = Some(*value),
             RuleAttribute::SuppressPrefixLen(0) => suppresses_default = true,
             // The kernel always writes these two; all ones mean that nothing is suppressed.
             RuleAttribute::Table(_)
@@ -303,10 +320,14 @@ pub(super) fn rule_of_ours(
     let stand_in = Some((stand_in, full_length(stand_in)));
     let marked = fwmark == (assignment.mark, assignment.mark);
     let unmarked = fwmark == (0, 0) && interface == LOOPBACK;
-    if suppresses_default {
+    if ip_protocol.is_some() || suppresses_default {
         let ours = marked && interface == LOOPBACK && family == Family::V6;
         let plain = (source, destination) == (None, None);
-        return (ours && plain).then_some(Object::LocalRule);
+        return match ip_protocol.filter(|_| ours && plain)? {
+            IpProtocol::Tcp if !suppresses_default => Some(Object::LocalTcpRule),
+            IpProtocol::Udp if suppresses_default => Some(Object::LocalUdpRule),
+            _ => None,
+        };
     }
     match (source, destination) {
         (None, None) if marked => Some(Object::Rule(family, interface.clone())),

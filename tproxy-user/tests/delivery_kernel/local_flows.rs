@@ -93,7 +93,10 @@ fn assert_unreachable(destination: &str) {
 /// Whether marked packets of a socket with this source come here.
 fn is_delivered(destination: &str, source: &IpAddr) -> bool {
     let family = if source.is_ipv4() { "-4" } else { "-6" };
-    let flow = format!("{destination} from {source} mark {:#x}", OURS.mark);
+    let flow = format!(
+        "{destination} from {source} mark {:#x} ipproto udp",
+        OURS.mark
+    );
     ip(&format!("{family} route get {flow}")).contains("dev lo")
 }
 
@@ -113,7 +116,7 @@ fn rules_and_routes_for_local_flows_come_and_go() {
         delivery.apply(&both).await.unwrap();
         for (family, stand_in, rules) in [
             ("-4", "127.116.29.46", 3),
-            ("-6", "fd74:7072:6f78:79::1d2e", 4),
+            ("-6", "fd74:7072:6f78:79::1d2e", 5),
         ] {
             let found = rules_to(family, OURS.table);
             assert_eq!(found.len(), rules, "{found:?}");
@@ -202,8 +205,17 @@ fn a_connected_socket_gets_the_source_that_it_would_have_had() {
             assert_unreachable(nowhere);
         }
         // What has a source already, as a TCP socket has when it is marked, comes here all the same.
-        let bound = "10.1.0.1".parse().unwrap();
-        assert!(is_delivered("198.51.100.1", &bound));
+        for (family, destination, source) in [
+            ("-4", "198.51.100.1", "10.1.0.1"),
+            ("-6", "2001:db9::1", "2001:db8:1::1"),
+        ] {
+            let flow = format!(
+                "{destination} from {source} mark {:#x} ipproto tcp",
+                OURS.mark
+            );
+            let route = ip(&format!("{family} route get {flow}"));
+            assert!(route.contains("dev lo"), "{route}");
+        }
     });
 }
 
@@ -355,9 +367,8 @@ fn packets_that_arrive_on_lo_are_delivered_beside_local_flows() {
                 .iter()
                 .filter(|rule| !rule["fwmark"].is_null())
                 .collect();
-            assert_eq!(marked.len(), 1, "{of_v6:?}");
-            let passes_over = !marked[0]["suppress_prefixlen"].is_null();
-            assert_eq!(passes_over, flows.interfaces.is_empty(), "{of_v6:?}");
+            let expected = if flows.interfaces.is_empty() { 2 } else { 1 };
+            assert_eq!(marked.len(), expected, "{of_v6:?}");
         }
         delivery.remove().await.unwrap();
         assert_eq!(everything(), before);
@@ -372,7 +383,8 @@ fn what_is_removed_is_restored() {
         let applied = everything();
         for removal in [
             "rule del fwmark 0x74700000/0x74700000 iif lo lookup 7470",
-            "-6 rule del fwmark 0x74700000/0x74700000 iif lo lookup 7470",
+            "-6 rule del fwmark 0x74700000/0x74700000 iif lo ipproto tcp lookup 7470",
+            "-6 rule del fwmark 0x74700000/0x74700000 iif lo ipproto udp lookup 7470",
             "rule del from 127.116.29.46 iif lo lookup 7470",
             "-6 rule del from fd74:7072:6f78:79::1d2e iif lo lookup 7470",
             "-6 rule del to fd74:7072:6f78:79::1d2e iif lo lookup 7470",
@@ -488,7 +500,7 @@ fn several_instances_serve_local_flows_side_by_side() {
         first.remove().await.unwrap();
         assert_eq!(choose(&netlink, wanted).await.unwrap().table, 73006);
         for instance in instances {
-            assert_eq!(rules_to("-6", instance.assignment().table).len(), 3);
+            assert_eq!(rules_to("-6", instance.assignment().table).len(), 4);
             instance.remove().await.unwrap();
         }
         assert_eq!(everything(), before);
