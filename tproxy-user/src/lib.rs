@@ -9,6 +9,7 @@ pub mod config;
 pub mod delivery;
 pub mod instance;
 pub mod kernel;
+pub mod listener;
 pub mod relay;
 pub mod requirements;
 pub mod rule;

@@ -27,7 +27,7 @@ impl NamespaceId {
         Self::of(Path::new("/proc/thread-self/ns/net"))
     }
 
-    fn of(path: &Path) -> io::Result<Self> {
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
         Ok(Self {
             device: metadata.dev(),
