@@ -10,7 +10,10 @@ use super::Process;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel did not list the sockets.
-    #[error("cannot list the {protocol} sockets: {}", .errno.desc())]
+    #[error(
+        "cannot list the {protocol} sockets: {}{}",
+        .errno.desc(), listing_advice(.protocol, *.errno)
+    )]
     List {
         /// "tcp" or "udp".
         protocol: &'static str,
@@ -79,6 +82,14 @@ pub(super) fn advice(command: &str) -> &'static str {
     }
 }
 
+/// The kernel answers so when it has not got the part that lists sockets of this protocol.
+fn listing_advice(protocol: &str, errno: Errno) -> String {
+    match errno {
+        Errno::ENOENT => format!("; `modprobe {protocol}_diag` loads what lists them"),
+        _ => String::new(),
+    }
+}
+
 fn no_holder(protocol: &str, bound: SocketAddr, inode: u32, hidden: &[Process]) -> String {
     let found = format!("{protocol} {bound} is listened at, but no process can be seen to have it");
     match hidden {
@@ -92,7 +103,7 @@ fn no_holder(protocol: &str, bound: SocketAddr, inode: u32, hidden: &[Process]) 
                 count => format!(" and {count} others"),
             };
             format!(
-                "{found}, and {first}{others} may not be looked into: run tproxy as root with CAP_SYS_PTRACE"
+                "{found}, and {first}{others} may not be looked into: run tproxy as root, with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
             )
         }
     }
