@@ -71,11 +71,12 @@ extern "C" fn tproxy_decide_connect6(ctx: *mut bpf_sock_addr) -> u64 {
 fn opening_v4(ctx: &SockAddrContext) -> Option<(*mut bpf_sock, Opening)> {
     let (socket, protocol) = socket(ctx)?;
     // SAFETY: the context is valid while the program runs, and it gave the socket.
-    let (address, port, mark) = unsafe {
+    let (address, port, mark, device) = unsafe {
         (
             (*ctx.sock_addr).user_ip4,
             (*ctx.sock_addr).user_port,
             (*socket).mark,
+            (*socket).bound_dev_if,
         )
     };
     let opening = Opening {
@@ -85,6 +86,7 @@ fn opening_v4(ctx: &SockAddrContext) -> Option<(*mut bpf_sock, Opening)> {
         destination: Address::v4(address.to_ne_bytes()),
         destination_port: u16::from_be(port as u16),
         mark,
+        device,
     };
     Some((socket, opening))
 }
@@ -93,7 +95,7 @@ fn opening_v4(ctx: &SockAddrContext) -> Option<(*mut bpf_sock, Opening)> {
 fn opening_v6(ctx: &SockAddrContext) -> Option<(*mut bpf_sock, Opening)> {
     let (socket, protocol) = socket(ctx)?;
     // SAFETY: the context is valid while the program runs, and it gave the socket.
-    let (words, port, mark) = unsafe {
+    let (words, port, mark, device) = unsafe {
         (
             [
                 (*ctx.sock_addr).user_ip6[0],
@@ -103,6 +105,7 @@ fn opening_v6(ctx: &SockAddrContext) -> Option<(*mut bpf_sock, Opening)> {
             ],
             (*ctx.sock_addr).user_port,
             (*socket).mark,
+            (*socket).bound_dev_if,
         )
     };
     let destination = Address::v6_or_mapped(octets(&words));
@@ -116,6 +119,7 @@ fn opening_v6(ctx: &SockAddrContext) -> Option<(*mut bpf_sock, Opening)> {
         destination,
         destination_port: u16::from_be(port as u16),
         mark,
+        device,
     };
     Some((socket, opening))
 }

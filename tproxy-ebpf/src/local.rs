@@ -31,6 +31,8 @@ pub struct Opening {
     pub destination_port: u16,
     /// The mark of the socket.
     pub mark: u32,
+    /// The device that it is bound to, by index (`SO_BINDTODEVICE`, socket(7)); zero for none.
+    pub device: u32,
 }
 
 /// What was decided.
@@ -120,6 +122,9 @@ pub fn decide(opening: &Opening) -> Decision {
     // 1. Who marks a socket has plans for it. The agent does, too.
     if opening.mark != 0 && opening.mark != agent::mark() {
         return Decision::Leave(Outcome::LocalMarked);
+    }
+    if opening.device != 0 {
+        return Decision::Leave(Outcome::LocalToDevice);
     }
 
     // 2. The rules decide.

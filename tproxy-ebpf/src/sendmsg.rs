@@ -25,13 +25,14 @@ pub fn decide_v4(ctx: &SockAddrContext) -> Option<Outcome> {
     }
     let (socket, _) = socket(ctx)?;
     // SAFETY: the context is valid while the program runs, and it gave the socket.
-    let (address, port, from, own_port, mark) = unsafe {
+    let (address, port, from, own_port, mark, device) = unsafe {
         (
             (*ctx.sock_addr).user_ip4,
             (*ctx.sock_addr).user_port,
             (*ctx.sock_addr).msg_src_ip4,
             (*socket).src_port,
             (*socket).mark,
+            (*socket).bound_dev_if,
         )
     };
     let opening = Opening {
@@ -41,6 +42,7 @@ pub fn decide_v4(ctx: &SockAddrContext) -> Option<Outcome> {
         destination: Address::v4(address.to_ne_bytes()),
         destination_port: u16::from_be(port as u16),
         mark,
+        device,
     };
     match decide(&opening) {
         Decision::Take(rule) => {
@@ -61,7 +63,7 @@ pub fn decide_v6(ctx: &SockAddrContext) -> Option<Outcome> {
     }
     let (socket, _) = socket(ctx)?;
     // SAFETY: the context is valid while the program runs, and it gave the socket.
-    let (address, port, from, own_port, mark) = unsafe {
+    let (address, port, from, own_port, mark, device) = unsafe {
         (
             [
                 (*ctx.sock_addr).user_ip6[0],
@@ -78,6 +80,7 @@ pub fn decide_v6(ctx: &SockAddrContext) -> Option<Outcome> {
             ],
             (*socket).src_port,
             (*socket).mark,
+            (*socket).bound_dev_if,
         )
     };
     let opening = Opening {
@@ -87,6 +90,7 @@ pub fn decide_v6(ctx: &SockAddrContext) -> Option<Outcome> {
         destination: Address::v6(octets(&address)),
         destination_port: u16::from_be(port as u16),
         mark,
+        device,
     };
     match decide(&opening) {
         Decision::Take(rule) => {

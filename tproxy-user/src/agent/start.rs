@@ -156,6 +156,10 @@ async fn prepare(
     let settings = relay::Settings {
         mark: Some(assignment.upstream_mark()),
         connect_timeout: options.connect_timeout,
+        udp_idle: options.udp_idle,
+        udp_idle_dns: options.dns_idle,
+        udp_sessions: options.udp_sessions,
+        udp_sessions_per_source: options.udp_sessions_per_source,
         ..relay::Settings::default()
     };
     relay::check_limits(&settings, sockets.workers.len())?;
