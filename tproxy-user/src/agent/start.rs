@@ -261,7 +261,7 @@ async fn build(
     maps.set_sockets(&sockets.workers, &sockets.discard, &sockets.lifeline)?;
     let policy = Arc::clone(&steering) as _;
     let relay = Arc::new(Relay::start(sockets.workers, plan.settings.clone(), policy)?);
-    let redirects = Redirects::start(&maps).context("cannot start a thread")?;
+    let redirects = Redirects::start(&maps)?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;
     match loaded {

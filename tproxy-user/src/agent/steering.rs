@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use log::info;
 use tproxy_common::{
     classifier::classify,
+    counters::WorkerCounter,
     flow::{Flow, Protocol, Scope},
     handover::{Ends, Place, Taken},
     limits::UNATTRIBUTED_SLOT,
@@ -17,8 +18,8 @@ use tproxy_common::{
 use crate::{
     delivery::Assignment,
     instance::{Instance, State},
-    kernel::{self, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters},
-    relay::{Admission, FlowRecord, Policy, RuleTag},
+    kernel::{self, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters, WorkerCounters},
+    relay::{Admission, FlowRecord, Load, Policy, RuleTag},
 };
 
 /// Tells the relay's workers about rules. Follows changes by [`Steering::follow`].
@@ -28,6 +29,7 @@ pub(super) struct Steering {
     stand_ins: [IpAddr; 2],
     counters: RelayCounters,
     intake: IntakeCounters,
+    workers: WorkerCounters,
     instance: Instance,
     maps: Maps,
     rules: ArcSwap<Rules>,
@@ -57,6 +59,7 @@ impl Steering {
                 assignment.stand_in_v6().into(),
             ],
             intake: IntakeCounters::open(maps)?,
+            workers: WorkerCounters::open(maps)?,
             counters,
             instance: instance.clone(),
             maps: maps.clone(),
@@ -175,6 +178,20 @@ impl Policy for Steering {
 
     fn paused(&self) {
         self.intake.paused();
+    }
+
+    fn serving(&self, worker: usize, load: Load) {
+        let Load {
+            flows,
+            sessions,
+            dropped,
+        } = load;
+        let counter = WorkerCounter {
+            flows,
+            sessions,
+            dropped,
+        };
+        self.workers.set(worker, counter);
     }
 }
 

@@ -12,7 +12,9 @@ mod maps;
 mod object;
 mod process_hooks;
 
-pub use counters::{Counters, IntakeCounters, RelayCounters, RuleTotals};
+pub use counters::{
+    Counters, IntakeCounters, ListenerCounters, RelayCounters, RuleTotals, WorkerCounters,
+};
 pub use explanation::ask;
 pub use flow_filter::FlowFilter;
 pub use generation::Generation;

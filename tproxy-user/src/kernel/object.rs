@@ -16,7 +16,7 @@ use aya::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, IntakeCounters, RelayCounters,
+    Error, IntakeCounters, ListenerCounters, RelayCounters, WorkerCounters,
     links::{ETHER_PROGRAM, IP_PROGRAM, LOOKUP_LINK, LOOKUP_PROGRAM},
 };
 use crate::{delivery::Assignment, sys::namespace_cookie};
@@ -132,6 +132,8 @@ pub fn load(settings: Settings, directory: &Path) -> Result<Loaded, Error> {
     }
     RelayCounters::create(directory)?;
     IntakeCounters::create(directory)?;
+    WorkerCounters::create(directory)?;
+    ListenerCounters::create(directory)?;
     Loaded::new(directory).map_err(|cause| Error::Path {
         path: directory.into(),
         cause,
