@@ -181,9 +181,8 @@ fn per_worker(maps: &Maps, agent: Option<AgentRecord>) -> anyhow::Result<Vec<OfW
 fn per_scope(state: &State, totals: &[RuleTotals], lives: bool) -> Vec<OfScope> {
     let scopes = [Scope::Forward, Scope::Inbound, Scope::Local].map(scope_name);
     let of_scope = |scope: &'static str| {
-        let of_rule = |stored: &StoredRule| stored.spec.scope.as_deref().unwrap_or("forward");
         let rules = state.rules.iter().zip(totals);
-        let rules = rules.filter(|(stored, _)| of_rule(stored) == scope);
+        let rules = rules.filter(|(stored, _)| stored.spec.scope_word() == scope);
         let mut of_scope = OfScope {
             scope,
             live: 0,
