@@ -118,8 +118,8 @@ fn attach(object: &mut Ebpf, name: &str, directory: &Path, group: &Path) -> Resu
 /// Whether all of them have links.
 #[must_use]
 pub fn process_hooks_are_attached(directory: &Path) -> bool {
-    let attached = |program: &&str| directory.join(link_pin(program)).exists();
-    PROGRAMS.iter().all(|program| attached(&program))
+    let attached = |program: &str| directory.join(link_pin(program)).exists();
+    PROGRAMS.iter().all(|program| attached(program))
 }
 
 /// Takes the programs off again. Those that are not attached are no error.
