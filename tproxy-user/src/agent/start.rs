@@ -244,7 +244,11 @@ async fn build(mut plan: Plan<'_>, lock: &mut AgentLock) -> anyhow::Result<(Part
         .collect::<io::Result<_>>()
         .context("cannot duplicate a listener")?;
     let policy = Arc::clone(&steering) as _;
-    let relay = Arc::new(Relay::start(std::mem::take(&mut plan.listeners), plan.settings.clone(), policy)?);
+    let relay = Arc::new(Relay::start(
+        std::mem::take(&mut plan.listeners),
+        plan.settings.clone(),
+        policy,
+    )?);
     maps.set_listeners(&tcp, &plan.lifeline)?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;

@@ -42,7 +42,7 @@ impl Default for Settings {
             max_flows: None,
             max_pipes: None,
             pipe_capacity: 256 * 1024,
-            udp_idle: Duration::from_secs(120),
+            udp_idle: Duration::from_mins(2),
             udp_idle_dns: Duration::from_secs(20),
             udp_sessions: None,
             udp_sessions_per_source: 1024,

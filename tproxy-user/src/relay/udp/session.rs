@@ -45,6 +45,15 @@ pub(super) struct Session {
     pub(super) unreported: bool,
 }
 
+/// What is left of a session when its sockets are closed.
+#[derive(Debug)]
+pub(super) struct Closed {
+    pub(super) rule: RuleTag,
+    pub(super) to_upstream: u64,
+    pub(super) to_client: u64,
+    pub(super) opened: Duration,
+}
+
 /// Bytes that went one way.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Account {
@@ -86,6 +95,16 @@ impl Session {
             upstream_ready: false,
             queued: false,
             unreported: false,
+        }
+    }
+
+    /// Closes the sockets.
+    pub(super) fn close(self) -> Closed {
+        Closed {
+            rule: self.rule,
+            to_upstream: self.to_upstream.moved,
+            to_client: self.to_client.moved,
+            opened: self.opened,
         }
     }
 

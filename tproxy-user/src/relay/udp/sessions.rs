@@ -17,7 +17,7 @@ use tproxy_common::flow::Protocol;
 
 use super::forward::{Passed, datagrams, pass};
 use super::raw::RawSockets;
-use super::session::Session;
+use super::session::{Closed, Session};
 use super::socket;
 use super::sys::{BATCH, Inbox};
 use super::table::{Class, Flow, Room, Table};
@@ -124,7 +124,7 @@ impl Sessions {
         let found = self.table.find(&flow);
         let key = found.or_else(|| self.open(flow, inbox, &range));
         match key {
-            Some(key) => self.to_upstream(key, inbox, range),
+            Some(key) => self.pass_to_upstream(key, inbox, range),
             None => self.counters.dropped.add(range.len() as u64),
         }
         if found.is_some() { None } else { key }
@@ -168,7 +168,11 @@ impl Sessions {
             }
             self.turn(key, inbox);
             if self.table.next_idle(|class| self.idle(class)) == Some((deadline, key)) {
-                let end = if self.draining { End::Drained } else { End::Idle };
+                let end = if self.draining {
+                    End::Drained
+                } else {
+                    End::Idle
+                };
                 self.end(key, end);
             }
         }
@@ -371,8 +375,8 @@ impl Sessions {
                     // A batch that is not full has emptied the socket.
                     session.set_ready(side, received == BATCH);
                     match side {
-                        Side::Client => self.from_client(key, inbox, received),
-                        Side::Upstream => self.to_client(key, inbox, 0..received),
+                        Side::Client => self.take_from_client(key, inbox, received),
+                        Side::Upstream => self.pass_to_client(key, inbox, 0..received),
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -388,12 +392,12 @@ impl Sessions {
     }
 
     /// Passes on what came to the reply socket of a session.
-    fn from_client(&mut self, key: usize, inbox: &Inbox, received: usize) {
+    fn take_from_client(&mut self, key: usize, inbox: &Inbox, received: usize) {
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
         if !session.fresh {
-            return self.to_upstream(key, inbox, 0..received);
+            return self.pass_to_upstream(key, inbox, 0..received);
         }
         session.fresh = received == BATCH;
         let (client, destination) = (session.reply_to, session.destination);
@@ -407,7 +411,7 @@ impl Sessions {
                     },
                     index,
                 }),
-                _ => self.to_upstream(key, inbox, index..index + 1),
+                _ => self.pass_to_upstream(key, inbox, index..index + 1),
             }
         }
         for Stray { flow, index } in strays {
@@ -417,7 +421,7 @@ impl Sessions {
         }
     }
 
-    fn to_upstream(&mut self, key: usize, inbox: &Inbox, range: Range<usize>) {
+    fn pass_to_upstream(&mut self, key: usize, inbox: &Inbox, range: Range<usize>) {
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
@@ -435,7 +439,7 @@ impl Sessions {
         self.account(key, Side::Upstream, passed);
     }
 
-    fn to_client(&mut self, key: usize, inbox: &Inbox, range: Range<usize>) {
+    fn pass_to_client(&mut self, key: usize, inbox: &Inbox, range: Range<usize>) {
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
@@ -530,21 +534,27 @@ impl Sessions {
         let Some((flow, mut session)) = self.table.remove(key) else {
             return;
         };
-        self.counters.sessions.set(self.table.len() as u64);
         report(&mut session, &self.shared, &self.counters);
+        // Whoever learns that the session is over finds its descriptors and addresses free.
+        let Closed {
+            rule,
+            to_upstream,
+            to_client,
+            opened,
+        } = session.close();
+        self.give_place_back();
+        self.counters.sessions.set(self.table.len() as u64);
         self.shared.policy.ended(&FlowRecord {
             protocol: "udp",
             client: flow.client,
             destination: flow.destination,
-            rule: &session.rule,
+            rule: &rule,
             upstream: "direct",
-            to_upstream: session.to_upstream.moved,
-            to_client: session.to_client.moved,
-            duration: self.now.saturating_sub(session.opened),
+            to_upstream,
+            to_client,
+            duration: self.now.saturating_sub(opened),
             end,
         });
-        drop(session);
-        self.give_place_back();
     }
 }
 
@@ -597,8 +607,6 @@ fn report(session: &mut Session, shared: &Shared, counters: &Counters) {
     if to_upstream > 0 || to_client > 0 {
         counters.to_upstream.add(to_upstream);
         counters.to_client.add(to_client);
-        shared
-            .policy
-            .moved(&session.rule, to_upstream, to_client);
+        shared.policy.moved(&session.rule, to_upstream, to_client);
     }
 }

@@ -91,7 +91,7 @@ impl Inbox {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                BATCH as libc::c_uint,
+                libc::c_uint::try_from(BATCH).expect("a small number"),
                 libc::MSG_DONTWAIT,
                 ptr::null_mut(),
             )
@@ -127,11 +127,7 @@ impl Inbox {
             let content = content.get(..length)?;
             // SAFETY: an address of either family fits in one of any, and both are plain integers.
             unsafe {
-                ptr::copy_nonoverlapping(
-                    content.as_ptr(),
-                    (&raw mut address).cast::<u8>(),
-                    length,
-                );
+                ptr::copy_nonoverlapping(content.as_ptr(), (&raw mut address).cast::<u8>(), length);
             }
             socket_address(&address)
         })
@@ -161,8 +157,7 @@ impl Inbox {
             let length = control.cmsg_len.checked_sub(CONTROL_HEADER)?;
             // SAFETY: the content of a control message follows its header, and the kernel writes
             // only those that fit.
-            let content =
-                unsafe { std::slice::from_raw_parts(libc::CMSG_DATA(control), length) };
+            let content = unsafe { std::slice::from_raw_parts(libc::CMSG_DATA(control), length) };
             // SAFETY: as for the first.
             next = unsafe { libc::CMSG_NXTHDR(header, control) };
             Some((control.cmsg_level, control.cmsg_type, content))
@@ -223,7 +218,7 @@ pub(super) fn send(
         libc::sendmmsg(
             socket.as_fd().as_raw_fd(),
             headers.as_mut_ptr().cast(),
-            libc::c_uint::try_from(number).unwrap_or_default(),
+            libc::c_uint::try_from(number).expect("a small number"),
             libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
         )
     };

@@ -1,0 +1,570 @@
+//! Datagrams through the relay, between two network namespaces. Needs root.
+
+#[expect(dead_code, reason = "shared by several test binaries")]
+mod relay_support;
+#[path = "relay_support/steered.rs"]
+mod steered;
+
+use std::io::{ErrorKind, IoSlice};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tproxy_user::relay::{Admission, Settings};
+
+use relay_support::{Choice, PATIENCE, eventually, tag};
+use steered::{
+    FAMILIES, V4, at, datagram_server, in_lab, is_silent, patient, receive, receive_from,
+    steer_errors, steer_to_sessions_only, steered_relay,
+};
+
+#[test]
+fn replies_come_from_the_original_destination() {
+    in_lab(|lab| {
+        for family in FAMILIES {
+            let (server, upstream) = datagram_server(family);
+            let relay = steered_relay(1, Settings::default(), to(upstream));
+            let destination = at(family.far, 5300);
+            let client = lab.client_at(family.client, destination);
+            client.send(b"question").unwrap();
+            let (question, relay_address) = receive_from(&server);
+            assert_eq!(question, b"question");
+            server.send_to(b"the answer", relay_address).unwrap();
+            assert_eq!(receive_from(&client), (b"the answer".to_vec(), destination));
+            relay.relay.stop();
+            let ended = relay.ended();
+            assert_eq!(ended.client, client.local_addr().unwrap());
+            assert_eq!(ended.destination, destination);
+            assert_eq!((ended.to_upstream, ended.to_client), (8, 10));
+            assert_eq!(ended.end, "drained");
+        }
+    });
+}
+
+#[test]
+fn later_datagrams_come_to_the_session_itself() {
+    in_lab(|lab| {
+        for family in FAMILIES {
+            let (server, upstream) = datagram_server(family);
+            let relay = steered_relay(1, Settings::default(), to(upstream));
+            let destination = at(family.far, 5300);
+            let client = lab.client_at(family.client, destination);
+            let stranger = lab.client_at(family.client, destination);
+            client.send(b"first").unwrap();
+            assert_eq!(receive(&server), b"first");
+            steer_to_sessions_only();
+            stranger.send(b"nobody's").unwrap();
+            client.send(b"second").unwrap();
+            assert_eq!(receive(&server), b"second");
+            assert!(is_silent(&server));
+            assert_eq!(relay.total(|stats| stats.sessions_opened), 1);
+        }
+    });
+}
+
+#[test]
+fn a_burst_that_opens_a_session_keeps_its_order() {
+    const NUMBER: u32 = 500;
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let relay = steered_relay(1, Settings::default(), to(upstream));
+        for round in 0..20 {
+            let client = lab.client_at(V4.client, at(V4.far, 6000 + round));
+            for number in 0..NUMBER {
+                client.send(&number.to_be_bytes()).unwrap();
+                // What the server's buffer cannot hold is no question of order.
+                if number % 100 == 99 {
+                    for expected in number - 99..=number {
+                        assert_eq!(receive(&server), expected.to_be_bytes());
+                    }
+                }
+            }
+        }
+        assert_eq!(relay.total(|stats| stats.dropped), 0);
+    });
+}
+
+#[test]
+fn datagrams_of_others_at_a_reply_socket_find_their_sessions() {
+    in_lab(|lab| {
+        // Without nft the kernel gives a reply socket everything for its address until it is
+        // connected. The relay's port is the destination's.
+        let (server, upstream) = datagram_server(V4);
+        let relay = steered_relay(1, Settings::default(), to(upstream));
+        let destination = at("10.9.0.1", relay.address.port());
+        // They live until the end, so that none gets the port of an earlier one.
+        let rounds: Vec<Vec<UdpSocket>> = (0..20)
+            .map(|_| {
+                (0..16)
+                    .map(|_| lab.client_at(V4.client, destination))
+                    .collect()
+            })
+            .collect();
+        for (round, clients) in rounds.iter().enumerate() {
+            // Too many for one sender at a time to find the moment.
+            std::thread::scope(|scope| {
+                for client in clients {
+                    scope.spawn(|| {
+                        for _ in 0..4 {
+                            let own = client.local_addr().unwrap().to_string();
+                            client.send(own.as_bytes()).unwrap();
+                        }
+                    });
+                }
+            });
+            for _ in 0..4 * clients.len() {
+                let (own, relay_address) = receive_from(&server);
+                server.send_to(&own, relay_address).unwrap();
+            }
+            for client in clients {
+                let own = client.local_addr().unwrap().to_string();
+                for _ in 0..4 {
+                    assert_eq!(receive(client), own.as_bytes(), "round {round}");
+                }
+            }
+        }
+        assert_eq!(relay.total(|stats| stats.sessions_opened), 20 * 16);
+        assert_eq!(relay.total(|stats| stats.dropped), 0);
+    });
+}
+
+#[test]
+fn the_longest_datagrams_arrive_whole() {
+    in_lab(|lab| {
+        for family in FAMILIES {
+            let (server, upstream) = datagram_server(family);
+            let _relay = steered_relay(1, Settings::default(), to(upstream));
+            let client = lab.client_at(family.client, at(family.far, 5300));
+            for length in [0, 1, 1472, 1473, 4000, 65_507, 10, 0] {
+                let datagram = pattern(length);
+                client.send(&datagram).unwrap();
+                let (received, relay_address) = receive_from(&server);
+                assert!(received == datagram, "{length} bytes to upstream");
+                server.send_to(&datagram, relay_address).unwrap();
+                assert!(receive(&client) == datagram, "{length} bytes to the client");
+            }
+        }
+    });
+}
+
+#[test]
+fn joined_datagrams_come_out_as_they_went_in() {
+    in_lab(|lab| {
+        for family in FAMILIES {
+            let (server, upstream) = datagram_server(family);
+            let relay = steered_relay(1, Settings::default(), to(upstream));
+            let client = lab.client_at(family.client, at(family.far, 5300));
+            client.send(b"open").unwrap();
+            assert_eq!(receive(&server), b"open");
+            for (segment, length) in [(1200, 40 * 1200 + 7), (100, 64 * 100), (1400, 1401)] {
+                let whole = pattern(length);
+                send_joined(&client, &whole, segment);
+                let mut relay_address = None;
+                for datagram in whole.chunks(segment.into()) {
+                    let (received, sender) = receive_from(&server);
+                    assert!(received == datagram, "{segment} of {length} to upstream");
+                    relay_address = Some(sender);
+                }
+                server.connect(relay_address.unwrap()).unwrap();
+                send_joined(&server, &whole, segment);
+                for datagram in whole.chunks(segment.into()) {
+                    assert!(
+                        receive(&client) == datagram,
+                        "{segment} of {length} to the client"
+                    );
+                }
+            }
+            assert_eq!(relay.total(|stats| stats.dropped), 0);
+        }
+    });
+}
+
+#[test]
+fn datagrams_of_mixed_lengths_keep_their_bounds() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let relay = steered_relay(1, Settings::default(), to(upstream));
+        let client = lab.client_at(V4.client, at(V4.far, 5300));
+        // Equal ones, a shorter one that ends a message, longer ones, ones above the MTU.
+        let lengths = [
+            700, 700, 700, 300, 700, 0, 0, 900, 900, 3000, 3000, 3000, 5, 5, 1,
+        ];
+        for _ in 0..50 {
+            for &length in &lengths {
+                client.send(&pattern(length)).unwrap();
+            }
+            for &length in &lengths {
+                assert!(receive(&server) == pattern(length), "{length} bytes");
+            }
+        }
+        assert_eq!(relay.total(|stats| stats.dropped), 0);
+    });
+}
+
+#[test]
+fn silence_ends_a_session_and_either_end_can_break_it() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let settings = Settings {
+            udp_idle: Duration::from_millis(1200),
+            udp_idle_dns: Duration::from_millis(300),
+            ..Settings::default()
+        };
+        let relay = steered_relay(1, settings, to(upstream));
+        let client = lab.client_at(V4.client, at(V4.far, 5300));
+        let resolver = lab.client_at(V4.client, at(V4.far, 53));
+        let started = Instant::now();
+        client.send(b"x").unwrap();
+        let (_, relay_address) = receive_from(&server);
+        resolver.send(b"x").unwrap();
+        receive(&server);
+        let ended = relay.ended();
+        assert_eq!(ended.destination.port(), 53);
+        assert_eq!(ended.end, "idle");
+        assert!(started.elapsed() >= Duration::from_millis(300));
+        // Upstream keeps it, and then the client does.
+        let kept = Instant::now();
+        server.send_to(b"y", relay_address).unwrap();
+        assert_eq!(receive(&client), b"y");
+        let next = kept + Duration::from_secs(1);
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        assert!(relay.none_ended());
+        let kept = Instant::now();
+        client.send(b"z").unwrap();
+        assert_eq!(receive_from(&server), (b"z".to_vec(), relay_address));
+        assert_eq!(relay.ended().end, "idle");
+        assert!(kept.elapsed() >= Duration::from_millis(1200));
+        assert_eq!(relay.total(|stats| stats.sessions), 0);
+        // A session of its own for what comes afterwards.
+        client.send(b"again").unwrap();
+        assert_eq!(receive(&server), b"again");
+        assert_eq!(relay.total(|stats| stats.sessions_opened), 3);
+    });
+}
+
+#[test]
+fn a_source_has_so_many_sessions_and_harms_no_other() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let settings = Settings {
+            udp_sessions_per_source: 2,
+            ..Settings::default()
+        };
+        let relay = steered_relay(1, settings, to(upstream));
+        let client = |address, port| lab.client_at(address, at(V4.far, port));
+        let neighbour = client("10.9.0.3", 1);
+        let [first, second, third] = [1, 2, 3].map(|port| client(V4.client, port));
+        let opened = Instant::now();
+        for socket in [&neighbour, &first, &second] {
+            socket.send(b"x").unwrap();
+            receive(&server);
+        }
+        third.send(b"too many").unwrap();
+        eventually("a drop", || relay.total(|stats| stats.dropped) == 1);
+        assert!(relay.none_ended());
+        // The one that is idle for a second gives way, the one in use does not.
+        eventually("a session that may be given up", || {
+            opened.elapsed() > Duration::from_millis(1500)
+        });
+        first.send(b"x").unwrap();
+        receive(&server);
+        third.send(b"now").unwrap();
+        assert_eq!(receive(&server), b"now");
+        let ended = relay.ended();
+        assert_eq!(
+            (ended.end.as_str(), ended.destination.port()),
+            ("evicted", 2)
+        );
+        assert_eq!(relay.total(|stats| stats.sessions), 3);
+        assert_eq!(relay.total(|stats| stats.evicted), 1);
+        neighbour.send(b"still there").unwrap();
+        assert_eq!(receive(&server), b"still there");
+        assert!(relay.none_ended());
+    });
+}
+
+#[test]
+fn all_sources_together_have_so_many_sessions() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let settings = Settings {
+            udp_sessions: Some(1),
+            ..Settings::default()
+        };
+        let relay = steered_relay(2, settings, to(upstream));
+        assert_eq!(relay.relay.capacity().sessions, 1);
+        let first = lab.client_at(V4.client, at(V4.far, 5300));
+        first.send(b"x").unwrap();
+        receive(&server);
+        let second = lab.client_at("10.9.0.3", at(V4.far, 5300));
+        second.send(b"x").unwrap();
+        eventually("a drop", || relay.total(|stats| stats.dropped) == 1);
+        assert!(relay.none_ended());
+        first.send(b"y").unwrap();
+        assert_eq!(receive(&server), b"y");
+    });
+}
+
+#[test]
+fn a_port_that_nobody_has_is_reported_to_the_client() {
+    in_lab(|lab| {
+        for family in FAMILIES {
+            let (server, upstream) = datagram_server(family);
+            let relay = steered_relay(1, Settings::default(), to(upstream));
+            let client = lab.client_at(family.client, at(family.far, 5300));
+            let other = lab.client_at(family.client, at(family.far, 5300));
+            client.send(b"x").unwrap();
+            receive(&server);
+            drop(server);
+            client.send(&pattern(3000)).unwrap();
+            let error = client.recv(&mut [0; 16]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{family:?}");
+            assert_eq!(relay.ended().end, "refused");
+            assert!(is_silent(&other));
+            // And again, by a session of its own.
+            client.send(b"x").unwrap();
+            let error = client.recv(&mut [0; 16]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{family:?}");
+            assert_eq!(relay.ended().end, "refused");
+        }
+    });
+}
+
+#[test]
+fn a_client_that_is_gone_ends_its_session() {
+    in_lab(|lab| {
+        for family in FAMILIES {
+            let (server, upstream) = datagram_server(family);
+            let relay = steered_relay(1, Settings::default(), to(upstream));
+            let client = lab.client_at(family.client, at(family.far, 5300));
+            client.send(b"x").unwrap();
+            let (_, relay_address) = receive_from(&server);
+            drop(client);
+            // The error comes to the address of the destination, from the client's host.
+            steer_errors();
+            server.send_to(b"y", relay_address).unwrap();
+            assert_eq!(relay.ended().end, "client-reset", "{family:?}");
+        }
+    });
+}
+
+#[test]
+fn no_way_to_upstream_is_reported() {
+    in_lab(|lab| {
+        // No route: TEST-NET-3.
+        let relay = steered_relay(1, Settings::default(), to(at("203.0.113.1", 9)));
+        let client = lab.client_at(V4.client, at(V4.far, 5300));
+        client.send(b"x").unwrap();
+        assert_eq!(relay.ended().end, "unreachable");
+        assert_eq!(relay.total(|stats| stats.connect_failed), 1);
+        assert_eq!(relay.total(|stats| stats.sessions), 0);
+        // Linux keeps the error from a program that has not asked for it (IP_RECVERR, ip(7)).
+        assert!(is_silent(&client));
+    });
+}
+
+#[test]
+fn a_service_on_the_same_port_is_neither_robbed_nor_in_the_way() {
+    in_lab(|lab| {
+        for (family, wildcard) in FAMILIES.into_iter().zip(["0.0.0.0", "::"]) {
+            let service = patient(UdpSocket::bind(at(wildcard, 5353)).unwrap());
+            let (server, upstream) = datagram_server(family);
+            let relay = steered_relay(1, Settings::default(), to(upstream));
+            let client = lab.client_at(family.client, at(family.far, 5353));
+            let local = lab.client_at(family.client, at(family.gateway, 5353));
+            for length in [5, 0, 1472, 4000, 65_507] {
+                client.send(&pattern(length)).unwrap();
+                let (received, relay_address) = receive_from(&server);
+                assert!(received == pattern(length), "{length} bytes to upstream");
+                server.send_to(&pattern(length), relay_address).unwrap();
+                let (received, sender) = receive_from(&client);
+                assert!(received == pattern(length), "{length} bytes to the client");
+                assert_eq!(sender, at(family.far, 5353));
+
+                local.send(b"to the service").unwrap();
+                let (received, sender) = receive_from(&service);
+                assert_eq!(received, b"to the service");
+                service.send_to(b"from the service", sender).unwrap();
+                assert_eq!(receive(&local), b"from the service");
+            }
+            // Nor does the service see anything of the relay's.
+            assert!(is_silent(&service));
+            assert_eq!(relay.total(|stats| stats.sessions_opened), 1);
+            assert_eq!(relay.total(|stats| stats.dropped), 0);
+        }
+    });
+}
+
+#[test]
+fn replies_go_to_another_address_if_the_policy_says_so() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let actual = lab.in_client(|| patient(UdpSocket::bind(at("10.9.0.3", 0)).unwrap()));
+        let reply_to = actual.local_addr().unwrap();
+        let relay = steered_relay(
+            1,
+            Settings::default(),
+            Box::new(move |_, _, _| {
+                Some(Admission {
+                    rule: tag(),
+                    upstream,
+                    client: reply_to,
+                })
+            }),
+        );
+        let client = lab.client_at(V4.client, at(V4.far, 5300));
+        for _ in 0..3 {
+            client.send(b"question").unwrap();
+            let (_, relay_address) = receive_from(&server);
+            server.send_to(b"answer", relay_address).unwrap();
+            assert_eq!(
+                receive_from(&actual),
+                (b"answer".to_vec(), at(V4.far, 5300))
+            );
+        }
+        assert!(is_silent(&client));
+        assert_eq!(relay.total(|stats| stats.sessions_opened), 1);
+        relay.relay.stop();
+        assert_eq!(relay.ended().client, client.local_addr().unwrap());
+    });
+}
+
+#[test]
+fn every_worker_has_sessions() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let relay = steered_relay(2, Settings::default(), to(upstream));
+        let clients: Vec<UdpSocket> = (0..64)
+            .map(|_| lab.client_at(V4.client, at(V4.far, 5300)))
+            .collect();
+        for _ in 0..2 {
+            for client in &clients {
+                let own = client.local_addr().unwrap().to_string();
+                client.send(own.as_bytes()).unwrap();
+                let (echo, relay_address) = receive_from(&server);
+                server.send_to(&echo, relay_address).unwrap();
+                assert_eq!(receive(client), own.as_bytes());
+            }
+        }
+        let stats = relay.relay.stats();
+        assert!(
+            stats.iter().all(|stats| stats.sessions_opened > 0),
+            "{stats:?}"
+        );
+        assert_eq!(relay.total(|stats| stats.sessions_opened), 64);
+    });
+}
+
+#[test]
+fn what_the_policy_refuses_and_what_leads_back_here_is_counted() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let relay = steered_relay(
+            1,
+            Settings::default(),
+            Box::new(move |_, client, destination| match destination.port() {
+                1 => None,
+                port => Some(Admission::direct(
+                    tag(),
+                    client,
+                    if port == 5300 {
+                        upstream
+                    } else {
+                        at("127.0.0.1", port)
+                    },
+                )),
+            }),
+        );
+        for port in [1, relay.address.port(), 5300] {
+            lab.client_at(V4.client, at(V4.far, port))
+                .send(b"x")
+                .unwrap();
+        }
+        assert_eq!(receive(&server), b"x");
+        assert_eq!(relay.total(|stats| stats.refused), 1);
+        assert_eq!(relay.total(|stats| stats.own_port), 1);
+        assert_eq!(relay.total(|stats| stats.dropped), 2);
+        assert_eq!(relay.total(|stats| stats.sessions_opened), 1);
+    });
+}
+
+#[test]
+fn draining_waits_for_silence_and_stopping_for_nothing() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let relay = steered_relay(1, Settings::default(), to(upstream));
+        let client = lab.client_at(V4.client, at(V4.far, 5300));
+        client.send(b"x").unwrap();
+        let (_, relay_address) = receive_from(&server);
+        relay.relay.drain(PATIENCE);
+        let started = Instant::now();
+        // Until the worker has been told, sessions are still opened.
+        eventually("a drop", || {
+            let late = lab.client_at(V4.client, at(V4.far, 5301));
+            late.send(b"x").unwrap();
+            relay.total(|stats| stats.dropped) > 0
+        });
+        server.send_to(b"y", relay_address).unwrap();
+        assert_eq!(receive(&client), b"y");
+        relay.relay.join().unwrap();
+        while !is_silent(&server) {
+            receive(&server);
+        }
+        assert!(started.elapsed() >= Duration::from_secs(1));
+        assert!(started.elapsed() < PATIENCE / 2);
+        assert_eq!(relay.ended().end, "drained");
+
+        let relay = steered_relay(1, Settings::default(), to(upstream));
+        client.send(b"x").unwrap();
+        receive(&server);
+        let started = Instant::now();
+        relay.relay.stop();
+        relay.relay.join().unwrap();
+        assert!(started.elapsed() < Duration::from_secs(1));
+        assert_eq!(relay.ended().end, "drained");
+    });
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline_for_sessions_in_use() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let relay = steered_relay(1, Settings::default(), to(upstream));
+        let client = lab.client_at(V4.client, at(V4.far, 5300));
+        client.send(b"x").unwrap();
+        receive(&server);
+        relay.relay.drain(Duration::from_secs(2));
+        let started = Instant::now();
+        while relay.none_ended() {
+            assert!(started.elapsed() < PATIENCE, "it goes on");
+            client.send(b"x").unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(started.elapsed() >= Duration::from_secs(2));
+        relay.relay.join().unwrap();
+    });
+}
+
+fn to(upstream: SocketAddr) -> Choice {
+    Box::new(move |_, client, _| Some(Admission::direct(tag(), client, upstream)))
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0u32..)
+        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes())
+        .take(length)
+        .collect()
+}
+
+/// Sends bytes as datagrams of `segment` bytes, by one call (`UDP_SEGMENT`, udp(7)).
+fn send_joined(socket: &UdpSocket, bytes: &[u8], segment: u16) {
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        &[ControlMessage::UdpGsoSegments(&segment)],
+        MsgFlags::empty(),
+        None,
+    )
+    .unwrap();
+}
