@@ -8,6 +8,8 @@ mod steered;
 use std::io::{ErrorKind, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -195,10 +197,57 @@ fn datagrams_of_mixed_lengths_keep_their_bounds() {
                 client.send(&pattern(length)).unwrap();
             }
             for &length in &lengths {
-                assert!(receive(&server) == pattern(length), "{length} bytes");
+                let (datagram, relay_address) = receive_from(&server);
+                assert!(datagram == pattern(length), "{length} bytes to upstream");
+                server.send_to(&datagram, relay_address).unwrap();
+            }
+            for &length in &lengths {
+                assert!(receive(&client) == pattern(length), "{length} bytes back");
             }
         }
         assert_eq!(relay.total(|stats| stats.dropped), 0);
+    });
+}
+
+#[test]
+fn a_flood_in_one_session_leaves_others_their_turns() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let (sink, sink_address) = datagram_server(V4);
+        let _relay = steered_relay(
+            1,
+            Settings::default(),
+            Box::new(move |_, client, destination| {
+                let flooded = destination.port() == 9;
+                let upstream = if flooded { sink_address } else { upstream };
+                Some(Admission::direct(tag(), client, upstream))
+            }),
+        );
+        let flooding = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let client = lab.client_at(V4.client, at(V4.far, 9));
+                let flooding = &flooding;
+                scope.spawn(move || {
+                    while flooding.load(Ordering::Relaxed) {
+                        client.send(&[0; 64]).unwrap();
+                    }
+                });
+            }
+            receive(&sink);
+            let exchange = || {
+                for number in 0..200u32 {
+                    let client = lab.client_at(V4.client, at(V4.far, 5300));
+                    client.send(&number.to_be_bytes()).unwrap();
+                    let (question, relay_address) = receive_from(&server);
+                    server.send_to(&question, relay_address).unwrap();
+                    assert_eq!(receive(&client), number.to_be_bytes());
+                }
+            };
+            let exchanged = std::panic::catch_unwind(AssertUnwindSafe(exchange));
+            flooding.store(false, Ordering::Relaxed);
+            exchanged.unwrap();
+        });
     });
 }
 

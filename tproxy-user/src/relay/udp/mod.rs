@@ -5,6 +5,11 @@
 //! address and is connected to the client. The kernel's own lookup gives the reply socket all later
 //! datagrams of the flow. Nothing is queued here: what a socket does not take at once is dropped, and
 //! counted, as a router would.
+//!
+//! While a session lasts its reply socket holds the port at the destination's address. A program that
+//! binds the port of all addresses shares it with `SO_REUSEADDR` (socket(7)), or gets `EADDRINUSE` if
+//! it starts meanwhile. One that was there first is not in the way: such a session has no reply
+//! socket. Its replies go out by a raw socket, and the client's datagrams come to the worker's.
 
 mod forward;
 mod raw;
@@ -132,13 +137,11 @@ impl Datagrams {
         let earlier = self.unsettled.len();
         let received = match self.inbox.receive(&self.socket) {
             Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(error) => {
-                if !matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) && self.last_error.is_due()
-                {
-                    error!("cannot receive datagrams: {error}; trying again");
+                if self.last_error.is_due() {
+                    error!("cannot receive datagrams: {error}; trying again with the next one");
                 }
                 0
             }
