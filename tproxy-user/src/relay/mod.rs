@@ -144,6 +144,7 @@ impl Relay {
             own_udp_ports.insert(address(udp.local_addr())?.port());
         }
         let shared = Arc::new(Shared {
+            sessions_per_source: settings.udp_sessions_per_source.div_ceil(listeners.len()),
             settings,
             policy,
             control: Control::new(),

@@ -72,7 +72,7 @@ struct Stray {
 impl Sessions {
     pub(super) fn new(registry: Registry, shared: Arc<Shared>, counters: Arc<Counters>) -> Self {
         Self {
-            table: Table::new(shared.settings.udp_sessions_per_source),
+            table: Table::new(shared.sessions_per_source),
             ready: VecDeque::new(),
             unreported: Vec::new(),
             report_at: Duration::ZERO,
