@@ -5,11 +5,13 @@ mod relay_support;
 #[path = "relay_support/steered.rs"]
 mod steered;
 
+use std::cell::Cell;
 use std::io::{ErrorKind, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -248,6 +250,48 @@ fn a_flood_in_one_session_leaves_others_their_turns() {
             flooding.store(false, Ordering::Relaxed);
             exchanged.unwrap();
         });
+    });
+}
+
+#[test]
+fn what_comes_faster_than_it_is_read_is_dropped_and_counted() {
+    const NUMBER: u64 = 4000;
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let room = 64 << 20;
+        nix::sys::socket::setsockopt(&server, nix::sys::socket::sockopt::RcvBufForce, &room)
+            .unwrap();
+        let gate = Arc::new(Mutex::new(()));
+        let gate_of_policy = Arc::clone(&gate);
+        let relay = steered_relay(
+            1,
+            Settings::default(),
+            Box::new(move |_, client, _| {
+                let _open = gate_of_policy.lock().unwrap();
+                Some(Admission::direct(tag(), client, upstream))
+            }),
+        );
+        let client = lab.client_at(V4.client, at(V4.far, 5300));
+        client.send(b"x").unwrap();
+        receive(&server);
+        // The worker is held up by the policy, while more comes than its sockets can hold.
+        let closed = gate.lock().unwrap();
+        let other = lab.client_at(V4.client, at(V4.far, 5301));
+        other.send(b"y").unwrap();
+        for _ in 0..NUMBER {
+            client.send(&[0; 1400]).unwrap();
+        }
+        drop(closed);
+        let arrived = Cell::new(0);
+        eventually("an account of all", || {
+            while !is_silent(&server) {
+                receive(&server);
+                arrived.set(arrived.get() + 1);
+            }
+            arrived.get() + relay.total(|stats| stats.dropped) == NUMBER + 1
+        });
+        let arrived = arrived.get();
+        assert!(arrived > 50 && arrived < NUMBER, "{arrived} arrived");
     });
 }
 

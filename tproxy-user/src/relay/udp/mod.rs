@@ -39,7 +39,7 @@ use super::token::Origin;
 use super::worker::Shared;
 use sessions::Sessions;
 pub(super) use socket::prepare;
-use sys::{BATCH, Inbox};
+use sys::{BATCH, Inbox, overflow};
 use table::Flow;
 
 /// How many batches of the worker's socket are handled before sessions have their turn.
@@ -51,6 +51,9 @@ const PATIENCE: u32 = 4096;
 /// The datagrams of one worker.
 pub(super) struct Datagrams {
     socket: UdpSocket,
+    /// How many datagrams the socket had not taken at the last look.
+    overflow: u32,
+    counters: Arc<Counters>,
     /// Datagrams may wait at the socket. The poll says so once, so it is remembered.
     pending: bool,
     inbox: Inbox,
@@ -76,6 +79,8 @@ impl Datagrams {
         )?;
         Ok(Self {
             socket,
+            overflow: 0,
+            counters: Arc::clone(&counters),
             pending: true,
             inbox: Inbox::new(),
             sessions: Sessions::new(registry.try_clone()?, shared, counters),
@@ -161,9 +166,23 @@ impl Datagrams {
         if received < BATCH {
             self.settle(earlier);
             self.pending = !self.unsettled.is_empty();
-        } else if self.batches >= PATIENCE {
+            return;
+        }
+        if self.batches >= PATIENCE {
             self.settle(self.unsettled.len());
         }
+        self.count_overflow();
+    }
+
+    /// Counts what the socket has not taken since the last look. There is one whenever it was read
+    /// too late to find it empty.
+    fn count_overflow(&mut self) {
+        let Ok(overflow) = overflow(&self.socket) else {
+            return;
+        };
+        let more = overflow.wrapping_sub(self.overflow);
+        self.overflow = overflow;
+        self.counters.dropped.add(more.into());
     }
 
     /// Passes on datagrams of one flow.

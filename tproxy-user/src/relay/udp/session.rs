@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
+use super::sys::overflow;
 use crate::relay::RuleTag;
 use crate::relay::side::Side;
 
@@ -29,6 +30,8 @@ pub(super) struct Session {
     pub(super) last_length: u16,
     pub(super) to_upstream: Account,
     pub(super) to_client: Account,
+    /// How many datagrams its sockets had not taken at the last look.
+    overflow: u32,
     /// The sockets take messages of several datagrams.
     pub(super) upstream_segmentation: bool,
     pub(super) reply_segmentation: bool,
@@ -87,6 +90,7 @@ impl Session {
             last_length: 0,
             to_upstream: Account::default(),
             to_client: Account::default(),
+            overflow: 0,
             upstream_segmentation: true,
             reply_segmentation: true,
             fresh: true,
@@ -96,6 +100,18 @@ impl Session {
             queued: false,
             unreported: false,
         }
+    }
+
+    /// How many datagrams the sockets have not taken since the last call, because they came faster than
+    /// they were read.
+    pub(super) fn take_overflow(&mut self) -> u64 {
+        let sockets = self.reply.iter().chain([&self.upstream]);
+        let overflow = sockets
+            .filter_map(|socket| overflow(socket).ok())
+            .fold(0u32, u32::wrapping_add);
+        let more = overflow.wrapping_sub(self.overflow);
+        self.overflow = overflow;
+        more.into()
     }
 
     /// Closes the sockets.

@@ -602,6 +602,7 @@ fn reply_by_raw_socket(
 }
 
 fn report(session: &mut Session, shared: &Shared, counters: &Counters) {
+    counters.dropped.add(session.take_overflow());
     let to_upstream = session.to_upstream.take_unreported();
     let to_client = session.to_client.take_unreported();
     if to_upstream > 0 || to_client > 0 {

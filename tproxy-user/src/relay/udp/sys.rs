@@ -1,4 +1,4 @@
-//! Receiving and sending datagrams in batches.
+//! Receiving and sending datagrams in batches, and two socket options.
 //!
 //! nix wraps recvmmsg(2) and sendmmsg(2) too. But its headers serve for one call only, since what
 //! the kernel writes into them is not reset, and all messages of a call get the same control
@@ -244,6 +244,28 @@ pub(super) fn set_option(
     };
     Errno::result(result)?;
     Ok(())
+}
+
+/// How many datagrams a socket has not taken since it exists, for want of room in its receive buffer
+/// above all (`SO_MEMINFO`, Linux 4.12).
+pub(super) fn overflow(socket: &impl AsFd) -> io::Result<u32> {
+    // `SK_MEMINFO_VARS` and `SK_MEMINFO_DROPS` of linux/sock_diag.h.
+    const VALUES: usize = 9;
+    const DROPS: usize = 8;
+    let mut values = [0u32; VALUES];
+    let mut length = size::<[u32; VALUES]>();
+    // SAFETY: the pointers are to an array and to its length in bytes, and both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(values[DROPS])
 }
 
 /// An address of either family. IPv4 comes as IPv4, also from a socket of both.
