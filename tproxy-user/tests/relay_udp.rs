@@ -6,6 +6,7 @@ mod relay_support;
 mod steered;
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::io::{ErrorKind, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -14,13 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use caps::{CapSet, Capability};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use tproxy_user::relay::{Admission, Settings};
 
-use relay_support::{Choice, PATIENCE, eventually, tag};
+use relay_support::{Choice, Harness, PATIENCE, eventually, tag};
 use steered::{
     FAMILIES, V4, at, datagram_server, in_lab, is_silent, patient, receive, receive_from,
-    steer_errors, steer_to_sessions_only, steered_relay,
+    steer_errors, steer_to_sessions_only, steered_listeners, steered_relay,
 };
 
 #[test]
@@ -481,11 +483,50 @@ fn a_service_on_the_same_port_is_neither_robbed_nor_in_the_way() {
                 service.send_to(b"from the service", sender).unwrap();
                 assert_eq!(receive(&local), b"from the service");
             }
+            let joined = pattern(10 * 1000 + 1);
+            client.send(b"x").unwrap();
+            server.connect(receive_from(&server).1).unwrap();
+            send_joined(&server, &joined, 1000);
+            for datagram in joined.chunks(1000) {
+                assert!(receive(&client) == datagram, "one of several at once");
+            }
             // Nor does the service see anything of the relay's.
             assert!(is_silent(&service));
             assert_eq!(relay.total(|stats| stats.sessions_opened), 1);
             assert_eq!(relay.total(|stats| stats.dropped), 0);
         }
+    });
+}
+
+#[test]
+fn one_capability_is_enough() {
+    in_lab(|lab| {
+        let (server, upstream) = datagram_server(V4);
+        let listeners = steered_listeners(1);
+        let destination = at(V4.far, 53);
+        let client = lab.client_at(V4.client, destination);
+        let kept = HashSet::from([Capability::CAP_NET_RAW]);
+        for set in [CapSet::Effective, CapSet::Permitted] {
+            caps::set(None, set, &kept).unwrap();
+        }
+        let settings = Settings {
+            mark: Some(0x1234),
+            ..Settings::default()
+        };
+        let relay = Harness::choosing(listeners, settings, to(upstream));
+        // Without CAP_NET_BIND_SERVICE there is no socket at this port.
+        for _ in 0..2 {
+            client.send(b"question").unwrap();
+            let (_, relay_address) = receive_from(&server);
+            server.send_to(b"answer", relay_address).unwrap();
+            assert_eq!(receive_from(&client), (b"answer".to_vec(), destination));
+        }
+        assert_eq!(relay.total(|stats| stats.sessions_opened), 1);
+        drop(server);
+        client.send(b"question").unwrap();
+        let error = client.recv(&mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(relay.ended().end, "refused");
     });
 }
 

@@ -132,9 +132,14 @@ impl Lab {
 
 /// A relay in the namespace of the calling thread, which takes all datagrams to the far addresses.
 pub(crate) fn steered_relay(workers: usize, settings: Settings, choice: Choice) -> Harness {
+    Harness::choosing(steered_listeners(workers), settings, choice)
+}
+
+/// The sockets of such a relay.
+pub(crate) fn steered_listeners(workers: usize) -> Vec<Listener> {
     let listeners = bind(0, workers).unwrap();
     steer_to(&listeners);
-    Harness::choosing(listeners, settings, choice)
+    listeners
 }
 
 /// Gives datagrams to far addresses to the sockets of a relay, unless a session's has them.
