@@ -2,17 +2,18 @@
 //! nobody's. In the place of the kernel programs, nft's `tproxy` gives them to the worker's sockets.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{IoSlice, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Command, Stdio};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::gettid;
-use tproxy_user::relay::{Listener, Settings, bind};
+use tproxy_user::relay::{Admission, Listener, Settings, bind};
 
-use crate::relay_support::{Choice, Harness, PATIENCE};
+use crate::relay_support::{Choice, Harness, PATIENCE, tag};
 
 /// The relay's namespace, in which the test's thread is, and the client's.
 pub(crate) struct Lab {
@@ -239,4 +240,29 @@ pub(crate) fn is_silent(socket: &UdpSocket) -> bool {
         .is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
     socket.set_nonblocking(false).unwrap();
     silent
+}
+
+/// Sends bytes as datagrams of `segment` bytes, by one call (`UDP_SEGMENT`, udp(7)).
+pub(crate) fn send_joined(socket: &UdpSocket, bytes: &[u8], segment: u16) {
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        &[ControlMessage::UdpGsoSegments(&segment)],
+        MsgFlags::empty(),
+        None,
+    )
+    .unwrap();
+}
+
+/// So many bytes, no two words of them alike.
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
+    (0u32..)
+        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes())
+        .take(length)
+        .collect()
+}
+
+/// Everything goes to one upstream address.
+pub(crate) fn to(upstream: SocketAddr) -> Choice {
+    Box::new(move |_, client, _| Some(Admission::direct(tag(), client, upstream)))
 }
