@@ -102,6 +102,9 @@ fn made(
 
 /// Makes a raw socket that sends from any address and receives nothing.
 fn make(address: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
+    // `BPF_RET` of linux/bpf_common.h, with a constant: how many bytes to keep.
+    const RETURN: u16 = 0x06;
+
     let socket = Socket::new_raw(
         Domain::for_address(address),
         Type::RAW.cloexec().nonblocking(),
@@ -110,7 +113,6 @@ fn make(address: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
     // The kernel gives every packet of the protocol to every raw socket of its address. This one has
     // an address that no packet has: the dummy address of RFC 7600, and the first of the discard
     // prefix of RFC 6666. Should one come all the same, the filter drops it.
-    const RETURN: u16 = 0x06;
     socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
     transparent(&socket, address)?;
     let nobody = match address {
@@ -153,7 +155,8 @@ fn send(
             };
             let control = [ControlMessage::Ipv6PacketInfo(&information)];
             // Raw sockets of IPv6 read the port as a protocol (raw(7)).
-            let client = SockaddrIn6::from(SocketAddrV6::new(*client.ip(), 0, 0, client.scope_id()));
+            let client =
+                SockaddrIn6::from(SocketAddrV6::new(*client.ip(), 0, 0, client.scope_id()));
             sendmsg(descriptor, &slices, &control, flags, Some(&client))?;
         }
         _ => return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
@@ -189,7 +192,7 @@ mod tests {
     #[test]
     fn what_no_datagram_can_hold_is_an_error() {
         let address = "192.0.2.9:53".parse().unwrap();
-        let error = udp_header(address, address, &[0; 65_530]).unwrap_err();
+        let error = udp_header(address, address, &vec![0; 65_530]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
     }
 }

@@ -13,6 +13,9 @@ use super::sys::set_option;
 /// What may wait at the socket of a worker, in bytes as the kernel counts them. `net.core.rmem_max`
 /// bounds it where `CAP_NET_ADMIN` is missing.
 const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
+/// The same for each socket of a session, and what it may have on its way out. As a rule it is twice
+/// `net.core.rmem_max`, which is twice what a socket has that does not ask.
+const SESSION_BUFFER: usize = 1024 * 1024;
 
 /// Lets a socket tell where each datagram was sent to, and gives it a large buffer.
 pub(in crate::relay) fn prepare(socket: &UdpSocket) -> io::Result<()> {
@@ -95,6 +98,8 @@ fn datagram_socket(address: SocketAddr) -> io::Result<Socket> {
         Some(Protocol::UDP),
     )?;
     allow_fragments(&socket, address)?;
+    socket.set_recv_buffer_size(SESSION_BUFFER)?;
+    socket.set_send_buffer_size(SESSION_BUFFER)?;
     Ok(socket)
 }
 
