@@ -122,7 +122,16 @@ fn dnsmasq_answers_dig_from_the_address_asked() {
         assert!(answer.over_tcp, "what does not fit is asked for again");
         assert_eq!(answer.records[0].matches('x').count(), Dnsmasq::TEXT_LENGTH);
         assert!(dnsmasq.clients(NAME).contains(&family.client()));
+        let question = format!("TXT {} +bufsize=4096 +ignore", Dnsmasq::FRAGMENTED_NAME);
+        let answer = dig(&lab.client, server, &question);
+        assert!(!answer.over_tcp);
+        assert_eq!(
+            answer.records[0].matches('x').count(),
+            Dnsmasq::FRAGMENTED_LENGTH
+        );
     }
+    let reassembled = lab.client.counter("Ip", "ReasmOKs");
+    assert_eq!(reassembled, 1, "the answer over IPv4 came in fragments");
     assert_eq!(dnsmasq.clients(NAME).len(), 4);
 }
 

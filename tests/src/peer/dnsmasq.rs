@@ -23,18 +23,30 @@ impl Dnsmasq {
     /// The length of the text of [`LONG_NAME`].
     pub const TEXT_LENGTH: usize = 20 * 200;
 
+    /// A name with a text that fits a datagram of EDNS, but not a packet of Ethernet.
+    pub const FRAGMENTED_NAME: &str = "fragmented.example.test";
+
+    /// The length of the text of [`Dnsmasq::FRAGMENTED_NAME`].
+    pub const FRAGMENTED_LENGTH: usize = 10 * 200;
+
     /// Serves `port` at every address of `namespace`, over UDP and TCP.
     #[must_use]
     #[track_caller]
     pub fn start(namespace: &Namespace, port: u16) -> Self {
-        let strings = vec!["x".repeat(200); Self::TEXT_LENGTH / 200].join(",");
+        let text = |length: usize| vec!["x".repeat(200); length / 200].join(",");
+        let (long, fragmented) = (text(Self::TEXT_LENGTH), text(Self::FRAGMENTED_LENGTH));
         let mut command = namespace.command("dnsmasq");
         command
             .args(["--no-daemon", "--user=root", "--conf-file=/dev/null"])
             .args(["--pid-file=", "--no-resolv", "--no-hosts", "--log-queries"])
             .arg(format!("--port={port}"))
             .arg(format!("--host-record={NAME},{}", Self::ADDRESS))
-            .arg(format!("--txt-record={LONG_NAME},{strings}"));
+            .arg("--edns-packet-max=4096")
+            .arg(format!("--txt-record={LONG_NAME},{long}"))
+            .arg(format!(
+                "--txt-record={},{fragmented}",
+                Self::FRAGMENTED_NAME
+            ));
         let process = Process::start(&mut command);
         namespace.wait_for_listener(port);
         Self { process }

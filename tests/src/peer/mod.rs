@@ -14,6 +14,7 @@ mod python;
 mod quic;
 mod server;
 mod squid;
+mod stream_echo;
 mod witness;
 
 pub use curl::Fetched;
@@ -25,4 +26,5 @@ pub use proxy::{Handed, Product, Proxy, Source};
 pub use python::python;
 pub use quic::QuicServer;
 pub use server::Server;
+pub use stream_echo::StreamEcho;
 pub use witness::Witness;

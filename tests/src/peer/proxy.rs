@@ -95,7 +95,7 @@ impl<'a> Proxy<'a> {
     /// Ends it, with its sockets.
     #[track_caller]
     pub fn stop(&mut self) {
-        self.process.signal(Signal::SIGTERM);
+        self.process.signal(self.product.end());
         let _ = self.process.wait();
     }
 
@@ -139,8 +139,7 @@ impl Drop for Proxy<'_> {
         if self.process.has_ended() {
             return;
         }
-        // Killed, a master process would leave its workers.
-        self.process.signal(Signal::SIGTERM);
+        self.process.signal(self.product.end());
         let _ = wait::within(wait::PATIENCE, || self.process.has_ended().then_some(()));
     }
 }
@@ -192,6 +191,15 @@ impl Product {
         match self {
             Self::Squid => 1,
             _ => 2,
+        }
+    }
+
+    /// What ends it at once. Squid takes two seconds to end by itself; a master process that is killed leaves its
+    /// workers.
+    fn end(self) -> Signal {
+        match self {
+            Self::NginxStream => Signal::SIGTERM,
+            _ => Signal::SIGKILL,
         }
     }
 
