@@ -9,7 +9,7 @@ use tproxy_tests::{
     address::FAMILIES,
     peer::{
         Dnsmasq, Fetched, Iperf, LONG_NAME, NAME, Nginx, Product, Proxy, QuicServer, Repository,
-        Source, dig, python, send_datagrams,
+        Source, WITHOUT_PROXIES, dig, python, send_datagrams,
     },
 };
 
@@ -166,9 +166,10 @@ fn clients_of_http_need_no_proxy() {
     let repository = Repository::serve(&nginx);
     for family in FAMILIES {
         let server: SocketAddr = (family.near(), 80).into();
-        let page = lab
-            .gateway
-            .output(&format!("{} http://{server}/who", python("fetch.py")));
+        let page = lab.gateway.output(&format!(
+            "{WITHOUT_PROXIES} {} http://{server}/who",
+            python("fetch.py")
+        ));
         let (gateway, near) = (family.gateway_upstream(), family.near());
         assert_eq!(page.trim(), format!("{gateway} {near}"));
         let clone = TempDir::new().expect("make a directory");

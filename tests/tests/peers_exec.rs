@@ -11,7 +11,7 @@ use tproxy_tests::{
     address::FAMILIES,
     agent::unique_instance,
     cli::Attempt,
-    peer::{Dnsmasq, Fetched, NAME, Nginx, QuicServer, Repository, python},
+    peer::{Dnsmasq, Fetched, NAME, Nginx, QuicServer, Repository, WITHOUT_PROXIES, python},
     process::Process,
 };
 
@@ -38,7 +38,7 @@ fn flows(attempt: &Attempt) -> Vec<FlowLine> {
 #[track_caller]
 fn execute(lab: &Lab, rules: &str, command: &str) -> Attempt {
     let cli = Cli::new(&lab.gateway, &unique_instance());
-    cli.attempt(&format!("-v exec {rules} -- {command}"))
+    cli.attempt_under(WITHOUT_PROXIES, &format!("-v exec {rules} -- {command}"))
 }
 
 /// Checks that the flow lines of an attempt are of one flow of `protocol` to `server`, opened by the gateway.
@@ -161,7 +161,7 @@ fn start_and_hold(cli: &Cli, server: SocketAddr, file: &Path) -> Process {
     let (fetch, file) = (python("fetch.py"), file.display());
     let arguments =
         format!("-v exec --dport 80 -- {fetch} http://{server}/flow --while-exists {file}");
-    let process = cli.start_under("", &arguments);
+    let process = cli.start_under(WITHOUT_PROXIES, &arguments);
     let page = process.stdout.find(|line| Some(line.to_owned()));
     let Some(page) = page else {
         panic!("no page: {}", process.stderr.text());

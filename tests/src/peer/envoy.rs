@@ -7,6 +7,9 @@ use std::{path::Path, process::Command};
 
 use crate::{Namespace, peer::python};
 
+/// Each listens with sockets of its own, which share the port.
+pub(super) const WORKERS: usize = 2;
+
 /// What Envoy looks at.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Layer {
@@ -76,7 +79,8 @@ pub(super) fn command(namespace: &Namespace, configuration: &Path) -> Command {
         .arg("--config-path")
         .arg(configuration)
         // Shared memory for a successor would tie together what runs in different namespaces.
-        .args(["--disable-hot-restart", "--concurrency", "2"])
+        .args(["--disable-hot-restart", "--concurrency"])
+        .arg(WORKERS.to_string())
         .args(["--log-level", "warning", "--file-flush-interval-msec", "20"]);
     command
 }

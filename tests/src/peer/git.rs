@@ -4,10 +4,14 @@ use std::{fs, net::SocketAddr, path::Path, process::Command};
 
 use tempfile::TempDir;
 
-use crate::{pattern, peer::Nginx, process};
+use crate::{
+    pattern,
+    peer::{Nginx, WITHOUT_PROXIES},
+    process,
+};
 
-/// What starts a command line that runs git, so that the settings of whoever runs the tests are of no effect.
-const APART: &str = "env GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 GIT_TERMINAL_PROMPT=0";
+/// Variables for git, so that the settings of whoever runs the tests are of no effect.
+const APART: &str = "GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 GIT_TERMINAL_PROMPT=0";
 
 /// A repository below the root of an [`Nginx`].
 #[derive(Debug)]
@@ -30,7 +34,7 @@ impl Repository {
         let work = TempDir::new().expect("make a directory");
         let git = |line: &str| {
             let mut command = Command::new("env");
-            command.args(APART.split(' ').skip(1)).args(line.split(' '));
+            command.args(APART.split(' ')).args(line.split(' '));
             process::expect_success(command.current_dir(work.path()));
         };
         // Hardly compressible, so that the pack is as long.
@@ -51,7 +55,7 @@ impl Repository {
     #[must_use]
     pub fn clone_command(&self, server: SocketAddr, directory: &Path) -> String {
         let (path, directory) = (Self::PATH, directory.display());
-        format!("{APART} git clone --quiet http://{server}/{path} {directory}")
+        format!("{WITHOUT_PROXIES} {APART} git clone --quiet http://{server}/{path} {directory}")
     }
 
     /// Checks that `directory` is a clone of it.

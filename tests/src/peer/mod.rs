@@ -23,7 +23,7 @@ pub use git::Repository;
 pub use iperf::{Iperf, UdpReport, send_datagrams};
 pub use nginx::Nginx;
 pub use proxy::{Handed, Product, Proxy, Source};
-pub use python::python;
+pub use python::{WITHOUT_PROXIES, python};
 pub use quic::QuicServer;
 pub use server::Server;
 pub use stream_echo::StreamEcho;

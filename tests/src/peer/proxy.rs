@@ -186,11 +186,12 @@ impl Product {
         }
     }
 
-    /// How many sockets it listens with: Squid takes both families with one.
+    /// How many sockets it listens with: Squid takes both families with one, and each worker of Envoy has its own.
     fn sockets(self) -> usize {
         match self {
             Self::Squid => 1,
-            _ => 2,
+            Self::Haproxy | Self::NginxStream => 2,
+            Self::Envoy | Self::EnvoyHttp => 2 * envoy::WORKERS,
         }
     }
 

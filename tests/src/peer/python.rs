@@ -5,6 +5,11 @@ use std::path::{Path, PathBuf};
 /// The environment: xtask makes it in the same place, wherever cargo builds.
 const ENVIRONMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/python");
 
+/// What a command line starts with whose program is to find no variable that names a proxy, whatever the environment of
+/// the tests has.
+pub const WITHOUT_PROXIES: &str = "env -u http_proxy -u https_proxy -u all_proxy -u no_proxy -u HTTP_PROXY \
+                                   -u HTTPS_PROXY -u ALL_PROXY -u NO_PROXY";
+
 /// What a command line starts with that runs a script of `tests/src/peer`.
 #[must_use]
 #[track_caller]
