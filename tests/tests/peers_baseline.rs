@@ -5,25 +5,24 @@ use std::net::SocketAddr;
 
 use tempfile::TempDir;
 use tproxy_tests::{
-    Lab, Namespace,
+    Family, Lab, Namespace,
     address::FAMILIES,
     peer::{
-        Dnsmasq, Fetched, Iperf, LONG_NAME, NAME, Nginx, Product, Proxy, QuicServer, Repository,
-        Source, WITHOUT_PROXIES, dig, python, send_datagrams,
+        Dnsmasq, EnvoyDatagrams, Fetched, Iperf, LONG_NAME, NAME, Nginx, Product, Proxy,
+        QuicServer, Repository, Source, WITHOUT_PROXIES, dig, python, send_datagrams,
     },
 };
 
-/// Steers port 80 to the proxy, as every guide to TPROXY has it.
-fn steer_by_nft(gateway: &Namespace) {
+/// Steers flows to `port` at any address to the listener at `listener`, as every guide to TPROXY has it.
+fn steer_by_nft(gateway: &Namespace, protocol: &str, port: u16, listener: u16) {
     gateway.nft(&format!(
         "table inet steering {{\n\
            chain prerouting {{\n\
              type filter hook prerouting priority mangle; policy accept;\n\
              meta l4proto tcp socket transparent 1 meta mark set 1 accept\n\
-             iifname cl0 tcp dport 80 tproxy to :{} meta mark set 1 accept\n\
+             iifname cl0 {protocol} dport {port} tproxy to :{listener} meta mark set 1 accept\n\
            }}\n\
-         }}",
-        Proxy::PORT
+         }}"
     ));
     for family in ["-4", "-6"] {
         gateway.run(&format!("ip {family} rule add fwmark 1 lookup 100"));
@@ -37,7 +36,7 @@ fn takes_flows_to_any_address(product: Product, source: Source) {
     let lab = Lab::new();
     let _servers = [80, 81].map(|port| Nginx::start(&lab.server, port));
     let mut proxy = Proxy::start(&lab.gateway, product, source);
-    steer_by_nft(&lab.gateway);
+    steer_by_nft(&lab.gateway, "tcp", 80, Proxy::PORT);
     for _ in 0..2 {
         for family in FAMILIES {
             let seen = match source {
@@ -133,6 +132,20 @@ fn dnsmasq_answers_dig_from_the_address_asked() {
     let reassembled = lab.client.counter("Ip", "ReasmOKs");
     assert_eq!(reassembled, 1, "the answer over IPv4 came in fragments");
     assert_eq!(dnsmasq.clients(NAME).len(), 4);
+}
+
+#[test]
+fn envoy_answers_datagrams_from_the_address_asked() {
+    let lab = Lab::new();
+    let dnsmasq = Dnsmasq::start(&lab.gateway, 5353);
+    let resolver: SocketAddr = (Family::V4.loopback(), 5353).into();
+    let _envoy = EnvoyDatagrams::start(&lab.gateway, 53, resolver);
+    steer_by_nft(&lab.gateway, "udp", 53, 53);
+    for family in FAMILIES {
+        let answer = dig(&lab.client, (family.far(), 53).into(), &format!("A {NAME}"));
+        assert_eq!(answer.records, [Dnsmasq::ADDRESS]);
+    }
+    assert_eq!(dnsmasq.clients(NAME), [resolver.ip(); 2]);
 }
 
 #[test]

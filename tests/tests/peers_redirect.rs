@@ -9,7 +9,9 @@ use std::{
 use tproxy_tests::{
     Agent, Family, Lab, Namespace,
     address::FAMILIES,
-    peer::{Fetched, Nginx, Product, Proxy, Source, StreamEcho},
+    peer::{
+        Dnsmasq, EnvoyDatagrams, Fetched, NAME, Nginx, Product, Proxy, Source, StreamEcho, dig,
+    },
     wait,
 };
 
@@ -239,6 +241,36 @@ fn assert_refused(namespace: &Namespace, target: SocketAddr) {
         std::io::ErrorKind::ConnectionRefused,
         "{target}: {error}"
     );
+}
+
+/// Questions to whatever DNS server are answered by the resolver of this host, in the name of whom they were sent to; those
+/// to another port reach the server. A listener for datagrams has to have the port that they are sent to: that is where
+/// it answers from.
+#[test]
+fn envoy_answers_datagrams_for_any_address() {
+    let lab = Lab::new();
+    let resolver = Dnsmasq::start(&lab.gateway, 5353);
+    let servers = [53, 5300].map(|port| Dnsmasq::start(&lab.server, port));
+    let loopback: SocketAddr = (Family::V4.loopback(), 5353).into();
+    let _envoy = EnvoyDatagrams::start(&lab.gateway, 53, loopback);
+    let agent = lab.agent("--iface cl0");
+    agent.run("rule add --proto udp --dport 53 --action redirect --to 0.0.0.0:53");
+    for family in FAMILIES {
+        for address in [family.near(), family.far()] {
+            for (options, port) in [("", 53), ("+tcp", 53), ("", 5300)] {
+                let question = format!("A {NAME} {options}");
+                let answer = dig(&lab.client, (address, port).into(), &question);
+                assert_eq!(answer.records, [Dnsmasq::ADDRESS]);
+            }
+        }
+    }
+    assert_eq!(resolver.clients(NAME), [loopback.ip(); 4]);
+    for server in &servers {
+        let clients = FAMILIES.map(|family| [family.client(); 2]).concat();
+        assert_eq!(server.clients(NAME), clients);
+    }
+    let packets = agent.rules()[0]["packets"].as_u64();
+    assert_eq!(packets, Some(4), "one for each question");
 }
 
 /// A web server that listens on a loopback address only is reached at another port of this host; the port beside it is

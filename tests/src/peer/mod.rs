@@ -4,6 +4,7 @@
 mod curl;
 mod dnsmasq;
 mod envoy;
+mod envoy_datagrams;
 mod git;
 mod haproxy;
 mod iperf;
@@ -19,6 +20,7 @@ mod witness;
 
 pub use curl::Fetched;
 pub use dnsmasq::{Answer, Dnsmasq, LONG_NAME, NAME, dig};
+pub use envoy_datagrams::EnvoyDatagrams;
 pub use git::Repository;
 pub use iperf::{Iperf, UdpReport, send_datagrams};
 pub use nginx::Nginx;
