@@ -165,9 +165,7 @@ fn iperf_loses_nothing_at_a_modest_rate() {
         let address: SocketAddr = (family.near(), 5201).into();
         let _server = Iperf::start(&lab.server, address);
         for reverse in [false, true] {
-            let report = send_datagrams(&lab.client, address, reverse);
-            assert!(report.packets > 200, "{report:?}");
-            assert_eq!(report.lost, 0, "{report:?}");
+            send_datagrams(&lab.client, address, reverse).assert_complete();
         }
     }
 }

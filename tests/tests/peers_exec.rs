@@ -11,7 +11,10 @@ use tproxy_tests::{
     address::FAMILIES,
     agent::unique_instance,
     cli::Attempt,
-    peer::{Dnsmasq, Fetched, NAME, Nginx, QuicServer, Repository, WITHOUT_PROXIES, python},
+    peer::{
+        Dnsmasq, Fetched, Iperf, NAME, Nginx, QuicServer, Repository, UdpReport, WITHOUT_PROXIES,
+        python, sender,
+    },
     process::Process,
 };
 
@@ -213,6 +216,31 @@ fn a_quic_client_is_relayed() {
             } else {
                 assert_eq!(flows(&attempt), []);
                 assert_eq!(seen.port(), own_port, "the server sees the client itself");
+            }
+        }
+    }
+}
+
+/// iperf3 has a connection for control and a connected socket for datagrams.
+#[test]
+fn iperf_is_relayed_over_both_protocols() {
+    let lab = Lab::new();
+    for family in FAMILIES {
+        for (port, is_relayed) in [(5201, true), (5202, false)] {
+            let address: SocketAddr = (family.near(), port).into();
+            let _server = Iperf::start(&lab.server, address);
+            for reverse in [false, true] {
+                let command = sender(address, reverse);
+                let attempt = execute(&lab, "--proto any --dport 5201", &command);
+                attempt.assert_done();
+                UdpReport::read(&attempt.stdout).assert_complete();
+                let mut protocols: Vec<_> = flows(&attempt)
+                    .into_iter()
+                    .map(|flow| flow.protocol)
+                    .collect();
+                protocols.sort_unstable();
+                let expected: &[&str] = if is_relayed { &["tcp", "udp"] } else { &[] };
+                assert_eq!(protocols, expected);
             }
         }
     }

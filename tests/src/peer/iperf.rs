@@ -44,31 +44,52 @@ const RATE: &str = "3M";
 /// The largest buffer that the kernel gives without being asked to allow more.
 const BUFFER: &str = "208K";
 
-/// Sends datagrams of 1,200 bytes from `namespace` to `server` for a second, at a modest rate; with `reverse` the server
-/// sends.
+/// The command line that sends datagrams of 1,200 bytes to `server` for a second, at a modest rate; with `reverse` the
+/// server sends.
+#[must_use]
+pub fn sender(server: SocketAddr, reverse: bool) -> String {
+    let (ip, port) = (server.ip(), server.port());
+    let direction = if reverse { "--reverse" } else { "" };
+    format!(
+        "iperf3 --client {ip} --port {port} --udp --bitrate {RATE} --window {BUFFER} --length 1200 \
+         --time 1 --json {direction}"
+    )
+}
+
+/// Runs [`sender`] in `namespace`.
 #[must_use]
 #[track_caller]
 pub fn send_datagrams(namespace: &Namespace, server: SocketAddr, reverse: bool) -> UdpReport {
-    let (ip, port) = (server.ip(), server.port());
-    let direction = if reverse { "--reverse" } else { "" };
-    let output = namespace.output(&format!(
-        "iperf3 --client {ip} --port {port} --udp --bitrate {RATE} --window {BUFFER} --length 1200 \
-         --time 1 --json {direction}"
-    ));
-    let report: Value = serde_json::from_str(&output).expect("iperf3 prints JSON");
-    let number = |name: &str| {
-        let number = report["end"]["sum"][name].as_u64();
-        number.unwrap_or_else(|| panic!("end.sum.{name} in {output}"))
-    };
-    let connected = &report["start"]["connected"][0];
-    let host = connected["local_host"].as_str().unwrap_or_default();
-    let port = connected["local_port"].as_u64().unwrap_or_default();
-    UdpReport {
-        packets: number("packets"),
-        lost: number("lost_packets"),
-        client: SocketAddr::new(
-            host.parse().expect("iperf3 prints addresses"),
-            u16::try_from(port).expect("ports have 16 bits"),
-        ),
+    UdpReport::read(&namespace.output(&sender(server, reverse)))
+}
+
+impl UdpReport {
+    /// Reads what [`sender`] printed.
+    #[must_use]
+    #[track_caller]
+    pub fn read(printed: &str) -> Self {
+        let report: Value = serde_json::from_str(printed).expect("iperf3 prints JSON");
+        let number = |name: &str| {
+            let number = report["end"]["sum"][name].as_u64();
+            number.unwrap_or_else(|| panic!("end.sum.{name} in {printed}"))
+        };
+        let connected = &report["start"]["connected"][0];
+        let host = connected["local_host"].as_str().unwrap_or_default();
+        let port = connected["local_port"].as_u64().unwrap_or_default();
+        Self {
+            packets: number("packets"),
+            lost: number("lost_packets"),
+            client: SocketAddr::new(
+                host.parse().expect("iperf3 prints addresses"),
+                u16::try_from(port).expect("ports have 16 bits"),
+            ),
+        }
+    }
+
+    /// Checks that a second's datagrams were sent, and none was lost.
+    #[track_caller]
+    pub fn assert_complete(&self) {
+        assert!(self.packets > 200, "{self:?}");
+        assert_eq!(self.lost, 0, "{self:?}");
     }
 }

@@ -22,7 +22,7 @@ pub use curl::Fetched;
 pub use dnsmasq::{Answer, Dnsmasq, LONG_NAME, NAME, dig};
 pub use envoy_datagrams::EnvoyDatagrams;
 pub use git::Repository;
-pub use iperf::{Iperf, UdpReport, send_datagrams};
+pub use iperf::{Iperf, UdpReport, send_datagrams, sender};
 pub use nginx::Nginx;
 pub use proxy::{Handed, Product, Proxy, Source};
 pub use python::{WITHOUT_PROXIES, python};
