@@ -52,7 +52,9 @@ fn make() -> Result<()> {
     let requirements = command::workspace().join("xtask/src/setup/requirements.txt");
     let mut pip = Command::new(environment.join("bin/python3"));
     pip.args(["-m", "pip", "--disable-pip-version-check"])
-        .args(["install", "--quiet", "--no-input", "--requirement"])
+        // Nothing is to be compiled, and no program of a package to run.
+        .args(["install", "--quiet", "--no-input", "--only-binary=:all:"])
+        .arg("--requirement")
         .arg(requirements);
     command::run(pip.stdin(Stdio::null()))?;
     // Last: it says that everything before it has been done.
