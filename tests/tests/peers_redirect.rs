@@ -246,6 +246,29 @@ fn assert_refused(namespace: &Namespace, target: SocketAddr) {
     );
 }
 
+/// Programs that cannot answer in the name of a foreign address are not handed forwarded flows: the command says so, names
+/// the program, and changes nothing.
+#[test]
+fn listeners_that_are_not_transparent_are_refused() {
+    let lab = Lab::new();
+    let _server = Nginx::start(&lab.server, WEB);
+    let _nginx = Nginx::start(&lab.gateway, WEB);
+    let _dnsmasq = Dnsmasq::start(&lab.gateway, 53);
+    let agent = lab.agent("--iface cl0");
+    for (flags, program) in [
+        ("--dport 80 --to 0.0.0.0:80", "nginx"),
+        ("--dport 80 --to [::1]:80", "nginx"),
+        ("--dport 53 --proto udp --to 0.0.0.0:53", "dnsmasq"),
+    ] {
+        let attempt = agent.attempt(&format!("rule add --action redirect {flags}"));
+        attempt.assert_refused(1, &[program, "IP_TRANSPARENT"]);
+    }
+    assert!(agent.rules().is_empty(), "{:?}", agent.rules());
+    for family in FAMILIES {
+        assert_direct(&lab, family, WEB);
+    }
+}
+
 /// Questions to whatever DNS server are answered by the resolver of this host, in the name of whom they were sent to; those
 /// to another port reach the server. A listener for datagrams has to have the port that they are sent to: that is where
 /// it answers from.
