@@ -147,7 +147,7 @@ fn datagrams_of_one_user_are_relayed() {
         }
         expected.push(SocketAddr::new(near, 443));
     }
-    assert_eq!(dnsmasq.clients(NAME).len(), 4);
+    assert_eq!(dnsmasq.clients(NAME, 4).len(), 4);
     let mut servers: Vec<_> = sessions(&mut agent)
         .iter()
         .map(|flow| flow.server)

@@ -52,22 +52,27 @@ impl Dnsmasq {
         Self { process }
     }
 
-    /// The clients that have asked for `name`, as the server saw them.
+    /// The clients that have asked for `name`, as the server saw them, as soon as there are `count` questions.
     #[must_use]
-    pub fn clients(&self, name: &str) -> Vec<IpAddr> {
-        let client = |line: &String| {
-            let (_, question) = line.split_once(": query[")?;
-            let (_, question) = question.split_once("] ")?;
-            let (asked, client) = question.split_once(" from ")?;
-            (asked == name).then(|| client.trim().parse().ok())?
-        };
-        self.process
-            .stderr
-            .so_far()
-            .iter()
-            .filter_map(client)
-            .collect()
+    #[track_caller]
+    pub fn clients(&self, name: &str, count: usize) -> Vec<IpAddr> {
+        let mut clients = Vec::new();
+        let seen = self.process.stderr.find(|line| {
+            clients.extend(client_of(line, name));
+            (clients.len() >= count).then_some(())
+        });
+        assert!(seen.is_some(), "{clients:?} are not {count} questions");
+        clients
     }
+}
+
+/// The client in a line such as `dnsmasq: query[A] host.example.test from 10.77.1.2`.
+fn client_of(line: &str, name: &str) -> Option<IpAddr> {
+    let (_, question) = line.split_once(": query[")?;
+    let (_, question) = question.split_once("] ")?;
+    let (asked, client) = question.split_once(" from ")?;
+    let client = client.trim().parse().ok()?;
+    (asked == name).then_some(client)
 }
 
 /// What dig was told.
