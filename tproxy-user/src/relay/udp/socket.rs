@@ -32,10 +32,7 @@ pub(in crate::relay) fn prepare(socket: &UdpSocket) -> io::Result<()> {
 
 /// A socket that sends to `upstream` and hears nobody else.
 pub(super) fn upstream(upstream: SocketAddr, mark: Option<u32>) -> io::Result<Socket> {
-    let socket = datagram_socket(upstream)?;
-    if let Some(mark) = mark {
-        socket.set_mark(mark)?;
-    }
+    let socket = datagram_socket(upstream, mark)?;
     socket.connect(&upstream.into())?;
     receive_joined(&socket)?;
     Ok(socket)
@@ -46,8 +43,12 @@ pub(super) fn upstream(upstream: SocketAddr, mark: Option<u32>) -> io::Result<So
 /// `None` when that address is not to be had: a program on this host has the port and does not share
 /// it, or the port is one below `net.ipv4.ip_unprivileged_port_start` and `CAP_NET_BIND_SERVICE` is
 /// missing.
-pub(super) fn reply(destination: SocketAddr, client: SocketAddr) -> io::Result<Option<Socket>> {
-    let socket = datagram_socket(destination)?;
+pub(super) fn reply(
+    destination: SocketAddr,
+    client: SocketAddr,
+    mark: Option<u32>,
+) -> io::Result<Option<Socket>> {
+    let socket = datagram_socket(destination, mark)?;
     transparent(&socket, destination)?;
     // All sessions to this destination have the same address.
     socket.set_reuse_address(true)?;
@@ -91,12 +92,17 @@ pub(super) fn allow_fragments(socket: &impl AsFd, address: SocketAddr) -> io::Re
     }
 }
 
-fn datagram_socket(address: SocketAddr) -> io::Result<Socket> {
+/// With `mark` every packet of the socket carries this mark, by which the kernel programs leave alone
+/// what the relay itself sends, be it to upstream or to a client on this host.
+fn datagram_socket(address: SocketAddr, mark: Option<u32>) -> io::Result<Socket> {
     let socket = Socket::new_raw(
         Domain::for_address(address),
         Type::DGRAM.cloexec().nonblocking(),
         Some(Protocol::UDP),
     )?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
     allow_fragments(&socket, address)?;
     socket.set_recv_buffer_size(SESSION_BUFFER)?;
     socket.set_send_buffer_size(SESSION_BUFFER)?;

@@ -63,7 +63,10 @@ impl Sessions {
         let Admission { rule, client, .. } = admission;
         match sockets {
             Ok(sockets) => {
-                let session = Session::new((destination, client), sockets, rule, self.now);
+                let serial = self.next_serial;
+                self.next_serial = serial.wrapping_add(1);
+                let ends = (destination, client);
+                let session = Session::new(ends, sockets, rule, self.now, serial);
                 self.insert(flow, session)
             }
             Err((side, error)) => {
@@ -181,7 +184,7 @@ fn open_sockets(
 ) -> Result<(Option<Socket>, Socket), (Side, io::Error)> {
     let upstream =
         socket::upstream(admission.upstream, mark).map_err(|error| (Side::Upstream, error))?;
-    let reply =
-        socket::reply(destination, admission.client).map_err(|error| (Side::Client, error))?;
+    let reply = socket::reply(destination, admission.client, mark)
+        .map_err(|error| (Side::Client, error))?;
     Ok((reply, upstream))
 }
