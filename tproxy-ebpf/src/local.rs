@@ -12,7 +12,7 @@ use tproxy_common::{
 };
 
 use crate::{
-    agent, counters, forward::shuns_link_local, local_prefixes, rules,
+    agent, counters, local_prefixes, rules,
     sockets::{self, Target},
 };
 
@@ -145,7 +145,7 @@ pub fn decide(opening: &Opening) -> Decision {
     // 3. This host's own services, its links, and groups of hosts are left alone.
     if !flow.destination.is_forwardable()
         || local_prefixes::contains(&flow.destination)
-        || shuns_link_local(&flow, rule)
+        || rule.shuns(&flow.destination)
     {
         return Decision::Leave(Outcome::LocalNotForwarded);
     }

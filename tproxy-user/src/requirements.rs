@@ -87,10 +87,11 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("5.10") && error.contains("sk_lookup") && error.contains("5.17"),
+            error.contains("5.10") && error.contains("connect(2)") && error.contains("5.18"),
             "{error}"
         );
-        assert_eq!(check_kernel(KernelVersion::new(5, 17, 0)), Ok(()));
+        assert!(check_kernel(KernelVersion::new(5, 17, 0)).is_err());
+        assert_eq!(check_kernel(KernelVersion::new(5, 18, 0)), Ok(()));
         assert_eq!(check_kernel(KernelVersion::new(6, 1, 0)), Ok(()));
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use nix::errno::Errno;
-use tproxy_common::{flow_filter::GRACE, handover::Ends, outcome::Outcome};
+use tproxy_common::{flow::Protocol, flow_filter::GRACE, handover::Ends, outcome::Outcome};
 use tproxy_user::{
     agent::turn,
     delivery::for_each_tcp_flow,
@@ -34,6 +34,7 @@ fn fill(filter: &FlowFilter) {
 /// The ends of a flow as the packets from `source` show them.
 fn ends(source: SocketAddr, destination: SocketAddr) -> Ends {
     Ends {
+        protocol: Protocol::Tcp,
         source: source.ip().into(),
         source_port: source.port(),
         destination: destination.ip().into(),
