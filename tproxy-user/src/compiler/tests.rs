@@ -484,7 +484,13 @@ fn who_administers_the_host_is_not_caught_by_the_way() {
         scope,
         ..probe("10.0.0.1", port)
     };
-    for ports in [&[][..], &["1-65535"], &["20-22"], &["22-23"], &["21-23", "80"]] {
+    for ports in [
+        &[][..],
+        &["1-65535"],
+        &["20-22"],
+        &["22-23"],
+        &["21-23", "80"],
+    ] {
         let inbound = [of(Scope::Inbound, ports)];
         assert_eq!(found(&inbound, &to(Scope::Inbound, 22)), None, "{ports:?}");
         for port in [21, 23] {
@@ -502,7 +508,11 @@ fn who_administers_the_host_is_not_caught_by_the_way() {
     }
     for ports in [&["22"][..], &["22-22"], &["1-65535", "22"], &["80", "22"]] {
         let inbound = [of(Scope::Inbound, ports)];
-        assert_eq!(found(&inbound, &to(Scope::Inbound, 22)), Some(0), "{ports:?}");
+        assert_eq!(
+            found(&inbound, &to(Scope::Inbound, 22)),
+            Some(0),
+            "{ports:?}"
+        );
     }
 }
 
@@ -523,10 +533,19 @@ fn rules_that_name_link_local_destinations_are_known_by_their_entries() {
         shuns("169.254.169.254")
     };
     for action in [Action::Relay, Action::Redirect] {
-        for nets in [&[][..], &["0.0.0.0/0"], &["169.254.0.0/15"], &["10.0.0.0/8", "128.0.0.0/1"]] {
+        for nets in [
+            &[][..],
+            &["0.0.0.0/0"],
+            &["169.254.0.0/15"],
+            &["10.0.0.0/8", "128.0.0.0/1"],
+        ] {
             assert!(naming(action, nets), "{action:?} {nets:?}");
         }
-        for nets in [&["169.254.0.0/16"][..], &["169.254.169.254/32"], &["0.0.0.0/0", "169.254.169.0/24"]] {
+        for nets in [
+            &["169.254.0.0/16"][..],
+            &["169.254.169.254/32"],
+            &["0.0.0.0/0", "169.254.169.0/24"],
+        ] {
             assert!(!naming(action, nets), "{action:?} {nets:?}");
         }
     }

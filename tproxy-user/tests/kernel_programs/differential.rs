@@ -137,7 +137,9 @@ impl<'a> World<'a> {
             .iter()
             .map(|(client, server)| connection(*client, *server));
         let connections = connections.collect();
-        let datagrams = ends.iter().map(|(client, server)| connected(*client, *server));
+        let datagrams = ends
+            .iter()
+            .map(|(client, server)| connected(*client, *server));
         let datagrams = datagrams.collect();
         // The filter of flows is to change nothing but the cost.
         let filter = FlowFilter::open(&sandbox.maps).expect("the filter of flows");
@@ -262,7 +264,8 @@ impl<'a> World<'a> {
 fn fates(sandbox: &Sandbox) -> HashMap<MapData, FragmentedPacket, Fate> {
     let pin = sandbox.directory.join("FRAGMENTED_PACKETS");
     let map = MapData::from_pin(pin).and_then(Map::from_map_data);
-    map.and_then(TryInto::try_into).expect("the ways of fragments")
+    map.and_then(TryInto::try_into)
+        .expect("the ways of fragments")
 }
 
 /// Two UDP sockets that are connected to each other.
@@ -565,14 +568,14 @@ fn any_packet() -> impl Strategy<Value = Packet> {
         2 => Just(Vec::new()).boxed(),
         1 => prop::collection::vec(any_damage(), 1..4).boxed(),
     ];
-    (any_frame(), damage, any_mark(), 0..INTERFACES.len()).prop_map(|(frame, damage, mark, interface)| {
-        Packet {
+    (any_frame(), damage, any_mark(), 0..INTERFACES.len()).prop_map(
+        |(frame, damage, mark, interface)| Packet {
             frame,
             damage,
             mark,
             interface,
-        }
-    })
+        },
+    )
 }
 
 fn any_damage() -> impl Strategy<Value = Damage> {
@@ -625,7 +628,14 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         0_u16..40,
     )
         .prop_map(
-            |((source, destination), (link, ether_type), header, identification, transport, payload)| Frame {
+            |(
+                (source, destination),
+                (link, ether_type),
+                header,
+                identification,
+                transport,
+                payload,
+            )| Frame {
                 identification,
                 link,
                 ether_type,

@@ -165,7 +165,10 @@ impl Sandbox {
         let mut after = Vec::new();
         let ran = self.run(frame, Some(&mut after), metadata);
         let moved = self.moved_since(&before);
-        let of_tc: Vec<_> = moved.iter().filter(|(name, _)| !is_of_others(*name)).collect();
+        let of_tc: Vec<_> = moved
+            .iter()
+            .filter(|(name, _)| !is_of_others(*name))
+            .collect();
         let [(outcome, 1)] = of_tc.as_slice() else {
             panic!("not one outcome, once: {moved:?}");
         };

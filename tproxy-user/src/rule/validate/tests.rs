@@ -58,10 +58,7 @@ fn scopes_and_actions_are_told_apart() {
     ] {
         let rule = spec(|spec| spec.scope = word(name)).validate().unwrap();
         assert_eq!((rule.scope, scope_name(rule.scope)), (scope, name));
-        assert_eq!(
-            rule.needs_transparent_listener(),
-            scope != Scope::Inbound
-        );
+        assert_eq!(rule.needs_transparent_listener(), scope != Scope::Inbound);
     }
     for (name, action) in [
         ("relay", Action::Relay),
