@@ -1,8 +1,6 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
-use std::{
-    fs, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread,
-};
+use std::{fs, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread};
 
 use anyhow::Context as _;
 use log::info;
@@ -14,8 +12,7 @@ use super::{
 use crate::{
     config::Config,
     delivery::{
-        Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name,
-        list_links,
+        Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
     instance::{
         AgentLock, AgentRecord, Built, Change, ChangeLock, Error, Instance, Interface, NamespaceId,
@@ -260,7 +257,11 @@ async fn build(
     // The places that they get here end with the sockets themselves, which are the workers'.
     maps.set_sockets(&sockets.workers, &sockets.discard, &sockets.lifeline)?;
     let policy = Arc::clone(&steering) as _;
-    let relay = Arc::new(Relay::start(sockets.workers, plan.settings.clone(), policy)?);
+    let relay = Arc::new(Relay::start(
+        sockets.workers,
+        plan.settings.clone(),
+        policy,
+    )?);
     let redirects = Redirects::start(&maps)?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;
@@ -274,7 +275,9 @@ async fn build(
     let (state, tables) = instance.in_force()?;
     let expiry = Expiry::open()?;
     expiry.follow(&state)?;
-    delivery.apply(&state.flows(&state.interface_names())).await?;
+    delivery
+        .apply(&state.flows(&state.interface_names()))
+        .await?;
     steering.follow(&state, tables);
     redirects.follow(&state);
     let Capacity {

@@ -18,7 +18,9 @@ use tproxy_common::{
 use crate::{
     delivery::Assignment,
     instance::{Instance, State},
-    kernel::{self, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters, WorkerCounters},
+    kernel::{
+        self, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters, WorkerCounters,
+    },
     relay::{Admission, FlowRecord, Load, Policy, RuleTag},
 };
 
@@ -151,7 +153,11 @@ impl Policy for Steering {
             Some(taken) => self.tag(taken.slot),
             None => self.classify(&ends),
         };
-        Some(Admission::direct(tag, self.answered_at(client), destination))
+        Some(Admission::direct(
+            tag,
+            self.answered_at(client),
+            destination,
+        ))
     }
 
     fn is_own(&self, address: IpAddr) -> bool {

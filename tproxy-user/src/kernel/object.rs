@@ -164,9 +164,7 @@ pub(super) fn over_pinned_maps(
             loader.map_pin_path(name, pin.path());
         }
     }
-    loader
-        .load(OBJECT)
-        .map_err(|cause| Error::Object { cause })
+    loader.load(OBJECT).map_err(|cause| Error::Object { cause })
 }
 
 /// The verifier takes most of the time of a start, so each program has a thread of its own.

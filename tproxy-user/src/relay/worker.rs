@@ -25,7 +25,7 @@ use super::stats::Counters;
 use super::token::Origin;
 use super::udp::Datagrams;
 use super::wheel::Wheel;
-use super::{End, FlowRecord, Load, Listener, Policy, Settings, connect};
+use super::{End, FlowRecord, Listener, Load, Policy, Settings, connect};
 
 /// How many events one call of the poll returns at most.
 const EVENTS: usize = 512;
