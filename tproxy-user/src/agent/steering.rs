@@ -212,21 +212,11 @@ impl Rules {
         let found = self.tables.as_ref().and_then(|tables| {
             self.interfaces
                 .iter()
-                .filter_map(|interface| classify(tables, &flow(ends, *interface)))
+                .filter_map(|interface| {
+                    classify(tables, &Flow::between(ends, Scope::Forward, *interface))
+                })
                 .min_by_key(|found| found.rule)
         });
         Some(found?.entry.slot())
-    }
-}
-
-fn flow(ends: &Ends, interface: u32) -> Flow {
-    Flow {
-        scope: Scope::Forward,
-        protocol: ends.protocol,
-        interface,
-        source: ends.source,
-        source_port: ends.source_port,
-        destination: ends.destination,
-        destination_port: ends.destination_port,
     }
 }
