@@ -598,8 +598,10 @@ fn rules_without_effect_are_warned_of() {
     );
     assert_eq!(rule(&agent, "mine")["uid"], json!(["0"]));
     warned(
-        "rule add --name there --dport 80 --action redirect --to 127.0.0.1:8080 --on-missing pass",
-        &["X"],
+        "rule add --name there --dport 80 --action redirect --to 127.0.0.1:4713 --on-missing pass",
+        &[
+            "rule there: nobody listens at tcp 127.0.0.1:4713: start the program that is to take these flows; on_missing decides until then",
+        ],
     );
     lab.ask(Family::V4.near(), 80).assert_direct(&agent);
     assert_eq!(agent.stop(), []);

@@ -198,7 +198,7 @@ pub fn completes_cookie_handshake(arrival: &Arrival<'_>) -> bool {
                 ) == 0
             }
         };
-        target.with_socket(family, valid).unwrap_or(false)
+        target.any(family, valid)
     };
     match family {
         Family::V4 => skb
