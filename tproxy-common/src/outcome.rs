@@ -106,6 +106,8 @@ outcomes! {
     InboundRefusedMissing = "inbound_refused_missing",
     /// connect, sendmsg: the socket has a mark already: the agent's own, or one of another program.
     LocalMarked = "local_marked",
+    /// connect, sendmsg: the socket is bound to a device, on which its flow is to go.
+    LocalToDevice = "local_to_device",
     /// connect, sendmsg: to this host, or to no single host.
     LocalNotForwarded = "local_not_forwarded",
     /// connect, sendmsg: a flow that no rule matches.

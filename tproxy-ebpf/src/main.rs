@@ -204,6 +204,7 @@ const fn verdict(outcome: Outcome) -> Verdict {
         // A socket has it that discards it.
         | Outcome::InboundDropped
         | Outcome::LocalMarked
+        | Outcome::LocalToDevice
         | Outcome::LocalNotForwarded
         | Outcome::LocalNoRule
         | Outcome::LocalPassed

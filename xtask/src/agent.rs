@@ -121,11 +121,6 @@ impl Agent {
         command::quietly(command.args(["--instance", &self.instance]).args(arguments))
     }
 
-    /// Its process: nsenter has become the agent itself.
-    pub(crate) fn process_id(&self) -> u32 {
-        self.process.id()
-    }
-
     fn last_words(&mut self) -> String {
         self.stop();
         let lines: Vec<String> = self.lines.iter().collect();

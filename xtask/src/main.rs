@@ -65,14 +65,12 @@ enum Task {
     },
     /// rustfmt, clippy, cargo-deny and typos, warnings denied
     Lint,
-    /// Measure beside HAProxy, nft TPROXY and plain routing
+    /// Measure beside HAProxy and nginx behind nft TPROXY, and plain routing
     Bench {
-        /// What is measured
-        #[arg(value_enum, default_value_t)]
-        subject: bench::Subject,
-        /// Three short rounds, under two minutes
-        #[arg(long)]
-        quick: bool,
+        #[command(flatten)]
+        options: bench::Options,
+        #[command(subcommand)]
+        subject: Option<bench::Subject>,
     },
     /// The integration tests on another kernel of Debian's, in an emulated machine
     Vm {
@@ -90,10 +88,10 @@ enum Task {
     },
     /// The measurements of `bench`, once everything is built
     #[command(hide = true)]
-    Measure {
-        #[arg(long)]
-        quick: bool,
-    },
+    Measure(bench::Options),
+    /// The measurements of `bench soak`, once everything is built
+    #[command(hide = true)]
+    Soak(bench::soak::Options),
     /// What sets of a million CIDRs cost, once everything is built
     #[command(hide = true)]
     MeasureSets {
@@ -108,12 +106,9 @@ enum Task {
         #[arg(long)]
         seconds: u64,
     },
-    /// The server of short connections
-    #[command(hide = true)]
-    LoadServer(bench::load_server::Options),
-    /// The client of short connections
-    #[command(hide = true)]
-    LoadClient(bench::load_client::Options),
+    /// The programs at both ends of a load
+    #[command(hide = true, subcommand)]
+    Load(bench::load::Program),
 }
 
 fn main() -> ExitCode {
@@ -142,16 +137,15 @@ fn perform(arguments: Arguments) -> Result<()> {
         Task::Run { arguments, .. } => host::run(&arguments),
         Task::Test { arguments } => test::test(&arguments),
         Task::Lint => lint::lint(),
-        Task::Bench { subject, quick } => match subject {
-            bench::Subject::Relay => bench::build_and_measure(quick, arguments.verbose),
-            bench::Subject::Rules => bench::rules::build_and_measure(quick),
-        },
+        Task::Bench { options, subject } => {
+            bench::build_and_measure(&options, subject.as_ref(), arguments.verbose)
+        }
         Task::Vm { kernel, suites } => vm::test(&kernel, &suites),
         Task::Lab { once } => lab::show(once),
-        Task::Measure { quick } => bench::measure(quick),
+        Task::Measure(options) => bench::measure(&options),
+        Task::Soak(options) => bench::soak::measure(&options),
         Task::MeasureSets { seconds } => bench::rules::live::measure(seconds),
         Task::ConnectLatency { target, seconds } => bench::rules::live::connect(target, seconds),
-        Task::LoadServer(options) => bench::load_server::serve(&options),
-        Task::LoadClient(options) => bench::load_client::run(&options),
+        Task::Load(program) => bench::load::run(&program),
     }
 }

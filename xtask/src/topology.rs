@@ -28,6 +28,8 @@ pub(crate) const SERVER_SIDE: &str = "wan0";
 
 pub(crate) const CLIENT_V4: &str = "10.77.1.2";
 pub(crate) const CLIENT_V6: &str = "fd77:1::2";
+/// The gateway as the client sees it.
+pub(crate) const GATEWAY_CLIENT_SIDE_V4: &str = "10.77.1.1";
 /// The gateway as the server sees it.
 pub(crate) const GATEWAY_V4: &str = "10.77.2.1";
 pub(crate) const GATEWAY_V6: &str = "fd77:2::1";
@@ -104,14 +106,14 @@ impl Topology {
             "link set eth0 up",
             &format!("address add {CLIENT_V4}/24 dev eth0"),
             &format!("address add {CLIENT_V6}/64 dev eth0 nodad"),
-            "route add default via 10.77.1.1",
+            &format!("route add default via {GATEWAY_CLIENT_SIDE_V4}"),
             "route add default via fd77:1::1",
         ])?;
         self.gateway.ip(&[
             "link set lo up",
             &format!("link set {CLIENT_SIDE} up"),
             &format!("link set {SERVER_SIDE} up"),
-            &format!("address add 10.77.1.1/24 dev {CLIENT_SIDE}"),
+            &format!("address add {GATEWAY_CLIENT_SIDE_V4}/24 dev {CLIENT_SIDE}"),
             &format!("address add fd77:1::1/64 dev {CLIENT_SIDE} nodad"),
             &format!("address add {GATEWAY_V4}/24 dev {SERVER_SIDE}"),
             &format!("address add {GATEWAY_V6}/64 dev {SERVER_SIDE} nodad"),
@@ -263,7 +265,8 @@ impl Namespace {
         command::quietly(Command::new("ip").args(["netns", "delete", &self.name])).map(drop)
     }
 
-    fn processes(&self) -> Result<Vec<Pid>> {
+    /// Those inside.
+    pub(crate) fn processes(&self) -> Result<Vec<Pid>> {
         let listing = command::quietly(Command::new("ip").args(["netns", "pids", &self.name]))?;
         Ok(listing
             .split_whitespace()

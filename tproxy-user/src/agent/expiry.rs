@@ -7,10 +7,9 @@ use nix::sys::{
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
-use super::sys;
-use crate::instance::State;
+use crate::{instance::State, sys::watch_descriptor};
 
 /// A timer on the clock of deadlines, which goes on while the host sleeps as those of tokio do not.
 pub(super) struct Expiry {
@@ -24,7 +23,7 @@ impl Expiry {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags).context("cannot make a timer")?;
         let ready = timer.as_fd().try_clone_to_owned();
-        let ready = ready.and_then(sys::watch_readable);
+        let ready = ready.and_then(|timer| watch_descriptor(timer, Interest::READABLE));
         Ok(Self {
             timer,
             ready: ready.context("cannot wait for a timer")?,

@@ -1,5 +1,6 @@
 //! The agent: brings an instance up, keeps it current while it relays, and takes it down.
 
+mod errand;
 mod expiry;
 mod flow_filter;
 mod leftovers;
@@ -12,6 +13,7 @@ mod steering;
 mod sys;
 mod upkeep;
 
+pub use errand::{CannotRun, Errand};
 pub use flow_filter::{EPOCH, turn};
 pub use options::Options;
 
@@ -30,11 +32,11 @@ use log::{info, warn};
 
 use crate::{
     config::{Config, Source},
-    instance::{Instance, remove},
+    instance::{Instance, NamespaceId, NamespaceWatch, remove},
     relay::Relay,
 };
 use reload::Reload;
-use shutdown::Signals;
+use shutdown::{Signals, Told};
 use start::{Parts, Running};
 
 /// Runs the agent until it is told to stop. Blocks. With a file, its rules and sets are those to start
@@ -48,18 +50,54 @@ pub fn run(
     options: &Options,
     file: Option<(Source, Config)>,
 ) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    runtime()?.block_on(async {
+        serve(instance, options, file, Purpose::Serve).await?;
+        Ok(())
+    })
+}
+
+/// Runs the agent for as long as a command runs, and says what that exited with. Blocks.
+///
+/// # Errors
+///
+/// When agent or command cannot start ([`CannotRun`]), with everything undone; or when something
+/// breaks that the agent depends on.
+pub fn run_with(instance: &Instance, options: &Options, errand: Errand) -> anyhow::Result<u8> {
+    let purpose = Purpose::Errand(errand);
+    runtime()?.block_on(serve(instance, options, None, purpose))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(serve(instance, options, file))
+        .context("cannot start the runtime")
+}
+
+/// What an agent is there for.
+enum Purpose {
+    /// Whoever is taken by its rules.
+    Serve,
+    /// A command.
+    Errand(Errand),
+}
+
+/// Why an agent stops.
+enum Cause {
+    /// It was told to, or its network namespace is gone.
+    Told,
+    /// Its command has ended, with this code.
+    Ended(u8),
+    /// Something broke.
+    Broken(anyhow::Error),
 }
 
 async fn serve(
     instance: &Instance,
     options: &Options,
     file: Option<(Source, Config)>,
-) -> anyhow::Result<()> {
+    purpose: Purpose,
+) -> anyhow::Result<u8> {
     let (mut signals, hangup) = Signals::install()?;
     let (reload, config) = match file {
         Some((source, config)) => (Some(Reload::new(source, &config)), Some(config)),
@@ -71,76 +109,153 @@ async fn serve(
         watches,
         lock: _lock,
     } = start::start(instance, options, config).await?;
-    if let Err(error) = writeln!(io::stdout(), "{}", parts.ready_line()) {
-        warn!("nobody reads standard output: {error}");
-    }
+    let mut namespace = watch_namespace(options)?;
+    let mut command = match &purpose {
+        Purpose::Serve => {
+            if let Err(error) = writeln!(io::stdout(), "{}", parts.ready_line()) {
+                warn!("nobody reads standard output: {error}");
+            }
+            None
+        }
+        Purpose::Errand(errand) => match errand.start() {
+            Ok(command) => Some(command),
+            Err(error) => {
+                parts.relay.stop();
+                remove(instance, Some(&parts.netlink)).await?;
+                return Err(error);
+            }
+        },
+    };
     if reload.is_some() {
         reload::warn_of_shadows(&parts);
     }
     let mut workers = wait(&parts.relay);
     // Goes on while flows finish: they need their rules and routes to the end.
     let mut upkeep = Box::pin(upkeep::run(&parts, watches, hangup, reload));
-    let mut broken = tokio::select! {
-        () = signals.next() => None,
-        error = &mut upkeep => Some(error),
-        ended = &mut workers => Some(
+    let mut cause = tokio::select! {
+        cause = until_told(&mut signals, command.as_mut()) => cause,
+        gone = gone(namespace.as_mut()) => gone,
+        error = &mut upkeep => Cause::Broken(error),
+        ended = &mut workers => Cause::Broken(
             ended.err().unwrap_or_else(|| anyhow::anyhow!("the workers ended")),
         ),
     };
-    if let Some(error) = &broken {
+    if let Cause::Broken(error) = &cause {
         warn!("stopping: {error:#}");
         warn!(
             "programs and rules stay, so that no flow goes past them: `tproxy unload` removes them"
         );
     }
     if !workers.is_terminated() {
-        let mut stopping = Box::pin(stop(
-            &parts,
-            options,
-            broken.is_some(),
-            &mut signals,
-            &mut workers,
-        ));
-        if broken.is_none() {
+        let patience = match (&cause, &purpose) {
+            (Cause::Ended(_), Purpose::Errand(errand)) if !errand.is_in_use() => Patience::None,
+            (Cause::Broken(_), _) => Patience::OfBroken,
+            _ => Patience::OfOptions,
+        };
+        let mut stopping = Box::pin(stop(&parts, options, patience, &mut signals, &mut workers));
+        if !matches!(cause, Cause::Broken(_)) {
             tokio::select! {
                 () = &mut stopping => {}
-                error = &mut upkeep => broken = Some(error),
+                error = &mut upkeep => cause = Cause::Broken(error),
             }
         }
-        if broken.is_some() {
+        if matches!(cause, Cause::Broken(_)) {
             stopping.await;
         }
     }
     drop(upkeep);
-    // An agent that broke is missing, as one that was killed is.
-    if !options.pin && broken.is_none() {
+    let code = match cause {
+        // An agent that broke is missing, as one that was killed is.
+        Cause::Broken(error) => return Err(error),
+        Cause::Told => 0,
+        Cause::Ended(code) => code,
+    };
+    if !options.pin {
         remove(instance, Some(&parts.netlink))
             .await
             .context("cannot undo everything; `tproxy unload` tries again")?;
     }
-    broken.map_or(Ok(()), Err)
+    Ok(code)
+}
+
+/// Waits for a signal or, where there is a command, for its end. That is told of a signal, too; one of
+/// the keyboard it has got itself.
+async fn until_told(signals: &mut Signals, command: Option<&mut errand::Running>) -> Cause {
+    let Some(command) = command else {
+        signals.next().await;
+        return Cause::Told;
+    };
+    loop {
+        tokio::select! {
+            ended = command.ended() => return ended.map_or_else(Cause::Broken, Cause::Ended),
+            told = signals.which() => if matches!(told, Told::Terminate) {
+                command.terminate();
+            },
+        }
+    }
+}
+
+/// Watches the network namespace that was asked for by a path.
+fn watch_namespace(options: &Options) -> anyhow::Result<Option<NamespaceWatch>> {
+    let Some(path) = &options.namespace else {
+        return Ok(None);
+    };
+    let watch = NamespaceId::current().and_then(|here| NamespaceWatch::open(path, here));
+    let watch = watch.with_context(|| format!("cannot watch {}", path.display()))?;
+    Ok(Some(watch))
+}
+
+async fn gone(namespace: Option<&mut NamespaceWatch>) -> Cause {
+    let Some(namespace) = namespace else {
+        return std::future::pending().await;
+    };
+    match namespace.gone().await {
+        Ok(()) => {
+            info!("stopping: the network namespace is gone");
+            Cause::Told
+        }
+        Err(error) => {
+            warn!("it is not noticed any more when the network namespace goes: {error}");
+            std::future::pending().await
+        }
+    }
+}
+
+/// How long running flows get.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// What the options say.
+    OfOptions,
+    /// The same, and new flows are not left alone.
+    OfBroken,
+    /// Nobody is left whom they could be of use to.
+    None,
 }
 
 /// Lets running flows finish, up to the drain time or a second signal.
 async fn stop(
     running: &Parts,
     options: &Options,
-    broken: bool,
+    patience: Patience,
     signals: &mut Signals,
     workers: &mut Workers,
 ) {
-    if !options.pin && !broken {
+    if !options.pin && patience != Patience::OfBroken {
         // New flows go their own way from now on, as they will when the programs are gone.
         let state = running.agent_state.draining();
         if let Err(error) = running.maps.set_agent(state) {
             warn!("new flows may be refused while draining: {error}");
         }
     }
-    info!(
-        "waiting up to {} s for running flows to finish",
-        options.drain.as_secs_f64()
-    );
-    running.relay.drain(options.drain);
+    if patience == Patience::None {
+        running.relay.stop();
+    } else {
+        info!(
+            "waiting up to {} s for running flows to finish",
+            options.drain.as_secs_f64()
+        );
+        running.relay.drain(options.drain);
+    }
     let ended = tokio::select! {
         ended = &mut *workers => ended,
         () = signals.next() => {

@@ -9,6 +9,15 @@ pub(super) struct Signals {
     terminate: Signal,
 }
 
+/// A signal to stop.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Told {
+    /// SIGINT, which a terminal sends to every process in the foreground.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+}
+
 /// SIGHUP. It asks for the file to be read again, and does not end an agent that was left in the
 /// background of a terminal that is closed.
 pub(super) struct Hangup(Signal);
@@ -26,9 +35,14 @@ impl Signals {
 
     /// Resolves at the next signal to stop.
     pub(super) async fn next(&mut self) {
+        self.which().await;
+    }
+
+    /// The same, and says which it was.
+    pub(super) async fn which(&mut self) -> Told {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => Told::Interrupt,
+            _ = self.terminate.recv() => Told::Terminate,
         }
     }
 }

@@ -1,8 +1,6 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
-use std::{
-    fs, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread,
-};
+use std::{fs, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread};
 
 use anyhow::Context as _;
 use log::info;
@@ -14,8 +12,7 @@ use super::{
 use crate::{
     config::Config,
     delivery::{
-        Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name,
-        list_links,
+        Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
     instance::{
         AgentLock, AgentRecord, Built, Change, ChangeLock, Error, Instance, Interface, NamespaceId,
@@ -156,6 +153,10 @@ async fn prepare(
     let settings = relay::Settings {
         mark: Some(assignment.upstream_mark()),
         connect_timeout: options.connect_timeout,
+        udp_idle: options.udp_idle,
+        udp_idle_dns: options.dns_idle,
+        udp_sessions: options.udp_sessions,
+        udp_sessions_per_source: options.udp_sessions_per_source,
         ..relay::Settings::default()
     };
     relay::check_limits(&settings, sockets.workers.len())?;
@@ -256,8 +257,12 @@ async fn build(
     // The places that they get here end with the sockets themselves, which are the workers'.
     maps.set_sockets(&sockets.workers, &sockets.discard, &sockets.lifeline)?;
     let policy = Arc::clone(&steering) as _;
-    let relay = Arc::new(Relay::start(sockets.workers, plan.settings.clone(), policy)?);
-    let redirects = Redirects::start(&maps).context("cannot start a thread")?;
+    let relay = Arc::new(Relay::start(
+        sockets.workers,
+        plan.settings.clone(),
+        policy,
+    )?);
+    let redirects = Redirects::start(&maps)?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;
     match loaded {
@@ -270,7 +275,9 @@ async fn build(
     let (state, tables) = instance.in_force()?;
     let expiry = Expiry::open()?;
     expiry.follow(&state)?;
-    delivery.apply(&state.flows(&state.interface_names())).await?;
+    delivery
+        .apply(&state.flows(&state.interface_names()))
+        .await?;
     steering.follow(&state, tables);
     redirects.follow(&state);
     let Capacity {

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use log::info;
 use tproxy_common::{
     classifier::classify,
+    counters::WorkerCounter,
     flow::{Flow, Protocol, Scope},
     handover::{Ends, Place, Taken},
     limits::UNATTRIBUTED_SLOT,
@@ -17,8 +18,10 @@ use tproxy_common::{
 use crate::{
     delivery::Assignment,
     instance::{Instance, State},
-    kernel::{self, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters},
-    relay::{Admission, FlowRecord, Policy, RuleTag},
+    kernel::{
+        self, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters, WorkerCounters,
+    },
+    relay::{Admission, FlowRecord, Load, Policy, RuleTag},
 };
 
 /// Tells the relay's workers about rules. Follows changes by [`Steering::follow`].
@@ -28,6 +31,7 @@ pub(super) struct Steering {
     stand_ins: [IpAddr; 2],
     counters: RelayCounters,
     intake: IntakeCounters,
+    workers: WorkerCounters,
     instance: Instance,
     maps: Maps,
     rules: ArcSwap<Rules>,
@@ -57,6 +61,7 @@ impl Steering {
                 assignment.stand_in_v6().into(),
             ],
             intake: IntakeCounters::open(maps)?,
+            workers: WorkerCounters::open(maps)?,
             counters,
             instance: instance.clone(),
             maps: maps.clone(),
@@ -148,7 +153,11 @@ impl Policy for Steering {
             Some(taken) => self.tag(taken.slot),
             None => self.classify(&ends),
         };
-        Some(Admission::direct(tag, self.answered_at(client), destination))
+        Some(Admission::direct(
+            tag,
+            self.answered_at(client),
+            destination,
+        ))
     }
 
     fn is_own(&self, address: IpAddr) -> bool {
@@ -176,6 +185,20 @@ impl Policy for Steering {
     fn paused(&self) {
         self.intake.paused();
     }
+
+    fn serving(&self, worker: usize, load: Load) {
+        let Load {
+            flows,
+            sessions,
+            dropped,
+        } = load;
+        let counter = WorkerCounter {
+            flows,
+            sessions,
+            dropped,
+        };
+        self.workers.set(worker, counter);
+    }
 }
 
 impl Rules {
@@ -189,21 +212,11 @@ impl Rules {
         let found = self.tables.as_ref().and_then(|tables| {
             self.interfaces
                 .iter()
-                .filter_map(|interface| classify(tables, &flow(ends, *interface)))
+                .filter_map(|interface| {
+                    classify(tables, &Flow::between(ends, Scope::Forward, *interface))
+                })
                 .min_by_key(|found| found.rule)
         });
         Some(found?.entry.slot())
-    }
-}
-
-fn flow(ends: &Ends, interface: u32) -> Flow {
-    Flow {
-        scope: Scope::Forward,
-        protocol: ends.protocol,
-        interface,
-        source: ends.source,
-        source_port: ends.source_port,
-        destination: ends.destination,
-        destination_port: ends.destination_port,
     }
 }

@@ -1,17 +1,15 @@
 //! What tokio leaves to its callers' care.
 
-use std::{io, os::fd::OwnedFd};
+use std::{fs::File, io::Write as _};
 
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::process::Command;
 
-/// A descriptor that tokio's runtime, in which this is called, tells the readiness of.
-///
-/// # Errors
-///
-/// When the kernel cannot watch it.
-pub(super) fn watch_readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an owned descriptor is open, and stays the same file until it is dropped, which happens
-    // with the `AsyncFd` that owns it from here on.
-    let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
-    watched.map_err(Into::into)
+/// Lets a command begin in the control group whose list of processes this is.
+pub(super) fn run_in_group(command: &mut Command, processes: File) {
+    let join = move || {
+        // 0 stands for the process that writes (cgroups(7)).
+        (&processes).write_all(b"0")
+    };
+    // SAFETY: between fork(2) and execve(2) this makes one system call, and takes no memory.
+    unsafe { command.pre_exec(join) };
 }

@@ -1,6 +1,7 @@
 //! The command line: what was typed becomes what is valid, and everything past here is sure of it.
 
 mod attach;
+mod exec;
 mod explain;
 mod file;
 mod listing;
@@ -24,6 +25,7 @@ use log::LevelFilter;
 use logging::Log;
 
 use crate::{
+    agent::CannotRun,
     config::Problems,
     delivery,
     instance::{self, AgentLock, Change, Instance, State, enter_namespace},
@@ -42,6 +44,7 @@ use crate::{
 #[command(after_help = "Examples:
   tproxy run --iface eth1 --dport 80,443
   tproxy rule add --name internal --dst 10.0.0.0/8 --action pass --at 1
+  tproxy exec --dport 80,443 -- curl https://example.com
   tproxy rule list
   tproxy status --json")]
 struct Cli {
@@ -54,7 +57,7 @@ struct Cli {
 #[derive(Args)]
 struct Global {
     /// Which instance
-    #[arg(long, global = true, value_name = "NAME", default_value = "default")]
+    #[arg(long, global = true, value_name = "NAME", default_value = DEFAULT_INSTANCE)]
     instance: String,
     /// Network namespace, by path or by the name that `ip netns` knows
     #[arg(long, global = true, value_name = "PATH|NAME")]
@@ -84,6 +87,8 @@ enum Command {
     Set(set::Arguments),
     /// Say which rule takes a flow, and why
     Explain(explain::Arguments),
+    /// Run one command with a rule about its own flows
+    Exec(Box<exec::Arguments>),
     /// Show the instance: agent, interfaces, flows, counters
     Status,
     /// Take everything of this instance out of the kernel
@@ -93,6 +98,8 @@ enum Command {
     /// Write manual pages, one for each command
     Man(reference::Man),
 }
+
+const DEFAULT_INSTANCE: &str = "default";
 
 /// A mistake on the command line: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -110,28 +117,35 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
-    let log = Log::start(level(&cli.global));
+    let log = Log::start(level(&cli));
     let result = execute(cli);
     log.flush();
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code.into(),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             for line in lines(&error) {
                 eprintln!("tproxy: {line}");
             }
-            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
+            match error.downcast_ref::<CannotRun>() {
+                Some(cannot) => cannot.code().into(),
+                None => ExitCode::from(if is_usage(&error) { 2 } else { 1 }),
+            }
         }
     }
 }
 
-fn execute(cli: Cli) -> anyhow::Result<()> {
+/// Executes a command, and says what to exit with: 0, or what the command of `exec` exited with.
+fn execute(cli: Cli) -> anyhow::Result<u8> {
     // Whatever this process creates is for its user alone.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    let instance = Instance::new(&cli.global.instance)?;
-    if let Some(namespace) = &cli.global.netns {
-        let path = namespace_path(namespace);
-        enter_namespace(&path).map_err(|error| {
+    let instance = match &cli.command {
+        Command::Exec(_) if cli.global.instance == DEFAULT_INSTANCE => exec::own_instance()?,
+        _ => Instance::new(&cli.global.instance)?,
+    };
+    let namespace = cli.global.netns.as_deref().map(namespace_path);
+    if let Some(path) = &namespace {
+        enter_namespace(path).map_err(|error| {
             anyhow::anyhow!(
                 "cannot enter the network namespace {}: {error}; `ip netns list` shows those with a name",
                 path.display()
@@ -140,7 +154,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     }
     let (json, quiet) = (cli.global.json, cli.global.quiet);
     match cli.command {
-        Command::Run(arguments) => run::execute(&instance, *arguments, quiet),
+        Command::Exec(arguments) => return exec::execute(&instance, *arguments, namespace),
+        Command::Run(arguments) => run::execute(&instance, *arguments, namespace, quiet),
         Command::Attach(arguments) => attach::attach(&instance, &arguments),
         Command::Detach(arguments) => attach::detach(&instance, &arguments),
         Command::Rule(arguments) => rule::execute(&instance, arguments, json, quiet),
@@ -150,7 +165,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Unload => unload::execute(&instance),
         Command::Completions(arguments) => reference::completions(&arguments, &mut Cli::command()),
         Command::Man(arguments) => reference::man(&arguments, Cli::command()),
-    }
+    }?;
+    Ok(0)
 }
 
 /// A name without a slash is one that `ip netns` keeps (ip-netns(8)).
@@ -162,11 +178,13 @@ fn namespace_path(namespace: &std::path::Path) -> PathBuf {
     }
 }
 
-fn level(global: &Global) -> LevelFilter {
-    match (global.quiet, global.verbose) {
-        (true, _) => LevelFilter::Warn,
-        (false, 0) => LevelFilter::Info,
-        (false, 1) => LevelFilter::Debug,
+fn level(cli: &Cli) -> LevelFilter {
+    // Standard error is the command's own.
+    let least = u8::from(!matches!(cli.command, Command::Exec(_)));
+    match (cli.global.quiet, least + cli.global.verbose) {
+        (true, _) | (false, 0) => LevelFilter::Warn,
+        (false, 1) => LevelFilter::Info,
+        (false, 2) => LevelFilter::Debug,
         (false, _) => LevelFilter::Trace,
     }
 }

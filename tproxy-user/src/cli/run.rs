@@ -11,7 +11,7 @@ use clap::Args;
 use super::{Usage, accept, file::read_file, interface_name};
 use crate::{
     agent::{self, Options},
-    config::{AgentSection, Config, Source, number, seconds},
+    config::{AgentSection, Config, Source, idle, number, seconds, sessions},
     instance::Instance,
     rule::RuleSpec,
 };
@@ -19,7 +19,9 @@ use crate::{
 #[derive(Args)]
 #[command(after_help = "Examples:
   tproxy run --iface eth1 --dport 80,443
-  tproxy run --iface eth1,wg0 --dst '0.0.0.0/0,!10.0.0.0/8' --dport 443
+  tproxy run --iface eth1,wg0 --dst '0.0.0.0/0,!10.0.0.0/8' --proto any --dport 53,80,443
+  tproxy run --scope local --cgroup /sys/fs/cgroup/user.slice --dport 80,443
+  tproxy --netns pod run --scope local --dport 80,443
   tproxy run --config /etc/tproxy.toml       # SIGHUP reads its rules and sets again
   tproxy --instance lab run --iface veth0    # no rules yet: add them with `tproxy rule add`")]
 pub(super) struct Arguments {
@@ -62,11 +64,27 @@ struct Agent {
     /// Leave programs, maps and rules in the kernel at the end
     #[arg(long)]
     pin: bool,
+    /// How long a UDP session is kept in which nothing passes [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = idle)]
+    udp_idle: Option<Duration>,
+    /// The same for sessions to port 53 [default: 20]
+    #[arg(long, value_name = "SECONDS", value_parser = idle)]
+    dns_idle: Option<Duration>,
+    /// UDP sessions at once [default: half of what open files allow]
+    #[arg(long, value_name = "N", value_parser = sessions)]
+    udp_sessions: Option<usize>,
+    /// UDP sessions at once of one client, at each worker [default: 1024]
+    #[arg(long, value_name = "N", value_parser = sessions)]
+    udp_sessions_per_source: Option<usize>,
 }
+
+/// What RFC 4787 (REQ-5) lets clients count on.
+const LEAST_UDP_IDLE: Duration = Duration::from_mins(2);
 
 pub(super) fn execute(
     instance: &Instance,
     mut arguments: Arguments,
+    namespace: Option<PathBuf>,
     quiet: bool,
 ) -> anyhow::Result<()> {
     if let Some(name) = first_repeated(&arguments.iface) {
@@ -83,12 +101,21 @@ pub(super) fn execute(
         vec![arguments.rule]
     };
     let section = file.as_ref().map(|(_, config)| config.agent.clone());
-    let options = options(
-        arguments.iface,
-        rules,
-        &arguments.agent,
-        section.unwrap_or_default(),
-    );
+    let options = Options {
+        namespace,
+        ..options(
+            arguments.iface,
+            rules,
+            &arguments.agent,
+            section.unwrap_or_default(),
+        )
+    };
+    if options.udp_idle < LEAST_UDP_IDLE {
+        log::warn!(
+            "--udp-idle: clients may count on 120 s (RFC 4787, REQ-5), and get {} s",
+            options.udp_idle.as_secs_f64()
+        );
+    }
     agent::run(instance, &options, file)
 }
 
@@ -115,7 +142,7 @@ fn options(
     agent: &Agent,
     section: AgentSection,
 ) -> Options {
-    const PATIENCE: Duration = Duration::from_secs(10);
+    let default = Options::default();
     Options {
         interfaces: if interfaces.is_empty() {
             section.interfaces
@@ -131,9 +158,23 @@ fn options(
         connect_timeout: agent
             .connect_timeout
             .or(section.connect_timeout)
-            .unwrap_or(PATIENCE),
-        drain: agent.drain.or(section.drain).unwrap_or(PATIENCE),
+            .unwrap_or(default.connect_timeout),
+        drain: agent.drain.or(section.drain).unwrap_or(default.drain),
         pin: agent.pin || section.pin.unwrap_or(false),
+        udp_idle: agent
+            .udp_idle
+            .or(section.udp_idle)
+            .unwrap_or(default.udp_idle),
+        dns_idle: agent
+            .dns_idle
+            .or(section.dns_idle)
+            .unwrap_or(default.dns_idle),
+        udp_sessions: agent.udp_sessions.or(section.udp_sessions),
+        udp_sessions_per_source: agent
+            .udp_sessions_per_source
+            .or(section.udp_sessions_per_source)
+            .unwrap_or(default.udp_sessions_per_source),
+        namespace: None,
     }
 }
 
@@ -156,6 +197,10 @@ mod tests {
             connect_timeout: None,
             drain: None,
             pin: false,
+            udp_idle: None,
+            dns_idle: None,
+            udp_sessions: None,
+            udp_sessions_per_source: None,
         }
     }
 

@@ -26,9 +26,17 @@ pub struct AgentSection {
     pub drain: Option<Duration>,
     /// Whether programs, maps and rules stay at the end.
     pub pin: Option<bool>,
+    /// How long a UDP session is kept in which nothing passes.
+    pub udp_idle: Option<Duration>,
+    /// The same for port 53.
+    pub dns_idle: Option<Duration>,
+    /// UDP sessions at once.
+    pub udp_sessions: Option<usize>,
+    /// UDP sessions at once of one client's address, at each worker.
+    pub udp_sessions_per_source: Option<usize>,
 }
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 13] = [
     "interfaces",
     "mark",
     "table",
@@ -38,6 +46,10 @@ const KEYS: [&str; 9] = [
     "connect_timeout",
     "drain",
     "pin",
+    "udp_idle",
+    "dns_idle",
+    "udp_sessions",
+    "udp_sessions_per_source",
 ];
 
 impl AgentSection {
@@ -58,6 +70,12 @@ impl AgentSection {
                 }
                 "drain" => section.drain = parsed(document, key, value, seconds),
                 "pin" => section.pin = document.flag(key, value),
+                "udp_idle" => section.udp_idle = parsed(document, key, value, idle),
+                "dns_idle" => section.dns_idle = parsed(document, key, value, idle),
+                "udp_sessions" => section.udp_sessions = parsed(document, key, value, sessions),
+                "udp_sessions_per_source" => {
+                    section.udp_sessions_per_source = parsed(document, key, value, sessions);
+                }
                 _ => {}
             }
         }
@@ -119,6 +137,32 @@ pub fn seconds(word: &str) -> Result<Duration, String> {
     match word.parse::<f64>() {
         Ok(seconds) if (0.0..=LONGEST).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err("not a number of seconds from 0 to 86400".to_owned()),
+    }
+}
+
+/// How long something may be idle, in seconds, up to a day. No time at all would end it before it
+/// began.
+///
+/// # Errors
+///
+/// What a word is that is no such number.
+pub fn idle(word: &str) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_secs(1);
+    match seconds(word) {
+        Ok(idle) if idle >= SHORTEST => Ok(idle),
+        _ => Err("not a number of seconds from 1 to 86400".to_owned()),
+    }
+}
+
+/// A number of UDP sessions.
+///
+/// # Errors
+///
+/// What a word is that is no such number.
+pub fn sessions(word: &str) -> Result<usize, String> {
+    match word.parse::<u32>() {
+        Ok(number @ 1..) => usize::try_from(number).map_err(|error| error.to_string()),
+        _ => Err("not a number of sessions from 1 to 4294967295".to_owned()),
     }
 }
 

@@ -120,6 +120,10 @@ fn every_option_of_the_agent_is_taken() {
         agent.connect_timeout = 2.5
         agent.drain = 30
         agent.pin = false
+        agent.udp_idle = 300
+        agent.dns_idle = 5
+        agent.udp_sessions = 100
+        agent.udp_sessions_per_source = "10"
         "#,
     );
     assert_eq!(
@@ -134,6 +138,10 @@ fn every_option_of_the_agent_is_taken() {
             connect_timeout: Some(Duration::from_millis(2500)),
             drain: Some(Duration::from_secs(30)),
             pin: Some(false),
+            udp_idle: Some(Duration::from_mins(5)),
+            dns_idle: Some(Duration::from_secs(5)),
+            udp_sessions: Some(100),
+            udp_sessions_per_source: Some(10),
         }
     );
 }

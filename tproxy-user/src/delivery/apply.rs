@@ -1,22 +1,24 @@
 //! Writing and removing the policy rules and local routes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use ipnet::IpNet;
 use rtnetlink::packet_route::route::RouteType;
 use tokio::sync::{Mutex, Notify};
 
 use super::{
     Assignment, Error, Netlink,
     links::valid_interface_name,
-    object::{Family, LOOPBACK, Object, SourceRoute},
+    object::{Family, LIMIT, LOOPBACK, Object, SourceRoute, table_of_route},
     precedence::warn_of_rules_before_ours,
-    source::source_routes,
+    source::{sources_v4, without_repetitions},
     transaction::{Transaction, delete, objects_in_force},
 };
 
@@ -59,8 +61,7 @@ impl<'a, S> Flows<'a, S> {
 /// The flows of the last [`Delivery::apply`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Delivered {
-    /// The interfaces that marked packets are delivered from, `lo` being among them for local flows.
-    pub(super) interfaces: BTreeSet<String>,
+    interfaces: BTreeSet<String>,
     pub(super) local: bool,
 }
 
@@ -68,14 +69,15 @@ impl Delivered {
     fn of<S: AsRef<str>>(flows: &Flows<'_, S>) -> Result<Self, Error> {
         let names = flows.interfaces.iter();
         let names = names.map(|name| interface_name(name.as_ref()));
-        let mut interfaces = names.collect::<Result<BTreeSet<String>, Error>>()?;
-        if flows.local {
-            interfaces.insert(LOOPBACK.to_owned());
-        }
         Ok(Self {
-            interfaces,
+            interfaces: names.collect::<Result<BTreeSet<String>, Error>>()?,
             local: flows.local,
         })
+    }
+
+    /// Whether marked packets are delivered that policy rules see come in on this interface.
+    pub(super) fn takes_from(&self, interface: &str) -> bool {
+        self.interfaces.contains(interface) || self.local && interface == LOOPBACK
     }
 }
 
@@ -124,7 +126,7 @@ impl Delivery {
         }
         // Said once for the same interfaces, however often they are applied.
         if delivered.as_ref() != Some(&wanted) {
-            warn_of_rules_before_ours(&self.netlink, self.assignment, &wanted.interfaces).await;
+            warn_of_rules_before_ours(&self.netlink, self.assignment, &wanted).await;
         }
         *delivered = Some(wanted);
         self.local_changed.notify_one();
@@ -138,17 +140,32 @@ impl Delivery {
             objects.extend(Family::BOTH.map(|family| Object::Rule(family, name.clone())));
         }
         if wanted.local {
+            objects.insert(Object::Rule(Family::V4, LOOPBACK.to_owned()));
+            // What arrives on `lo` with our mark needs the default route.
+            if !wanted.interfaces.contains(LOOPBACK) {
+                objects.extend([Object::LocalTcpRule, Object::LocalUdpRule]);
+            }
             objects.extend(Family::BOTH.map(Object::FromStandIn));
             objects.insert(Object::ToStandIn);
-            objects.extend(self.source_routes().await?.map(Object::SourceRoute));
+            objects.extend(self.source_routes().await?);
         }
         Ok(objects)
     }
 
-    async fn source_routes(&self) -> Result<impl Iterator<Item = SourceRoute>, Error> {
+    async fn source_routes(&self) -> Result<impl Iterator<Item = Object>, Error> {
         let addresses = self.netlink.addresses_v4().await?;
         let unicast = self.netlink.routes_of_type(Family::V4, RouteType::Unicast);
-        let (routes, beyond) = source_routes(&unicast.await?, &addresses);
+        let mut unicast = unicast.await?;
+        unicast.retain(|route| table_of_route(route) != self.assignment.table);
+        let v4 = self.limited(sources_v4(&unicast, &addresses));
+        let v6 = self.limited(self.netlink.sources_v6(self.assignment.table).await?);
+        Ok(v4.into_iter().chain(v6).map(Object::SourceRoute))
+    }
+
+    fn limited(&self, sources: BTreeMap<IpNet, IpAddr>) -> Vec<SourceRoute> {
+        let mut routes = without_repetitions(sources);
+        let beyond = routes.len().saturating_sub(LIMIT);
+        routes.truncate(LIMIT);
         if beyond > 0 && !self.warned_of_limit.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "this host has routes with {} different sources, of which the {} with the shortest \
@@ -157,7 +174,7 @@ impl Delivery {
                 routes.len()
             );
         }
-        Ok(routes.into_iter())
+        routes
     }
 
     /// Removes every rule of ours and the local routes. What is not there any more is no error.

@@ -43,17 +43,17 @@ impl Assignment {
         Ipv6Addr::new(0xfd74, 0x7072, 0x6f78, 0x79, 0, 0, high, low)
     }
 
-    /// The stand-ins for IPv6 of all instances. No route makes them local, for nobody else is to see
-    /// them.
-    pub const STAND_INS_V6: Ipv6Net =
-        Ipv6Net::new_assert(Ipv6Addr::new(0xfd74, 0x7072, 0x6f78, 0x79, 0, 0, 0, 0), 64);
-
-    pub(super) fn stand_in(&self, family: Family) -> IpAddr {
+    pub(super) fn stand_in(self, family: Family) -> IpAddr {
         match family {
             Family::V4 => self.stand_in_v4().into(),
             Family::V6 => self.stand_in_v6().into(),
         }
     }
+
+    /// The stand-ins for IPv6 of all instances. No route makes them local, for nobody else is to see
+    /// them.
+    pub const STAND_INS_V6: Ipv6Net =
+        Ipv6Net::new_assert(Ipv6Addr::new(0xfd74, 0x7072, 0x6f78, 0x79, 0, 0, 0, 0), 64);
 }
 
 /// See [`Assignment::upstream_mark`].

@@ -17,7 +17,7 @@ use super::{
 /// all the time.
 const SHARE: u32 = 20;
 
-/// The changes of the host's routes and addresses of IPv4, while somebody asks for them.
+/// The changes of the host's routes and addresses, while somebody asks for them.
 #[derive(Default)]
 pub(super) struct HostRoutes {
     notifications: Option<Notifications>,
@@ -38,6 +38,8 @@ impl HostRoutes {
         match Notifications::subscribe_to_all(&[
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Link,
         ]) {
             Ok(notifications) => {

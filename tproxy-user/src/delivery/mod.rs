@@ -8,9 +8,10 @@
 //! For flows that processes of this host open, the interface is `lo`. A datagram that cannot be marked
 //! any more gets a source of ours instead ([`Assignment::stand_in_v4`], [`Assignment::stand_in_v6`]),
 //! for which there is a rule of its own. The source of a connected socket comes from the route, so
-//! for IPv4 the table says which one that is for each prefix that this host has a route for:
-//! `local PREFIX dev lo src SOURCE`. Where it has no route, the table gives no source, and the
-//! process is told that the network is unreachable. For IPv6 the kernel looks at all interfaces.
+//! the table says which one that is for each prefix that this host has a route for:
+//! `local PREFIX dev lo src SOURCE`. Where it has no route, a process is told that the network is
+//! unreachable: for IPv4 because the default route of our table gives no source, for IPv6 because the
+//! rule for local UDP flows passes over it (`suppress_prefixlength 0`).
 //!
 //! - [`choose`] finds a mark and a table that nothing else holds.
 //! - [`Delivery`] writes, restores and removes the rules and routes; [`remove_leftovers`] removes
@@ -38,6 +39,7 @@ mod precedence;
 mod repairs;
 mod sockets;
 mod source;
+mod source_v6;
 mod transaction;
 mod watch;
 

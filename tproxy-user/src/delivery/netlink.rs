@@ -84,6 +84,28 @@ impl Netlink {
         Err(Refusal::Closed)
     }
 
+    /// The answer to a question that has one.
+    pub(super) async fn ask(
+        &self,
+        question: RouteNetlinkMessage,
+    ) -> Result<RouteNetlinkMessage, Refusal> {
+        let mut request = NetlinkMessage::from(question);
+        request.header.flags = NLM_F_REQUEST;
+        let mut answers = self
+            .handle
+            .clone()
+            .request(request)
+            .map_err(|_| Refusal::Closed)?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(answer) => return Ok(answer),
+                NetlinkPayload::Error(error) => return Err(Refusal::from_kernel(error.raw_code())),
+                _ => {}
+            }
+        }
+        Err(Refusal::Closed)
+    }
+
     /// Everything that answers a dump request.
     pub(super) async fn dump(
         &self,

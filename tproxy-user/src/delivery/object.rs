@@ -3,12 +3,12 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv6Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use rtnetlink::packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    AddressFamily, IpProtocol, RouteNetlinkMessage,
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
@@ -67,6 +67,11 @@ pub(super) enum Object {
     SourceRoute(SourceRoute),
     /// `iif INTERFACE fwmark MARK/MARK lookup TABLE`
     Rule(Family, String),
+    /// `iif lo ipproto tcp fwmark MARK/MARK lookup TABLE`, for IPv6: TCP sockets are marked when they
+    /// have a source.
+    LocalTcpRule,
+    /// `iif lo ipproto udp fwmark MARK/MARK lookup TABLE suppress_prefixlength 0`, for IPv6
+    LocalUdpRule,
     /// `from STAND_IN iif lo lookup TABLE`
     FromStandIn(Family),
     /// `to STAND_IN iif lo lookup TABLE`, for IPv6: that of IPv4 is local anyway.
@@ -76,16 +81,21 @@ pub(super) enum Object {
 /// A route that says which source a socket of this host gets when it connects to a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SourceRoute {
-    pub(super) prefix: Ipv4Net,
-    pub(super) source: Ipv4Addr,
+    pub(super) prefix: IpNet,
+    /// Unspecified where the kernel shall choose, for IPv6.
+    pub(super) source: IpAddr,
 }
+
+/// How many routes with a source are written at most for a family. Those with the longest prefixes
+/// are left out: their flows get the source of a shorter one.
+pub(super) const LIMIT: usize = 1024;
 
 impl Object {
     pub(super) fn family(&self) -> Family {
         match self {
             Self::Route(family) | Self::Rule(family, _) | Self::FromStandIn(family) => *family,
-            Self::SourceRoute(_) => Family::V4,
-            Self::ToStandIn => Family::V6,
+            Self::SourceRoute(of) => of.family(),
+            Self::LocalTcpRule | Self::LocalUdpRule | Self::ToStandIn => Family::V6,
         }
     }
 
@@ -118,6 +128,20 @@ impl Object {
             Self::Rule(family, interface) => {
                 Message::Rule(marked_rule(*family, interface, assignment))
             }
+            Self::LocalTcpRule => {
+                let mut rule = marked_rule(Family::V6, LOOPBACK, assignment);
+                rule.attributes
+                    .push(RuleAttribute::IpProtocol(IpProtocol::Tcp));
+                Message::Rule(rule)
+            }
+            Self::LocalUdpRule => {
+                let mut rule = marked_rule(Family::V6, LOOPBACK, assignment);
+                rule.attributes.extend([
+                    RuleAttribute::IpProtocol(IpProtocol::Udp),
+                    RuleAttribute::SuppressPrefixLen(0),
+                ]);
+                Message::Rule(rule)
+            }
             Self::FromStandIn(family) => {
                 let mut rule = rule(*family, LOOPBACK, assignment);
                 let source = assignment.stand_in(*family);
@@ -142,11 +166,22 @@ impl Object {
         let family = self.family();
         match self {
             Self::Route(_) => format!("route \"local default dev lo table {table}\" ({family})"),
+            Self::SourceRoute(SourceRoute { prefix, source }) if source.is_unspecified() => {
+                format!("route \"local {prefix} dev lo table {table}\" ({family})")
+            }
             Self::SourceRoute(SourceRoute { prefix, source }) => {
                 format!("route \"local {prefix} dev lo src {source} table {table}\" ({family})")
             }
             Self::Rule(_, interface) => format!(
                 "policy rule \"iif {interface} fwmark {mark:#x}/{mark:#x} lookup {table}\" ({family})"
+            ),
+            Self::LocalTcpRule => format!(
+                "policy rule \"iif lo ipproto tcp fwmark {mark:#x}/{mark:#x} lookup {table}\" \
+                 ({family})"
+            ),
+            Self::LocalUdpRule => format!(
+                "policy rule \"iif lo ipproto udp fwmark {mark:#x}/{mark:#x} lookup {table} \
+                 suppress_prefixlength 0\" ({family})"
             ),
             Self::FromStandIn(_) => format!(
                 "policy rule \"from {} iif lo lookup {table}\" ({family})",
@@ -156,6 +191,15 @@ impl Object {
                 "policy rule \"to {} iif lo lookup {table}\" ({family})",
                 assignment.stand_in(family)
             ),
+        }
+    }
+}
+
+impl SourceRoute {
+    fn family(&self) -> Family {
+        match self.prefix {
+            IpNet::V4(_) => Family::V4,
+            IpNet::V6(_) => Family::V6,
         }
     }
 }
@@ -204,13 +248,24 @@ fn route(family: Family, Assignment { table, .. }: Assignment) -> RouteMessage {
 }
 
 fn source_route(of: SourceRoute, assignment: Assignment) -> RouteMessage {
-    let mut route = route(Family::V4, assignment);
+    let mut route = route(of.family(), assignment);
     route.header.destination_prefix_length = of.prefix.prefix_len();
-    route.attributes.extend([
-        RouteAttribute::Destination(RouteAddress::Inet(of.prefix.network())),
-        RouteAttribute::PrefSource(RouteAddress::Inet(of.source)),
-    ]);
+    let destination = route_address(of.prefix.network());
     route
+        .attributes
+        .push(RouteAttribute::Destination(destination));
+    if !of.source.is_unspecified() {
+        let source = route_address(of.source);
+        route.attributes.push(RouteAttribute::PrefSource(source));
+    }
+    route
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
 }
 
 fn full_length(address: IpAddr) -> u8 {
@@ -238,6 +293,7 @@ pub(super) fn rule_of_ours(
     let (mut source, mut destination) = (None, None);
     let mut fwmark = (0, 0);
     let (mut priority, mut protocol) = (0, RouteProtocol::Unspec);
+    let (mut ip_protocol, mut suppresses_default) = (None, false);
     for attribute in &rule.attributes {
         match attribute {
             RuleAttribute::Iifname(name) => interface = Some(name),
@@ -247,6 +303,8 @@ pub(super) fn rule_of_ours(
             RuleAttribute::FwMask(mask) => fwmark.1 = *mask,
             RuleAttribute::Priority(value) => priority = *value,
             RuleAttribute::Protocol(value) => protocol = *value,
+            RuleAttribute::IpProtocol(value) => ip_protocol = Some(*value),
+            RuleAttribute::SuppressPrefixLen(0) => suppresses_default = true,
             // The kernel always writes these two; all ones mean that nothing is suppressed.
             RuleAttribute::Table(_)
             | RuleAttribute::SuppressPrefixLen(u32::MAX)
@@ -262,6 +320,15 @@ pub(super) fn rule_of_ours(
     let stand_in = Some((stand_in, full_length(stand_in)));
     let marked = fwmark == (assignment.mark, assignment.mark);
     let unmarked = fwmark == (0, 0) && interface == LOOPBACK;
+    if ip_protocol.is_some() || suppresses_default {
+        let ours = marked && interface == LOOPBACK && family == Family::V6;
+        let plain = (source, destination) == (None, None);
+        return match ip_protocol.filter(|_| ours && plain)? {
+            IpProtocol::Tcp if !suppresses_default => Some(Object::LocalTcpRule),
+            IpProtocol::Udp if suppresses_default => Some(Object::LocalUdpRule),
+            _ => None,
+        };
+    }
     match (source, destination) {
         (None, None) if marked => Some(Object::Rule(family, interface.clone())),
         (source, None) if unmarked && source == stand_in => Some(Object::FromStandIn(family)),
@@ -295,20 +362,33 @@ pub(super) fn route_of_ours(
         return Some(Object::Route(family));
     }
     let (mut destination, mut source) = (None, None);
+    let mut metric = 0;
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                destination = Some(*address);
-            }
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
-            RouteAttribute::Priority(_) => return None,
+            RouteAttribute::Destination(address) => destination = ip_address(address),
+            RouteAttribute::PrefSource(address) => source = ip_address(address),
+            RouteAttribute::Priority(value) => metric = *value,
             _ => {}
         }
     }
-    Some(Object::SourceRoute(SourceRoute {
-        prefix: Ipv4Net::new(destination?, length).ok()?,
-        source: source?,
-    }))
+    let (own_metric, source) = match family {
+        Family::V4 => (0, source?),
+        // The kernel takes the source out of the routes when the address goes.
+        Family::V6 => (IPV6_METRIC, source.unwrap_or(Ipv6Addr::UNSPECIFIED.into())),
+    };
+    let prefix = IpNet::new(destination?, length).ok()?;
+    (metric == own_metric).then_some(Object::SourceRoute(SourceRoute { prefix, source }))
+}
+
+/// The metric that IPv6 gives a route without one (`IP6_RT_PRIO_USER`, `<net/ip6_route.h>`).
+const IPV6_METRIC: u32 = 1024;
+
+fn ip_address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
 }
 
 /// The table that a rule looks up; 0 for a rule that looks up none.

@@ -1,11 +1,10 @@
 //! Policy rules of others that come before ours and may take marked packets elsewhere.
 
-use std::collections::BTreeSet;
-
 use rtnetlink::packet_route::rule::{RuleAction, RuleFlags, RuleMessage};
 
 use super::{
     Assignment, Netlink, PRIORITY,
+    apply::Delivered,
     describe::{RuleSelectors, describe_rule},
     object::{Family, table_of_rule},
 };
@@ -18,14 +17,14 @@ const LOCAL_TABLE: u32 = 255;
 pub(super) async fn warn_of_rules_before_ours(
     netlink: &Netlink,
     assignment: Assignment,
-    interfaces: &BTreeSet<String>,
+    delivered: &Delivered,
 ) {
     for family in Family::BOTH {
         // Reading fails only with the connection, which the next change reports.
         let rules = netlink.rules(family).await.unwrap_or_default();
         let before = rules
             .iter()
-            .filter(|rule| precedes_ours(rule, assignment, interfaces));
+            .filter(|rule| precedes_ours(rule, assignment, delivered));
         before.for_each(warn_of_rule_before_ours);
     }
 }
@@ -40,11 +39,11 @@ pub(super) fn warn_of_rule_before_ours(rule: &RuleMessage) {
 }
 
 /// Whether a rule comes before ours and could match a packet with our mark, and no bits besides,
-/// that came in on one of these interfaces.
+/// that is delivered.
 pub(super) fn precedes_ours(
     rule: &RuleMessage,
     assignment: Assignment,
-    interfaces: &BTreeSet<String>,
+    delivered: &Delivered,
 ) -> bool {
     let selectors = RuleSelectors::of(rule);
     let delivers_here =
@@ -59,7 +58,7 @@ pub(super) fn precedes_ours(
     let marked = selectors
         .fwmark
         .is_none_or(|fwmark| (assignment.mark ^ fwmark.value) & fwmark.mask == 0);
-    let from_interface = selectors.iif.is_none_or(|name| interfaces.contains(name));
+    let from_interface = selectors.iif.is_none_or(|name| delivered.takes_from(name));
     // A packet that comes in has no outgoing interface yet.
     marked && from_interface && selectors.oif.is_none()
 }

@@ -1,4 +1,4 @@
-//! Which source the kernel gives a socket of this host that connects to an IPv4 destination.
+//! Which source the kernel gives a socket of this host that connects to a destination, for IPv4.
 //!
 //! A flow that is delivered to the agent gets its source from our table, in which every route leads
 //! to `lo`. So that the source is the one that the flow would have had, our table says for each
@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags},
@@ -23,19 +23,12 @@ const MAIN_TABLE: u32 = 254;
 /// The scope of what is directly attached (`RT_SCOPE_LINK`, `<linux/rtnetlink.h>`).
 const LINK_SCOPE: u8 = 253;
 
-/// How many routes with a source are written at most. Those with the longest prefixes are left out:
-/// their flows get the source of a shorter one.
-pub(super) const LIMIT: usize = 1024;
-
-/// The routes that say for each destination which source the kernel would choose, and how many
-/// there are beyond [`LIMIT`].
-///
-/// A route that says the same as a shorter one is left out. `unicast` are the unicast routes of IPv4
-/// of all tables but our own, in the kernel's order, `addresses` the addresses of IPv4.
-pub(super) fn source_routes(
+/// The source for each prefix that this host has a route for. `unicast` are the unicast routes of
+/// IPv4 of all tables but our own, in the kernel's order, `addresses` the addresses of IPv4.
+pub(super) fn sources_v4(
     unicast: &[RouteMessage],
     addresses: &[AddressMessage],
-) -> (Vec<SourceRoute>, usize) {
+) -> BTreeMap<IpNet, IpAddr> {
     let addresses = Addresses::of(addresses);
     let (main, others): (Vec<&RouteMessage>, Vec<&RouteMessage>) = unicast
         .iter()
@@ -55,10 +48,8 @@ pub(super) fn source_routes(
             by_prefix.entry(half).or_insert(default);
         }
     }
-    let mut routes = without_repetitions(by_prefix);
-    let beyond = routes.len().saturating_sub(LIMIT);
-    routes.truncate(LIMIT);
-    (routes, beyond)
+    let general = |(prefix, source): (Ipv4Net, Ipv4Addr)| (prefix.into(), source.into());
+    by_prefix.into_iter().map(general).collect()
 }
 
 fn halves() -> [Ipv4Net; 2] {
@@ -85,14 +76,14 @@ fn sources<'a>(
     sources
 }
 
-/// The shortest prefixes first, without those that a shorter one says already.
-fn without_repetitions(sources: BTreeMap<Ipv4Net, Ipv4Addr>) -> Vec<SourceRoute> {
-    let mut by_length: Vec<(Ipv4Net, Ipv4Addr)> = sources.into_iter().collect();
+/// The shortest prefixes first, without those that say the same as a shorter one.
+pub(super) fn without_repetitions(sources: BTreeMap<IpNet, IpAddr>) -> Vec<SourceRoute> {
+    let mut by_length: Vec<(IpNet, IpAddr)> = sources.into_iter().collect();
     by_length.sort_by_key(|(prefix, _)| prefix.prefix_len());
-    let mut kept: HashMap<Ipv4Net, Ipv4Addr> = HashMap::new();
+    let mut kept: HashMap<IpNet, IpAddr> = HashMap::new();
     let mut routes = Vec::new();
     for (prefix, source) in by_length {
-        let mut shorter = std::iter::successors(prefix.supernet(), Ipv4Net::supernet);
+        let mut shorter = std::iter::successors(prefix.supernet(), IpNet::supernet);
         if shorter.find_map(|one| kept.get(&one)) != Some(&source) {
             kept.insert(prefix, source);
             routes.push(SourceRoute { prefix, source });
@@ -113,7 +104,7 @@ fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
     Ipv4Net::new(address, route.header.destination_prefix_length).ok()
 }
 
-/// What `fib_result_prefsrc` (net/ipv4/fib_semantics.c) says; none for a route that is not used.
+/// What `fib_result_prefsrc` (`net/ipv4/fib_semantics.c`) says; none for a route that is not used.
 fn source_of(route: &RouteMessage, addresses: &Addresses) -> Option<Ipv4Addr> {
     let hop = NextHop::of(route)?;
     let preferred = route
@@ -191,7 +182,7 @@ impl Addresses {
         Self(messages.iter().filter_map(Address::of).collect())
     }
 
-    /// As `inet_select_addr` (net/ipv4/devinet.c) does.
+    /// As `inet_select_addr` (`net/ipv4/devinet.c`) does.
     fn select(&self, hop: NextHop, scope: u8) -> Option<Ipv4Addr> {
         let mut suitable = self
             .0

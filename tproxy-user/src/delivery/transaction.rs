@@ -163,7 +163,9 @@ impl<'a> Transaction<'a> {
             Object::Route(family) => self.route_in_place(*family).await?,
             Object::Rule(family, interface) => self.rule_in_place(*family, interface).await?,
             Object::FromStandIn(family) => self.rule_in_place(*family, LOOPBACK).await?,
-            Object::ToStandIn => self.rule_in_place(Family::V6, LOOPBACK).await?,
+            Object::LocalTcpRule | Object::LocalUdpRule | Object::ToStandIn => {
+                self.rule_in_place(Family::V6, LOOPBACK).await?
+            }
             Object::SourceRoute(_) => None,
         };
         let holder = holder.unwrap_or_else(|| "something else".into());

@@ -43,7 +43,7 @@ impl Delivery {
     /// Begins to restore the rules and routes of the last [`Delivery::apply`] whenever something
     /// else removes them, with a warning in the log that names them; also IPv6's when it is enabled
     /// later on. Between repairs it sets `lo` up again when something has set it down. While local
-    /// flows are delivered, the sources follow the routes and addresses of IPv4.
+    /// flows are delivered, the sources follow the routes and addresses of this host.
     ///
     /// The calling thread, and those that drive its tokio runtime, have to be in the network
     /// namespace of this delivery.
@@ -113,7 +113,7 @@ impl Delivery {
                 .any(|family| rule_of_ours(rule, family, self.assignment).is_some()),
             RouteNetlinkMessage::NewRule(rule) => {
                 if let Some(delivered) = self.delivered.lock().await.as_ref()
-                    && precedes_ours(rule, self.assignment, &delivered.interfaces)
+                    && precedes_ours(rule, self.assignment, delivered)
                 {
                     warn_of_rule_before_ours(rule);
                 }

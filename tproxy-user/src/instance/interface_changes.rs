@@ -5,7 +5,7 @@ use std::mem;
 use super::{
     Change, ChangeLock, Error, Instance, Interface, NamespaceId, State, attachments::Attachments,
 };
-use crate::delivery::{Delivery, Flows, Framing, Link, Netlink, link_by_name, link_names};
+use crate::delivery::{Delivery, Framing, Link, Netlink, link_by_name, link_names};
 
 impl Change {
     /// Attaches interfaces, all or none. The caller is in the instance's network namespace.
@@ -40,10 +40,10 @@ impl Change {
         let filters_undone = self.remove_stray_filters(&netlink).await;
         let delivery = Delivery::new(netlink, self.state.assignment());
         let names = self.state.interface_names();
-        let delivery_undone = if names.is_empty() {
+        let delivery_undone = if names.is_empty() && !self.state.local {
             delivery.remove().await
         } else {
-            delivery.apply(&Flows::forwarded(&names)).await
+            delivery.apply(&self.state.flows(&names)).await
         };
         links_undone.and(filters_undone)?;
         Ok(delivery_undone?)
@@ -57,7 +57,7 @@ impl Change {
     ) -> Result<(), Error> {
         let mut wanted = self.state.interface_names();
         wanted.extend(links.iter().map(|link| link.name.clone()));
-        delivery.apply(&Flows::forwarded(&wanted)).await?;
+        delivery.apply(&self.state.flows(&wanted)).await?;
         for link in links {
             let interface = self.attach_link(netlink, link).await?;
             // An absent one of that name has come.
@@ -83,9 +83,8 @@ impl Change {
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
-        delivery
-            .apply(&Flows::forwarded(&self.state.interface_names()))
-            .await?;
+        let names = self.state.interface_names();
+        delivery.apply(&self.state.flows(&names)).await?;
         Ok(self.state)
     }
 

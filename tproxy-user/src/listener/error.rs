@@ -10,7 +10,10 @@ use super::Process;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel did not list the sockets.
-    #[error("cannot list the {protocol} sockets: {}", .errno.desc())]
+    #[error(
+        "cannot list the {protocol} sockets: {}{}",
+        .errno.desc(), listing_advice(.protocol, *.errno)
+    )]
     List {
         /// "tcp" or "udp".
         protocol: &'static str,
@@ -71,11 +74,19 @@ pub(super) fn advice(command: &str) -> &'static str {
         "haproxy" => "write `transparent` behind the address in its line `bind`",
         "envoy" => "set `transparent: true` in its listener",
         "nginx" => {
-            "nginx cannot set it (`listen` has no parameter for it), so take another listener"
+            "nginx cannot set it by itself, so start it with a socket that has it (`NGINX=\"3;\"` in its environment, or systemd.socket with Transparent=yes)"
         }
         _ => {
             "let it set that option before it listens (Squid: `http_port 3129 tproxy`; HAProxy: `bind :3129 transparent`; Envoy: `transparent: true`)"
         }
+    }
+}
+
+/// The kernel answers so when it has not got the part that lists sockets of this protocol.
+fn listing_advice(protocol: &str, errno: Errno) -> String {
+    match errno {
+        Errno::ENOENT => format!("; `modprobe {protocol}_diag` loads what lists them"),
+        _ => String::new(),
     }
 }
 
@@ -92,7 +103,7 @@ fn no_holder(protocol: &str, bound: SocketAddr, inode: u32, hidden: &[Process]) 
                 count => format!(" and {count} others"),
             };
             format!(
-                "{found}, and {first}{others} may not be looked into: run tproxy as root with CAP_SYS_PTRACE"
+                "{found}, and {first}{others} may not be looked into: run tproxy as root, with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
             )
         }
     }

@@ -100,10 +100,6 @@ fn list_family(
                 }
                 NetlinkPayload::Done(done) if done.code == 0 => return Ok(()),
                 NetlinkPayload::Done(done) => return Err(from_kernel(done.code)),
-                // A kernel without IPv6 has no sockets of it.
-                NetlinkPayload::Error(error) if from_kernel(error.raw_code()) == Errno::ENOENT => {
-                    return Ok(());
-                }
                 NetlinkPayload::Error(error) => return Err(from_kernel(error.raw_code())),
                 _ => {}
             }

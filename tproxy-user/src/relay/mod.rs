@@ -4,8 +4,8 @@
 //! shared between workers but counters. An accepted socket has the flow's original destination as
 //! its own address. The relay asks the [`Policy`] where to connect, connects, and then moves bytes
 //! with splice(2), or by copying while they are few. It takes no byte of a client before upstream
-//! is connected, and none that the other end would not take. What it does with datagrams is in
-//! [`udp`].
+//! is connected, and none that the other end would not take. Datagrams have sessions instead of
+//! flows (`udp`).
 
 mod capacity;
 mod connect;
@@ -39,7 +39,7 @@ use mio::Waker;
 
 pub use capacity::Capacity;
 pub use listener::{ListenError, Listener, bind};
-pub use policy::{Admission, Policy, RuleTag};
+pub use policy::{Admission, Load, Policy, RuleTag};
 pub use record::{End, FlowRecord};
 pub use settings::Settings;
 pub use stats::WorkerStats;
@@ -144,6 +144,7 @@ impl Relay {
             own_udp_ports.insert(address(udp.local_addr())?.port());
         }
         let shared = Arc::new(Shared {
+            sessions_per_source: settings.udp_sessions_per_source.div_ceil(listeners.len()),
             settings,
             policy,
             control: Control::new(),
@@ -157,11 +158,15 @@ impl Relay {
         let mut workers = Vec::new();
         let mut wakers = Vec::new();
         let mut counters = Vec::new();
-        for listener in listeners {
+        for (number, listener) in listeners.into_iter().enumerate() {
             let own_counters = Arc::new(Counters::default());
-            let (worker, waker) =
-                Worker::new(listener, Arc::clone(&shared), Arc::clone(&own_counters))
-                    .map_err(failed("epoll"))?;
+            let (worker, waker) = Worker::new(
+                number,
+                listener,
+                Arc::clone(&shared),
+                Arc::clone(&own_counters),
+            )
+            .map_err(failed("epoll"))?;
             workers.push(worker);
             wakers.push(waker);
             counters.push(own_counters);

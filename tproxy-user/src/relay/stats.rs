@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::Load;
+
 /// The live counters of one worker, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -23,6 +25,14 @@ pub(super) struct Counters {
 }
 
 impl Counters {
+    pub(super) fn load(&self) -> Load {
+        Load {
+            flows: self.flows.get(),
+            sessions: self.sessions.get(),
+            dropped: self.dropped.get(),
+        }
+    }
+
     pub(super) fn read(&self) -> WorkerStats {
         WorkerStats {
             accepted: self.accepted.get(),
@@ -70,8 +80,8 @@ pub struct WorkerStats {
     pub sessions_opened: u64,
     /// UDP sessions ended while idle to make room for others of the same source.
     pub evicted: u64,
-    /// Datagrams that were received and not passed on, for want of a session or of room in the send
-    /// buffer, or because the kernel refused to send them.
+    /// Datagrams that were not passed on: those that came faster than they were read, those for which
+    /// there was no session or no room in the send buffer, and those that the kernel refused to send.
     pub dropped: u64,
     /// Bytes of payload moved from clients to upstream, of flows that are over and as last reported
     /// of the others.

@@ -25,7 +25,7 @@ use super::stats::Counters;
 use super::token::Origin;
 use super::udp::Datagrams;
 use super::wheel::Wheel;
-use super::{End, FlowRecord, Listener, Policy, Settings, connect};
+use super::{End, FlowRecord, Listener, Load, Policy, Settings, connect};
 
 /// How many events one call of the poll returns at most.
 const EVENTS: usize = 512;
@@ -52,6 +52,8 @@ pub(super) struct Shared {
     pub(super) places: Places,
     /// How many of them sessions may have.
     pub(super) session_places: Places,
+    /// The most sessions that one address may have at one worker.
+    pub(super) sessions_per_source: usize,
     /// The most pipes that one worker may have.
     pub(super) pipes_per_worker: usize,
     /// The ports of all listeners.
@@ -61,6 +63,7 @@ pub(super) struct Shared {
 }
 
 pub(super) struct Worker {
+    number: usize,
     poll: Poll,
     intake: Intake,
     /// A flow that is over leaves `None` in its place until all events of this round are handled,
@@ -81,6 +84,8 @@ pub(super) struct Worker {
     now: Duration,
     next_serial: u32,
     command: Command,
+    /// What the policy was last told that it serves.
+    told_load: Load,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +105,7 @@ enum Timer {
 impl Worker {
     /// Makes a worker and the waker by which other threads call its attention to the control.
     pub(super) fn new(
+        number: usize,
         listener: Listener,
         shared: Arc<Shared>,
         counters: Arc<Counters>,
@@ -118,6 +124,7 @@ impl Worker {
             Arc::clone(&counters),
         )?;
         let worker = Self {
+            number,
             poll,
             intake: Intake::new(listener.tcp, shared.places.clone()),
             flows: Slab::new(),
@@ -136,6 +143,7 @@ impl Worker {
             now: Duration::ZERO,
             next_serial: 0,
             command: Command::Run,
+            told_load: Load::default(),
         };
         Ok((worker, waker))
     }
@@ -461,6 +469,11 @@ impl Worker {
             self.counters.flows.set(self.flows.len() as u64);
         }
         self.counters.pipes.set(self.resources.pipes.held() as u64);
+        let load = self.counters.load();
+        if load != self.told_load {
+            self.told_load = load;
+            self.shared.policy.serving(self.number, load);
+        }
     }
 
     /// Does what the control says.

@@ -1,7 +1,7 @@
 //! Whose process opened a flow: users and control groups of a rule.
 
 use std::{
-    fmt, io,
+    fmt, fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     str::FromStr,
@@ -84,6 +84,16 @@ impl Cgroup {
             let text = "no unified hierarchy of control groups is mounted on /sys/fs/cgroup: `mount -t cgroup2 cgroup2 /sys/fs/cgroup` does that";
             io::Error::new(io::ErrorKind::Unsupported, text)
         })
+    }
+
+    /// The group of this process; `None` when it is in the root group, or there is no unified
+    /// hierarchy.
+    #[must_use]
+    pub fn of_this_process() -> Option<Self> {
+        // "0::/PATH", the line of the unified hierarchy (cgroups(7)).
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mut unified = groups.lines().filter_map(|line| line.strip_prefix("0::"));
+        unified.next().and_then(|path| path.parse().ok())
     }
 
     /// Whether a group is this one or below it.
@@ -177,7 +187,10 @@ mod tests {
     fn a_control_group_holds_those_below_it() {
         let group = |word: &str| word.parse::<Cgroup>().unwrap();
         let session = group("user.slice/user-1000.slice/session-1.scope");
-        let above: Vec<String> = session.path_from_root().map(|group| group.to_string()).collect();
+        let above: Vec<String> = session
+            .path_from_root()
+            .map(|group| group.to_string())
+            .collect();
         assert_eq!(
             above,
             [

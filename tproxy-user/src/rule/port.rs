@@ -88,7 +88,8 @@ mod tests {
         let without = |first, last| {
             let range = PortRange(first..=last);
             let left = range.without(22);
-            left.map(|range| (range.first(), range.last())).collect::<Vec<_>>()
+            left.map(|range| (range.first(), range.last()))
+                .collect::<Vec<_>>()
         };
         assert_eq!(without(0, 65535), [(0, 21), (23, 65535)]);
         assert_eq!(without(22, 30), [(23, 30)]);

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt::Display,
-    fs, io,
+    io,
     net::{IpAddr, SocketAddr},
 };
 
@@ -45,12 +45,9 @@ impl Owner {
     /// is no unified hierarchy.
     #[must_use]
     pub fn of_this_process() -> Self {
-        // "0::/PATH", the line of the unified hierarchy (cgroups(7)).
-        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mut unified = groups.lines().filter_map(|line| line.strip_prefix("0::"));
         Self {
             uid: getuid().as_raw(),
-            cgroup: unified.next().and_then(|path| path.parse().ok()),
+            cgroup: Cgroup::of_this_process(),
         }
     }
 

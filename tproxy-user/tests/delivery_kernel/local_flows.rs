@@ -93,7 +93,10 @@ fn assert_unreachable(destination: &str) {
 /// Whether marked packets of a socket with this source come here.
 fn is_delivered(destination: &str, source: &IpAddr) -> bool {
     let family = if source.is_ipv4() { "-4" } else { "-6" };
-    let flow = format!("{destination} from {source} mark {:#x}", OURS.mark);
+    let flow = format!(
+        "{destination} from {source} mark {:#x} ipproto udp",
+        OURS.mark
+    );
     ip(&format!("{family} route get {flow}")).contains("dev lo")
 }
 
@@ -113,7 +116,7 @@ fn rules_and_routes_for_local_flows_come_and_go() {
         delivery.apply(&both).await.unwrap();
         for (family, stand_in, rules) in [
             ("-4", "127.116.29.46", 3),
-            ("-6", "fd74:7072:6f78:79::1d2e", 4),
+            ("-6", "fd74:7072:6f78:79::1d2e", 5),
         ] {
             let found = rules_to(family, OURS.table);
             assert_eq!(found.len(), rules, "{found:?}");
@@ -136,6 +139,15 @@ fn rules_and_routes_for_local_flows_come_and_go() {
         assert_eq!(of("10.1.0.0/24"), Some("10.1.0.1"));
         assert_eq!(of("192.168.2.0/24"), Some("192.168.2.1"));
         assert_eq!(routes.len(), 5);
+        let routes = routes_in("-6", OURS.table);
+        assert!(routes.iter().all(|route| route["protocol"] == "kernel"));
+        let of = |prefix: &str| {
+            let route = routes.iter().find(|route| route["dst"] == prefix);
+            route.map(|route| route["prefsrc"].as_str().unwrap_or_default())
+        };
+        assert_eq!(of("default"), Some(""));
+        assert_eq!(of("2001:db8:2::/64"), Some("2001:db8:2::1"));
+        assert_eq!(routes.len(), 3);
 
         let applied = everything();
         delivery.apply(&both).await.unwrap();
@@ -164,7 +176,11 @@ fn a_connected_socket_gets_the_source_that_it_would_have_had() {
         ip("route add 172.22.0.0/16 via 10.1.0.7 tos 0x10");
         // An interface without an address.
         ip("route add 172.23.0.0/16 dev b1");
-        ip("-6 route add 2001:db8:100::/48 via 2001:db8:2::7");
+        // The address of the other interface has more in common with this destination.
+        ip("-6 route add 2001:db8:1:5::/64 via 2001:db8:2::7");
+        ip("-6 route add 2001:db8:100::/48 via 2001:db8:1::7");
+        ip("-6 route add 2001:db8:101::/48 via 2001:db8:1::7 table 100");
+        ip("-6 rule add from all lookup 100 pref 1000");
         Delivery::new(netlink, OURS).apply(&LOCAL).await.unwrap();
         for (destination, expected) in [
             ("10.1.0.7", "10.1.0.1"),
@@ -179,15 +195,27 @@ fn a_connected_socket_gets_the_source_that_it_would_have_had() {
             ("172.23.0.1", "10.1.0.1"),
             ("2001:db8:1::7", "2001:db8:1::1"),
             ("2001:db8:2::7", "2001:db8:2::1"),
+            ("2001:db8:1:5::7", "2001:db8:2::1"),
+            ("2001:db8:100::7", "2001:db8:1::1"),
+            ("2001:db8:101::7", "2001:db8:1::1"),
         ] {
             assert_source(destination, expected);
         }
-        for nowhere in ["198.51.100.1", "172.22.0.1"] {
+        for nowhere in ["198.51.100.1", "172.22.0.1", "2001:db9::1", "fd00::1"] {
             assert_unreachable(nowhere);
         }
         // What has a source already, as a TCP socket has when it is marked, comes here all the same.
-        let bound = "10.1.0.1".parse().unwrap();
-        assert!(is_delivered("198.51.100.1", &bound));
+        for (family, destination, source) in [
+            ("-4", "198.51.100.1", "10.1.0.1"),
+            ("-6", "2001:db9::1", "2001:db8:1::1"),
+        ] {
+            let flow = format!(
+                "{destination} from {source} mark {:#x} ipproto tcp",
+                OURS.mark
+            );
+            let route = ip(&format!("{family} route get {flow}"));
+            assert!(route.contains("dev lo"), "{route}");
+        }
     });
 }
 
@@ -247,6 +275,21 @@ fn changes_of_routes_and_addresses_are_followed() {
                 "203.0.113.7",
                 "203.0.113.1",
             ),
+            (
+                "-6 route add default via 2001:db8:2::7",
+                "2001:db8:1:5::7",
+                "2001:db8:2::1",
+            ),
+            (
+                "-6 route add 2001:db8:100::/48 dev b0 src 2001:db8:1::1",
+                "2001:db8:100::7",
+                "2001:db8:1::1",
+            ),
+            (
+                "-6 addr del 2001:db8:1::1/64 dev a0",
+                "2001:db8:100::7",
+                "2001:db8:2::1",
+            ),
             ("link set a0 down", "10.1.0.7", "10.2.0.1"),
             ("link set a0 up", "10.1.0.7", "10.1.0.1"),
             ("link del a0", "10.1.0.7", "10.2.0.1"),
@@ -254,13 +297,16 @@ fn changes_of_routes_and_addresses_are_followed() {
             ip(change);
             within(SOON, change, || gives(destination, expected)).await;
         }
-        ip("route del default");
-        within(SOON, "no default route", || {
-            source("198.51.100.1", Some(OURS.mark)).is_err()
-        })
-        .await;
-        assert_unreachable("198.51.100.1");
-        assert_eq!(routes_in("-6", OURS.table).len(), 1);
+        for (family, nowhere) in [("-4", "198.51.100.1"), ("-6", "2001:db9::1")] {
+            assert!(is_the_same(nowhere));
+            source(nowhere, None).unwrap();
+            ip(&format!("{family} route del default"));
+            within(SOON, "no default route", || {
+                source(nowhere, Some(OURS.mark)).is_err()
+            })
+            .await;
+            assert_unreachable(nowhere);
+        }
         assert!(
             log_capture::lines()
                 .iter()
@@ -277,6 +323,59 @@ fn changes_of_routes_and_addresses_are_followed() {
 }
 
 #[test]
+fn a_default_route_of_ipv6_gives_everything_a_source() {
+    in_namespace(|netlink| async move {
+        two_interfaces();
+        ip("addr add fd00:2::1/64 dev b0 nodad");
+        ip("-6 route add default via 2001:db8:2::7");
+        Delivery::new(netlink, OURS).apply(&LOCAL).await.unwrap();
+        assert_source("2001:db9::1", "2001:db8:2::1");
+        assert_source("2001:db8:1:5::7", "2001:db8:2::1");
+        assert_source("2001:db8:1::7", "2001:db8:1::1");
+        // A private destination has a private source.
+        assert_source("fd00:9::1", "fd00:2::1");
+    });
+}
+
+#[test]
+fn a_host_without_ipv6_addresses_does_not_reach_ipv6_destinations() {
+    in_namespace(|netlink| async move {
+        ip("link add v0 type veth peer name v1");
+        ip("link set v0 up");
+        ip("link set v1 up");
+        ip("addr add 10.1.0.1/24 dev v0");
+        ip("route add default via 10.1.0.7");
+        Delivery::new(netlink, OURS).apply(&LOCAL).await.unwrap();
+        assert_unreachable("2001:db8::1");
+        assert_source("198.51.100.1", "10.1.0.1");
+    });
+}
+
+#[test]
+fn packets_that_arrive_on_lo_are_delivered_beside_local_flows() {
+    in_namespace(|netlink| async move {
+        let before = everything();
+        let delivery = Delivery::new(netlink, OURS);
+        let both = Flows {
+            interfaces: &["lo"],
+            local: true,
+        };
+        for flows in [&LOCAL, &both, &Flows::forwarded(&["lo"]), &LOCAL] {
+            delivery.apply(flows).await.unwrap();
+            let of_v6 = rules_to("-6", OURS.table);
+            let marked: Vec<_> = of_v6
+                .iter()
+                .filter(|rule| !rule["fwmark"].is_null())
+                .collect();
+            let expected = if flows.interfaces.is_empty() { 2 } else { 1 };
+            assert_eq!(marked.len(), expected, "{of_v6:?}");
+        }
+        delivery.remove().await.unwrap();
+        assert_eq!(everything(), before);
+    });
+}
+
+#[test]
 fn what_is_removed_is_restored() {
     in_namespace(|netlink| async move {
         two_interfaces();
@@ -284,12 +383,15 @@ fn what_is_removed_is_restored() {
         let applied = everything();
         for removal in [
             "rule del fwmark 0x74700000/0x74700000 iif lo lookup 7470",
-            "-6 rule del fwmark 0x74700000/0x74700000 iif lo lookup 7470",
+            "-6 rule del fwmark 0x74700000/0x74700000 iif lo ipproto tcp lookup 7470",
+            "-6 rule del fwmark 0x74700000/0x74700000 iif lo ipproto udp lookup 7470",
             "rule del from 127.116.29.46 iif lo lookup 7470",
             "-6 rule del from fd74:7072:6f78:79::1d2e iif lo lookup 7470",
             "-6 rule del to fd74:7072:6f78:79::1d2e iif lo lookup 7470",
             "route del local 10.1.0.0/24 dev lo table 7470",
+            "-6 route del local 2001:db8:1::/64 dev lo table 7470",
             "route del local default dev lo table 7470",
+            "-6 route del local default dev lo table 7470",
             "link set lo down",
         ] {
             let rules = |text: &str| {
@@ -398,7 +500,7 @@ fn several_instances_serve_local_flows_side_by_side() {
         first.remove().await.unwrap();
         assert_eq!(choose(&netlink, wanted).await.unwrap().table, 73006);
         for instance in instances {
-            assert_eq!(rules_to("-6", instance.assignment().table).len(), 3);
+            assert_eq!(rules_to("-6", instance.assignment().table).len(), 4);
             instance.remove().await.unwrap();
         }
         assert_eq!(everything(), before);
@@ -417,6 +519,8 @@ fn leftovers_are_removed_and_what_only_resembles_them_is_not() {
         ip("route add local 10.9.0.0/16 dev lo table 7470 proto kernel");
         ip("route add local 10.1.0.0/16 dev lo table 7470 proto static src 10.1.0.1");
         ip("route add 10.1.0.0/17 dev a0 table 7470 proto kernel src 10.1.0.1");
+        ip("-6 route add local 2001:db8:9::/48 dev lo table 7470 proto static");
+        ip("-6 route add local 2001:db8:9::/48 dev lo table 7470 proto kernel metric 5");
         let before = everything();
         let delivery = Delivery::new(netlink.clone(), OURS);
         delivery.apply(&LOCAL).await.unwrap();

@@ -99,14 +99,14 @@ fn a_namespace_that_is_mounted_anywhere_is_gone_when_it_is_unmounted() {
         for (lazily, watched) in [(false, &path), (true, &path), (false, &link)] {
             let named = Named::new("mounted");
             File::create(&path).unwrap();
-            mount("mount", &["--bind", text(&named.path()), text(&path)]);
-            // Held by the name, which is no reason to stay.
-            let (mut watch, held) = watch(watched);
+            let _mounted = Mounted::new(&named.path(), &path);
+            // Held by its name, which is another mount: one of a file that is open cannot be unmounted.
+            let namespace = NamespaceId::of(watched).unwrap();
+            let mut watch = NamespaceWatch::open(watched, namespace).unwrap();
             assert_there(&mut watch).await;
             fs::write(directory.path().join("neighbour"), "").unwrap();
             fs::remove_file(directory.path().join("neighbour")).unwrap();
             assert_there(&mut watch).await;
-            drop(held);
             let options: &[&str] = if lazily { &["-l"] } else { &[] };
             mount("umount", &[options, &[text(&path)]].concat());
             assert_gone(&mut watch).await;
@@ -136,6 +136,23 @@ fn the_namespace_of_a_process_is_gone_with_the_process() {
         let (mut of_this_process, _held) = self::watch(Path::new("/proc/self/ns/net"));
         assert_there(&mut of_this_process).await;
     });
+}
+
+/// A bind mount, which goes at the latest when it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(source: &Path, target: &Path) -> Self {
+        mount("mount", &["--bind", text(source), text(target)]);
+        Self(target.into())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // It may be gone, as the test has it.
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
 }
 
 fn sleeper() -> Child {

@@ -219,7 +219,33 @@ fn a_process_that_may_not_be_looked_into_is_named() {
         );
         let said = error.to_string();
         assert!(said.contains(" may not be looked into: "), "{said}");
-        assert!(said.ends_with("as root with CAP_SYS_PTRACE"), "{said}");
+        assert!(
+            said.ends_with("with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"),
+            "{said}"
+        );
         drop(holder);
+    });
+}
+
+#[test]
+fn two_capabilities_do_for_the_processes_of_every_user() {
+    in_namespace(|| {
+        let _holders = [(0, 80), (65_534, 81)].map(|(user, port)| {
+            Holder::of_user(user, listener(&format!("127.0.0.1:{port}"), PLAIN))
+        });
+        let needed = [Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH];
+        let all = caps::read(None, CapSet::Effective).unwrap();
+        let have = |capabilities: &[Capability]| {
+            let set = capabilities.iter().copied().collect();
+            caps::set(None, CapSet::Effective, &set).unwrap();
+            let found =
+                [80, 81].map(|port| find(Protocol::Tcp, ([127, 0, 0, 1], port).into()).is_ok());
+            // It takes one of them to end the processes.
+            caps::set(None, CapSet::Effective, &all).unwrap();
+            found
+        };
+        assert_eq!(have(&needed), [true, true]);
+        assert_eq!(have(&needed[1..]), [false, false]);
+        assert_eq!(have(&needed[..1]), [true, false]);
     });
 }

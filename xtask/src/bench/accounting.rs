@@ -1,8 +1,9 @@
-//! CPU seconds and memory, as the kernel accounts them.
+//! CPU seconds, as the kernel accounts them.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
+use nix::unistd::Pid;
 
 /// `USER_HZ`, the unit of times in /proc: part of the kernel's interface, 100 wherever Rust's Linux
 /// targets run.
@@ -11,7 +12,7 @@ const TICKS_A_SECOND: f64 = 100.0;
 /// CPU seconds used so far.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CpuSeconds {
-    /// By the proxy, in user space and in its system calls.
+    /// By the proxy's processes, in user space and in their system calls.
     pub(crate) proxy: f64,
     /// By everything on the machine, interrupts too.
     pub(crate) machine: f64,
@@ -20,11 +21,10 @@ pub(crate) struct CpuSeconds {
 impl CpuSeconds {
     /// # Errors
     ///
-    /// When the proxy is no more.
-    pub(crate) fn read(proxy: Option<u32>) -> Result<Self> {
-        let proxy = proxy.map_or(Ok(0.0), of_process)?;
+    /// When the kernel's accounts cannot be read.
+    pub(crate) fn read(proxy: &[Pid]) -> Result<Self> {
         Ok(Self {
-            proxy,
+            proxy: proxy.iter().copied().filter_map(of_process).sum(),
             machine: of_machine()?,
         })
     }
@@ -37,16 +37,14 @@ impl CpuSeconds {
     }
 }
 
-/// proc(5): fields 14 and 15 of `stat`, counted from the process number; the name in parentheses may
-/// hold spaces.
-fn of_process(process: u32) -> Result<f64> {
-    let text =
-        fs::read_to_string(format!("/proc/{process}/stat")).context("the proxy has ended")?;
-    let (_, after_name) = text
-        .rsplit_once(')')
-        .context("/proc/PID/stat has no name")?;
+/// proc(5): fields 14 to 17 of `stat`, counted from the process number, are its own times and those of
+/// children that it has waited for; the name in parentheses may hold spaces. `None` when it is gone: its
+/// parent has the times then.
+fn of_process(process: Pid) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, after_name) = text.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_whitespace().collect();
-    Ok(seconds(&fields[11..13]))
+    Some(seconds(fields.get(11..15)?))
 }
 
 /// proc(5): the first line of `stat` has user, nice, system, idle, iowait, irq, softirq.
@@ -70,21 +68,18 @@ fn seconds(ticks: &[&str]) -> f64 {
         / TICKS_A_SECOND
 }
 
-/// Resident memory in megabytes, with the pages shared with other processes.
-pub(crate) fn resident_megabytes(process: u32) -> Result<f64> {
-    let path = format!("/proc/{process}/status");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
-    let kibibytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kibibytes * 1024.0 / 1e6)
-}
-
 /// The load average of the last minute.
 pub(crate) fn load_average() -> Result<f64> {
     let text = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
     let first = text.split_whitespace().next().unwrap_or_default();
     first.parse().context("/proc/loadavg has no number")
+}
+
+/// Bytes of the kernel's own objects, sockets among them.
+pub(crate) fn slab() -> Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Slab:"));
+    let kibibytes = line.context("/proc/meminfo has no Slab")?;
+    let kibibytes = kibibytes.trim().trim_end_matches("kB").trim();
+    Ok(kibibytes.parse::<f64>()? * 1024.0)
 }

@@ -1,35 +1,63 @@
 //! `cargo xtask bench`: tproxy beside what does the same job, on this machine, interleaved.
 
+mod abilities;
 mod accounting;
-pub(crate) mod load_client;
-pub(crate) mod load_server;
+mod chart;
+mod experiment;
+mod footprint;
+mod goal;
+pub(crate) mod load;
 mod machine;
-mod measurement;
-mod nft_steering;
 mod peer;
+mod quantity;
 mod report;
 pub(crate) mod rules;
+mod setting;
+pub(crate) mod soak;
+mod table;
+mod testbed;
 
 use std::{fs, io::Write as _, time::Instant};
 
-use anyhow::{Context as _, Result};
-use clap::ValueEnum;
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{build, command, interrupt, privilege::Privilege, topology::Lock};
 
 use self::{
-    measurement::{Durations, Load, Sample},
-    peer::Peer,
+    experiment::Experiment,
+    peer::{Peer, Source},
+    report::{Report, Sample},
+    setting::Setting,
 };
 
-/// What can be measured.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+/// Open files that each program may have: what the configurations of the peers are made for.
+const DESCRIPTORS: u64 = 20_000;
+
+/// What else can be measured.
+#[derive(Debug, Clone, clap::Subcommand)]
 pub(crate) enum Subject {
-    /// Relayed flows, beside HAProxy, nft TPROXY and plain routing
-    #[default]
-    Relay,
     /// What rules cost a packet, and to load, beside nft
     Rules,
+    /// New flows at a steady rate: do descriptors, memory and errors stay flat?
+    Soak(soak::Options),
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Options {
+    /// Fewer and shorter rounds, under two minutes
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Whose address the server sees; what cannot keep the client's is left out
+    #[arg(long, value_enum, default_value_t)]
+    source: Source,
+    /// These experiments only
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Experiment>,
+    /// What tproxy may not be able to do yet, too
+    #[arg(long, hide = true)]
+    pending: bool,
 }
 
 /// Builds as this user, then measures as root with an optimised load client and server.
@@ -37,17 +65,54 @@ pub(crate) enum Subject {
 /// # Errors
 ///
 /// When the build fails, root is out of reach, or a measurement fails.
-pub(crate) fn build_and_measure(quick: bool, verbose: bool) -> Result<()> {
+pub(crate) fn build_and_measure(
+    options: &Options,
+    subject: Option<&Subject>,
+    verbose: bool,
+) -> Result<()> {
+    if let Some(Subject::Rules) = subject {
+        return rules::build_and_measure(options.quick);
+    }
     let privilege = Privilege::required_for("the bench (network namespaces, eBPF)")?;
     build::build()?;
     command::run(command::cargo().args(["build", "--release", "--package", "xtask"]))?;
     fs::create_dir_all(report::directory()).context("cannot make target/bench")?;
     let mut measure = privilege.reenter(command::target_directory().join("release").join("xtask"));
-    measure
-        .arg("measure")
-        .args(quick.then_some("--quick"))
-        .args(verbose.then_some("--verbose"));
+    measure.args(verbose.then_some("--verbose"));
+    match subject {
+        Some(Subject::Soak(soak)) => measure.arg("soak").args(soak.arguments(options.quick)),
+        _ => measure.arg("measure").args(options.arguments()),
+    };
     command::run(&mut measure)
+}
+
+impl Options {
+    /// As they are typed.
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        arguments.extend(self.quick.then(|| "--quick".to_owned()));
+        arguments.extend(self.pending.then(|| "--pending".to_owned()));
+        arguments.push(format!("--source={}", typed(&self.source)));
+        let only = self.only.iter();
+        arguments.extend(only.map(|experiment| format!("--only={}", typed(experiment))));
+        arguments
+    }
+
+    fn experiments(&self, setting: &Setting) -> Vec<Experiment> {
+        let all = Experiment::value_variants().iter().copied();
+        let wanted =
+            all.filter(|experiment| self.only.is_empty() || self.only.contains(experiment));
+        wanted
+            .filter(|experiment| experiment.can_be_measured(setting))
+            .collect()
+    }
+}
+
+fn typed(value: &impl clap::ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
 }
 
 /// Measures and reports.
@@ -55,38 +120,65 @@ pub(crate) fn build_and_measure(quick: bool, verbose: bool) -> Result<()> {
 /// # Errors
 ///
 /// When a measurement fails.
-pub(crate) fn measure(quick: bool) -> Result<()> {
-    interrupt::catch()?;
-    let lock = Lock::take("tproxy-bench")?;
-    let (rounds, durations) = if quick {
-        (3, Durations { bulk: 2, short: 3 })
-    } else {
-        (9, Durations { bulk: 5, short: 5 })
-    };
-    let binary = command::target_directory().join("release").join("tproxy");
+pub(crate) fn measure(options: &Options) -> Result<()> {
+    let setting = set_up(options.source, options.quick, options.pending)?;
     let load_before = accounting::load_average()?;
     let started = Instant::now();
+    let experiments = options.experiments(&setting);
+    let rounds = experiments
+        .iter()
+        .map(|experiment| experiment.rounds(options.quick));
+    let Some(rounds) = rounds.max() else {
+        bail!("nothing of this can be measured: --pending asks for it all the same");
+    };
     let mut samples = Vec::new();
     for round in 0..rounds {
-        for (peer, load) in order(round) {
+        for (experiment, peer) in order(round, &experiments, &setting) {
             interrupt::check()?;
-            let sample = measurement::measure(&lock, &binary, peer, load, durations, round)?;
-            print_progress(round, rounds, &sample);
+            let values = experiment
+                .run(&setting, peer)
+                .with_context(|| format!("{}: {}", experiment.title(), peer.name()))?;
+            let sample = Sample {
+                round,
+                experiment,
+                peer,
+                values,
+            };
+            print_progress(rounds, &sample);
             samples.push(sample);
         }
     }
-    let report = report::Report::of(samples, load_before, rounds, started.elapsed());
-    report.print();
-    report::write(if quick { "quick.json" } else { "full.json" }, &report)
+    let took = started.elapsed();
+    let report = Report::of(samples, load_before, options.quick, options.source, took);
+    table::print(&report);
+    report::write("report.json", &report)?;
+    report::write_text("chart.svg", &chart::of(&report))
+}
+
+/// What every measurement needs before the first.
+fn set_up(source: Source, quick: bool, pending: bool) -> Result<Setting> {
+    interrupt::catch()?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, hard.max(DESCRIPTORS))
+        .context("cannot allow programs to open 20,000 files")?;
+    Ok(Setting {
+        lock: Lock::take("tproxy-bench")?,
+        binary: command::target_directory().join("release").join("tproxy"),
+        source,
+        quick,
+        pending,
+    })
 }
 
 /// A B C, then C B A, then A B C: what drifts on the machine hits all alike.
-fn order(round: usize) -> Vec<(Peer, Load)> {
-    let mut runs: Vec<_> = Load::ALL
-        .into_iter()
-        .flat_map(|load| Peer::ALL.map(|peer| (peer, load)))
-        // Steering makes no difference to established connections.
-        .filter(|(peer, load)| *load == Load::Short32 || !peer.is_about_steering_alone())
+fn order(round: usize, experiments: &[Experiment], setting: &Setting) -> Vec<(Experiment, Peer)> {
+    let mut runs: Vec<_> = experiments
+        .iter()
+        .filter(|experiment| round < experiment.rounds(setting.quick))
+        .flat_map(|experiment| {
+            let peers = experiment.peers(setting);
+            peers.into_iter().map(|peer| (*experiment, peer))
+        })
         .collect();
     if round % 2 == 1 {
         runs.reverse();
@@ -94,14 +186,17 @@ fn order(round: usize) -> Vec<(Peer, Load)> {
     runs
 }
 
-fn print_progress(round: usize, rounds: usize, sample: &Sample) {
+fn print_progress(rounds: usize, sample: &Sample) {
+    let quantity = sample.experiment.headline();
+    let value = sample.values.get(&quantity);
+    let value = value.map_or_else(String::new, |value| {
+        format!("{} {}", quantity.text(*value), quantity.unit())
+    });
     let _ = writeln!(
         std::io::stderr(),
-        "round {}/{rounds}  {:<30} {:<33} {:>10.1} {}",
-        round + 1,
-        sample.load.name(),
-        sample.peer.name(),
-        sample.rate,
-        report::unit(sample.load),
+        "round {}/{rounds}  {:<48} {:<11} {value}",
+        sample.round + 1,
+        sample.experiment.title(),
+        sample.peer.head(),
     );
 }

@@ -1,52 +1,63 @@
-//! Medians, ratios, a table for people and a file for programs.
+//! Medians, ratios and goals: what tables and charts are made of, and what is kept.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde::Serialize;
 
-use crate::{
-    bench::{
-        machine::Machine,
-        measurement::{Load, Sample},
-        peer::Peer,
-    },
-    command, terminal,
+use crate::command;
+
+use super::{
+    experiment::{Experiment, Values},
+    goal::{Goal, Verdict},
+    machine::Machine,
+    peer::{Peer, Source},
+    quantity::Quantity,
 };
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     #[serde(flatten)]
-    machine: Machine,
-    rounds: usize,
-    seconds: f64,
-    medians: Vec<Median>,
+    pub(crate) machine: Machine,
+    pub(crate) quick: bool,
+    pub(crate) source: Source,
+    /// How long it took.
+    pub(crate) seconds: f64,
+    pub(crate) rows: Vec<Row>,
     samples: Vec<Sample>,
 }
 
-/// One peer under one load.
+/// One experiment with one peer in one round.
 #[derive(Debug, Serialize)]
-struct Median {
-    load: Load,
-    peer: Peer,
-    rate: f64,
-    /// The median of the rounds' ratios.
-    ratio_to_haproxy: f64,
-    ratio_to_direct: f64,
-    proxy_cpu: Option<f64>,
-    machine_cpu: f64,
-    /// Microseconds.
-    p50: Option<f64>,
-    p99: Option<f64>,
-    /// The sum over all rounds.
-    syn_retransmits: Option<u64>,
-    failures: Option<u64>,
-    /// Milliseconds.
-    ready_after: Option<f64>,
-    /// Megabytes.
-    memory_at_rest: Option<f64>,
+pub(crate) struct Sample {
+    pub(crate) round: usize,
+    pub(crate) experiment: Experiment,
+    pub(crate) peer: Peer,
+    pub(crate) values: Values,
+}
+
+/// One quantity of one experiment.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) experiment: Experiment,
+    pub(crate) quantity: Quantity,
+    unit: &'static str,
+    rounds: usize,
+    pub(crate) cells: BTreeMap<Peer, Cell>,
+    baseline: Peer,
+    pub(crate) goal: Option<String>,
+    pub(crate) verdict: Option<Verdict>,
+}
+
+/// Of one peer.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Cell {
+    /// The median, or the sum of what should not happen at all.
+    pub(crate) value: f64,
+    /// The median of the rounds' ratios to the baseline: what the machine did meanwhile is alike for both.
+    pub(crate) to_baseline: Option<f64>,
+    pub(crate) to_direct: Option<f64>,
 }
 
 /// Where reports are kept.
@@ -54,91 +65,34 @@ pub(crate) fn directory() -> PathBuf {
     command::target_directory().join("bench")
 }
 
-/// The unit of [`Sample::rate`].
-pub(crate) fn unit(load: Load) -> &'static str {
-    match load {
-        Load::Bulk1 | Load::Bulk4 => "Gbit/s",
-        Load::Short32 => "conn/s",
-    }
-}
-
 impl Report {
     pub(crate) fn of(
         samples: Vec<Sample>,
         load_before: f64,
-        rounds: usize,
+        quick: bool,
+        source: Source,
         took: Duration,
     ) -> Self {
-        let medians = Load::ALL
+        let mut keys: Vec<_> = samples
+            .iter()
+            .flat_map(|sample| {
+                let quantities = sample.values.keys();
+                quantities.map(|quantity| (sample.experiment, *quantity))
+            })
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let rows = keys
             .into_iter()
-            .flat_map(|load| Peer::ALL.map(|peer| (load, peer)))
-            .filter_map(|(load, peer)| Median::of(&samples, load, peer))
+            .map(|(experiment, quantity)| Row::of(&samples, experiment, quantity))
             .collect();
         Self {
             machine: Machine::here(load_before),
-            rounds,
+            quick,
+            source,
             seconds: took.as_secs_f64(),
-            medians,
+            rows,
             samples,
-        }
-    }
-
-    pub(crate) fn print(&self) {
-        let Self {
-            machine,
-            rounds,
-            seconds,
-            ..
-        } = self;
-        let Machine { kernel, cores, .. } = machine;
-        println!(
-            "\nLinux {kernel}, {cores} cores shared by client, proxy and server; medians of {rounds} rounds, {seconds:.0} s"
-        );
-        println!("{}", terminal::dim("Differences under 15 % are noise."));
-        machine.print_if_busy();
-        for load in Load::ALL {
-            println!("\n{}", terminal::bold(load.name()));
-            println!("{}", self.table(load));
-        }
-        self.print_start();
-    }
-
-    fn table(&self, load: Load) -> Table {
-        let short = load == Load::Short32;
-        let mut header = vec!["", unit(load), "x HAProxy", "x direct"];
-        header.extend(if short {
-            ["proxy µs/conn", "machine µs/conn"]
-        } else {
-            ["proxy CPU s/GB", "machine CPU s/GB"]
-        });
-        if short {
-            header.extend(["p50 µs", "p99 µs", "SYN retransmits", "failed"]);
-        }
-        let columns = header.len();
-        let mut table = Table::new();
-        table.load_style(NOTHING).set_header(header);
-        for median in self.medians.iter().filter(|median| median.load == load) {
-            table.add_row(median.row(short));
-        }
-        for column in 1..columns {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        table
-    }
-
-    fn print_start(&self) {
-        println!("\n{}", terminal::bold("at rest"));
-        let of_short = |median: &&Median| median.load == Load::Short32;
-        for median in self.medians.iter().filter(of_short) {
-            let Some(memory) = median.memory_at_rest else {
-                continue;
-            };
-            let ready = median.ready_after.map_or_else(String::new, |ready| {
-                format!(", ready {ready:.0} ms after its start")
-            });
-            println!(" {}: {:.1} MB resident{ready}", median.peer.name(), memory);
         }
     }
 }
@@ -149,71 +103,78 @@ impl Report {
 ///
 /// When the file cannot be written.
 pub(crate) fn write(name: &str, report: &impl Serialize) -> Result<()> {
+    write_text(name, &serde_json::to_string_pretty(report)?)
+}
+
+/// Keeps a file under this name.
+///
+/// # Errors
+///
+/// When it cannot be written.
+pub(crate) fn write_text(name: &str, text: &str) -> Result<()> {
     let path = directory().join(name);
     fs::create_dir_all(directory()).context("cannot make target/bench")?;
-    fs::write(&path, serde_json::to_vec_pretty(report)?)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    println!("\nAll samples: {}", path.display());
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("Written: {}", path.display());
     Ok(())
 }
 
-impl Median {
-    fn of(samples: &[Sample], load: Load, peer: Peer) -> Option<Self> {
-        let of_peer = |wanted: Peer| {
-            samples
-                .iter()
-                .filter(move |sample| sample.load == load && sample.peer == wanted)
-        };
-        let own = || of_peer(peer);
-        // Of each round by itself: what the machine did meanwhile is alike for both.
-        let ratio_to = |other: Peer| {
-            median(own().filter_map(|sample| {
-                let same_round = |candidate: &&Sample| candidate.round == sample.round;
-                Some(sample.rate / of_peer(other).find(same_round)?.rate)
-            }))
-        };
-        let shorts = || own().filter_map(|sample| sample.short.as_ref());
-        let sum = |numbers: Vec<u64>| (!numbers.is_empty()).then(|| numbers.iter().sum());
-        Some(Self {
-            load,
-            peer,
-            rate: median(own().map(|sample| sample.rate))?,
-            ratio_to_haproxy: ratio_to(Peer::NftHaproxy)?,
-            ratio_to_direct: ratio_to(Peer::Direct)?,
-            proxy_cpu: median(own().filter_map(|sample| sample.proxy_cpu)),
-            machine_cpu: median(own().map(|sample| sample.machine_cpu))?,
-            p50: median(shorts().map(|short| f64::from(short.p50))),
-            p99: median(shorts().map(|short| f64::from(short.p99))),
-            syn_retransmits: sum(shorts().map(|short| short.syn_retransmits).collect()),
-            failures: sum(shorts().map(|short| short.failures).collect()),
-            ready_after: median(own().filter_map(|sample| sample.ready_after)),
-            memory_at_rest: median(own().filter_map(|sample| sample.memory_at_rest)),
-        })
-    }
-
-    fn row(&self, short: bool) -> Vec<String> {
-        let digits = if short { 0 } else { 2 };
-        let optional = |number: Option<f64>, digits: usize| {
-            number.map_or_else(|| "-".to_owned(), |number| format!("{number:.digits$}"))
-        };
-        let mut row = vec![
-            self.peer.name().to_owned(),
-            format!("{:.*}", usize::from(!short), self.rate),
-            format!("{:.2}", self.ratio_to_haproxy),
-            format!("{:.2}", self.ratio_to_direct),
-            optional(self.proxy_cpu, digits),
-            format!("{:.digits$}", self.machine_cpu),
-        ];
-        if short {
-            let count = |number: Option<u64>| number.map_or_else(String::new, |n| n.to_string());
-            row.extend([optional(self.p50, 0), optional(self.p99, 0)]);
-            row.extend([count(self.syn_retransmits), count(self.failures)]);
+impl Row {
+    fn of(samples: &[Sample], experiment: Experiment, quantity: Quantity) -> Self {
+        let baseline = experiment.baseline();
+        let mut of_peers: BTreeMap<Peer, BTreeMap<usize, f64>> = BTreeMap::new();
+        for sample in samples {
+            if sample.experiment == experiment
+                && let Some(value) = sample.values.get(&quantity)
+            {
+                let rounds = of_peers.entry(sample.peer).or_default();
+                rounds.insert(sample.round, *value);
+            }
         }
-        row
+        let ratio_to = |other: Peer, own: &BTreeMap<usize, f64>| {
+            let other = of_peers.get(&other)?;
+            let ratios = own.iter().filter_map(|(round, value)| {
+                let other = *other.get(round)?;
+                (other > 0.0).then(|| value / other)
+            });
+            median(ratios)
+        };
+        let cells: BTreeMap<_, _> = of_peers
+            .iter()
+            .filter_map(|(peer, rounds)| {
+                let values = rounds.values().copied();
+                let value = if quantity.is_summed() {
+                    values.sum()
+                } else {
+                    median(values)?
+                };
+                let cell = Cell {
+                    value,
+                    to_baseline: ratio_to(baseline, rounds),
+                    to_direct: ratio_to(Peer::Direct, rounds),
+                };
+                Some((*peer, cell))
+            })
+            .collect();
+        let goal = Goal::of(experiment, quantity);
+        let own = cells.get(&Peer::Tproxy);
+        let verdict = goal
+            .zip(own)
+            .and_then(|(goal, own)| goal.verdict(own.value, own.to_baseline, own.to_direct));
+        Self {
+            experiment,
+            quantity,
+            unit: quantity.unit(),
+            rounds: of_peers.values().map(BTreeMap::len).max().unwrap_or(0),
+            cells,
+            baseline,
+            goal: goal.map(|goal| goal.text(quantity, baseline.head())),
+            verdict,
+        }
     }
 }
 
-fn median(numbers: impl Iterator<Item = f64>) -> Option<f64> {
+pub(super) fn median(numbers: impl Iterator<Item = f64>) -> Option<f64> {
     let mut sorted: Vec<f64> = numbers.collect();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
@@ -226,12 +187,34 @@ fn median(numbers: impl Iterator<Item = f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::median;
+    use super::{Experiment, Peer, Quantity, Row, Sample, Values, Verdict, median};
 
     #[test]
     fn median_of_odd_even_and_none() {
         assert_eq!(median([3.0, 1.0, 2.0].into_iter()), Some(2.0));
         assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), Some(2.5));
         assert_eq!(median(std::iter::empty()), None);
+    }
+
+    #[test]
+    fn ratios_are_those_of_the_same_round() {
+        let sample = |round, peer, value| Sample {
+            round,
+            experiment: Experiment::Bulk1,
+            peer,
+            values: Values::from([(Quantity::Throughput, value)]),
+        };
+        let samples = [
+            sample(0, Peer::Haproxy, 10.0),
+            sample(0, Peer::Tproxy, 12.0),
+            sample(1, Peer::Haproxy, 5.0),
+            sample(1, Peer::Tproxy, 6.0),
+        ];
+        let row = Row::of(&samples, Experiment::Bulk1, Quantity::Throughput);
+        let own = row.cells[&Peer::Tproxy];
+        assert!((own.value - 9.0).abs() < 1e-9, "{own:?}");
+        assert_eq!(own.to_baseline, Some(1.2));
+        assert_eq!(own.to_direct, None);
+        assert_eq!(row.verdict, Some(Verdict::Met));
     }
 }

@@ -63,7 +63,8 @@ pub(crate) fn measure(seconds: u64) -> Result<()> {
         topology
             .server
             .command(&own)
-            .args(["load-server", "--listen", &format!("0.0.0.0:{PORT}")])
+            .args(["load", "short-server"])
+            .args(["--listen", &format!("0.0.0.0:{PORT}")])
             .stdout(Stdio::null())
             .spawn()
             .context("cannot start the server")?,

@@ -6,18 +6,19 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use mio::{
     Events, Interest, Poll, Token,
     net::{TcpListener, TcpStream},
 };
 use slab::Slab;
-use socket2::{Domain, Socket, Type};
+
+use super::listener::listen;
 
 /// What the client sends, in bytes.
-pub(crate) const REQUEST: usize = 18;
+pub(super) const REQUEST: usize = 18;
 /// What the server answers, in bytes.
-pub(crate) const RESPONSE: usize = 64;
+pub(super) const RESPONSE: usize = 64;
 
 const LISTENER: Token = Token(usize::MAX);
 
@@ -29,14 +30,13 @@ pub(crate) struct Options {
     threads: usize,
 }
 
-/// Serves until it is killed. It prints a line when it listens.
-///
-/// # Errors
-///
-/// When it cannot listen.
-pub(crate) fn serve(options: &Options) -> Result<()> {
+pub(super) fn serve(options: &Options) -> Result<()> {
     let listeners: Vec<_> = (0..options.threads)
-        .map(|_| listen(options.listen))
+        .map(|_| {
+            let socket = listen(options.listen)?;
+            socket.set_nonblocking(true)?;
+            Ok(TcpListener::from_std(socket.into()))
+        })
         .collect::<Result<_>>()?;
     println!("listening");
     let workers: Vec<_> = listeners
@@ -47,20 +47,6 @@ pub(crate) fn serve(options: &Options) -> Result<()> {
         worker.join().expect("a worker does not panic")?;
     }
     Ok(())
-}
-
-/// Each thread has a listener of its own: the kernel spreads the connections.
-fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let listen = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(16_384)?;
-        std::io::Result::Ok(TcpListener::from_std(socket.into()))
-    };
-    listen().with_context(|| format!("cannot listen on {address}"))
 }
 
 fn serve_one(mut listener: TcpListener) -> Result<()> {

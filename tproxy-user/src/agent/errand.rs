@@ -1,0 +1,143 @@
+//! A command that an agent is there for: it runs in a control group of its own while its flows are
+//! taken, and the agent ends with it.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    os::unix::process::ExitStatusExt as _,
+    path::PathBuf,
+    process::ExitStatus,
+};
+
+use anyhow::Context as _;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::process::{Child, Command};
+
+use super::sys::run_in_group;
+use crate::rule::Cgroup;
+
+/// A command, and the control group that it will run in. The group goes with this.
+#[derive(Debug)]
+pub struct Errand {
+    command: Vec<OsString>,
+    group: Cgroup,
+    directory: PathBuf,
+}
+
+impl Errand {
+    /// Makes the control group, below that of this process.
+    ///
+    /// # Errors
+    ///
+    /// When no unified hierarchy is there, or the group cannot be made.
+    pub fn new(command: Vec<OsString>) -> anyhow::Result<Self> {
+        let root = Cgroup::root().context("a command needs a control group of its own")?;
+        let name = format!("tproxy-exec-{}", std::process::id());
+        let path = match Cgroup::of_this_process() {
+            Some(own) => format!("{own}/{name}"),
+            None => name,
+        };
+        let directory = root.join(&path);
+        fs::create_dir(&directory)
+            .with_context(|| format!("cannot make the control group {}", directory.display()))?;
+        Ok(Self {
+            command,
+            group: path.parse().map_err(anyhow::Error::msg)?,
+            directory,
+        })
+    }
+
+    /// The control group.
+    #[must_use]
+    pub fn group(&self) -> &Cgroup {
+        &self.group
+    }
+
+    /// Starts the command.
+    pub(super) fn start(&self) -> anyhow::Result<Running> {
+        let (program, arguments) = self.command.split_first().context("there is no command")?;
+        let processes = self.directory.join("cgroup.procs");
+        let processes = File::options()
+            .write(true)
+            .open(&processes)
+            .with_context(|| format!("cannot use {}", processes.display()))?;
+        let mut command = Command::new(program);
+        command.args(arguments);
+        run_in_group(&mut command, processes);
+        let child = command.spawn().map_err(|cause| CannotRun {
+            program: program.clone(),
+            cause,
+        })?;
+        Ok(Running(child))
+    }
+
+    /// Whether processes that the command started are there still.
+    pub(super) fn is_in_use(&self) -> bool {
+        let events = fs::read_to_string(self.directory.join("cgroup.events"));
+        events.is_ok_and(|events| events.contains("populated 1"))
+    }
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        // What the command left running stays in it.
+        if let Err(error) = fs::remove_dir(&self.directory) {
+            log::warn!(
+                "the control group {} stays: {error}",
+                self.directory.display()
+            );
+        }
+    }
+}
+
+/// The command cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot run {}: {cause}", program.display())]
+pub struct CannotRun {
+    program: OsString,
+    cause: io::Error,
+}
+
+impl CannotRun {
+    /// The exit code by which shells tell of it (bash(1), "EXIT STATUS").
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        const NOT_FOUND: u8 = 127;
+        const NOT_EXECUTABLE: u8 = 126;
+        match self.cause.kind() {
+            io::ErrorKind::NotFound => NOT_FOUND,
+            _ => NOT_EXECUTABLE,
+        }
+    }
+}
+
+/// A command that runs.
+pub(super) struct Running(Child);
+
+impl Running {
+    /// Waits for its end. Cancelling loses nothing.
+    pub(super) async fn ended(&mut self) -> anyhow::Result<u8> {
+        let status = self.0.wait().await;
+        Ok(exit_code(status.context("cannot wait for the command")?))
+    }
+
+    /// Passes on that the agent was told to stop.
+    pub(super) fn terminate(&self) {
+        let process = self.0.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(process) = process {
+            // One that has just ended needs no signal.
+            let _ = kill(Pid::from_raw(process), Signal::SIGTERM);
+        }
+    }
+}
+
+/// As shells tell it: 128 and the number of the signal that ended a command.
+fn exit_code(status: ExitStatus) -> u8 {
+    let by_signal = || status.signal().map(|signal| 128 + signal);
+    let code = status.code().or_else(by_signal).unwrap_or(1);
+    u8::try_from(code).unwrap_or(u8::MAX)
+}
