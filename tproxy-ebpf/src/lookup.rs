@@ -46,24 +46,22 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
     }
 
     // 4. What arrives for another address on an attached interface was brought here by the tc program,
-    //    and on the loopback device by the hooks at connect and sendmsg: it is ours even if the rules
-    //    changed a moment ago.
+    //    and on the loopback device by whom its word says: it is ours even if the rules changed a moment
+    //    ago.
     let taken = if interfaces::is_attached(interface) {
-        handover::taken(&ends)
+        match handover::taken(&ends) {
+            Some(taken) => taken,
+            None => classify_again(ctx),
+        }
     } else if interface == LOOPBACK {
-        match ends.protocol {
-            Protocol::Tcp => handover::taken(&ends.before_routing()),
-            Protocol::Udp => local_udp::taken(&ends),
+        match taken_here(&ends) {
+            Some(taken) => taken,
+            None => return Outcome::NotOurs,
         }
     } else {
         return Outcome::NotOurs;
     };
     let worker = worker_of(&ends.source, ends.source_port, state.workers());
-    // A flow whose word another one has overwritten. Most are the agent's.
-    let taken = match taken {
-        Some(taken) => taken,
-        None => classify_again(ctx),
-    };
     if assign(ctx, taken, ends.protocol, worker) {
         Outcome::Assigned
     } else {
@@ -71,17 +69,44 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
     }
 }
 
-/// Who would get a forwarded flow if it began now.
+/// Who gets a forwarded flow whose word another one has overwritten: who would if it began now. Most are
+/// the agent's.
 #[inline(always)]
 fn classify_again(ctx: &SkLookupContext) -> Taken {
     match find(ctx, Scope::Forward) {
         Some(rule) => rule.taken(),
-        None => Taken {
-            slot: 0,
-            redirected: false,
-        },
+        None => RELAYED,
     }
 }
+
+/// Who gets a flow on the loopback device, if a hook of ours has brought it there. Other instances and
+/// other programs bring theirs there, too, and nobody can be asked again whose a flow was.
+#[inline(always)]
+fn taken_here(ends: &Ends) -> Option<Taken> {
+    if ends.protocol == Protocol::Tcp {
+        return handover::taken(&ends.before_routing());
+    }
+    match local_udp::taken(ends) {
+        // The stand-in is nobody else's.
+        None if is_stand_in(&ends.source) => Some(RELAYED),
+        taken => taken,
+    }
+}
+
+#[inline(always)]
+fn is_stand_in(address: &Address) -> bool {
+    *address
+        == match address.family() {
+            Family::V4 => Address::v4(agent::stand_in_v4().to_ne_bytes()),
+            Family::V6 => Address::v6(octets(&agent::stand_in_v6())),
+        }
+}
+
+/// A flow of the agent's, by a rule that is not known any more.
+const RELAYED: Taken = Taken {
+    slot: 0,
+    redirected: false,
+};
 
 /// The rule of this scope that takes the flow.
 #[inline(always)]
