@@ -637,3 +637,44 @@ impl Drop for Group {
         let _ = fs::remove_dir(self.directory());
     }
 }
+
+/// What another program brings to the loopback device is its own: another instance's flows, for example.
+#[test]
+fn flows_that_others_bring_here_are_theirs() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        for family in ["-4", "-6"] {
+            ip(&format!("{family} rule add iif lo fwmark 1 lookup 100"));
+            ip(&format!(
+                "{family} route add local default dev lo table 100"
+            ));
+        }
+        let forwarded = rule(|spec| spec.proto = Some("any".into()));
+        for rules in [vec![forwarded.clone()], vec![forwarded, local(|_| ())]] {
+            setting.sandbox.install(&rules);
+            for family in families() {
+                let target = at(family, RELAYED);
+                let theirs = listen(SocketAddr::from(([0_u16; 8], RELAYED)));
+                let socket = Socket::new(Domain::for_address(target), Type::STREAM, None);
+                let socket = socket.expect("a socket");
+                socket.set_mark(1).expect("an option");
+                let own = SocketAddr::new(family.own, 0);
+                socket.bind(&own.into()).expect("an address");
+                socket.connect(&target.into()).expect("a connection");
+                assert_eq!(accept(&theirs).1, target);
+                let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None);
+                let socket = socket.expect("a socket");
+                socket.set_mark(1).expect("an option");
+                let own = SocketAddr::new(family.own, 0);
+                socket.bind(&own.into()).expect("an address");
+                let theirs = datagrams_at(SocketAddr::from(([0_u16; 8], RELAYED)));
+                socket
+                    .send_to(b"question", &target.into())
+                    .expect("a datagram");
+                assert_eq!(receive(&theirs).0, b"question");
+            }
+        }
+        assert!(is_idle(&relay));
+    });
+}
