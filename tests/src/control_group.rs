@@ -1,0 +1,90 @@
+//! A control group of the unified hierarchy, for processes of a test.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use crate::{Namespace, wait};
+
+/// A control group. It is removed when it goes out of scope, once its processes are gone.
+#[derive(Debug)]
+pub struct ControlGroup {
+    directory: PathBuf,
+}
+
+static CREATED: AtomicU32 = AtomicU32::new(0);
+
+impl ControlGroup {
+    /// Makes one below the root.
+    #[must_use]
+    #[track_caller]
+    pub fn create() -> Self {
+        let number = CREATED.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tproxy-test-{}-{number}", std::process::id());
+        Self::at(root().join(name))
+    }
+
+    /// Makes one in this one.
+    #[must_use]
+    #[track_caller]
+    pub fn child(&self, name: &str) -> Self {
+        Self::at(self.directory.join(name))
+    }
+
+    fn at(directory: PathBuf) -> Self {
+        fs::create_dir(&directory).unwrap_or_else(|error| {
+            panic!("make the control group {}: {error}", directory.display())
+        });
+        Self { directory }
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its path from the root of all groups, as `--cgroup` takes it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        let path = self.directory.strip_prefix(root());
+        path.expect("it is below the root")
+    }
+
+    /// A command, split at spaces, that will run in this group and in `namespace`.
+    #[must_use]
+    pub fn command_line(&self, namespace: &Namespace, command_line: &str) -> Command {
+        let mut command = namespace.command("sh");
+        let processes = self.directory.join("cgroup.procs");
+        command
+            .args(["-c", r#"echo $$ > "$0" && exec "$@""#])
+            .arg(processes)
+            .args(command_line.split_whitespace());
+        command
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        // A process that was killed leaves it a moment later.
+        let _ = wait::within(wait::PATIENCE, || fs::remove_dir(&self.directory).ok());
+    }
+}
+
+/// The directory of the root of all groups.
+#[must_use]
+#[track_caller]
+pub fn root() -> PathBuf {
+    let mut candidates = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .map(PathBuf::from)
+        .into_iter();
+    let root = candidates.find(|path| {
+        statfs(path).is_ok_and(|mounted| mounted.filesystem_type() == CGROUP2_SUPER_MAGIC)
+    });
+    root.expect("cgroup2 is mounted")
+}
