@@ -1,6 +1,6 @@
 //! The addresses of the lab. They are the same in every test: namespaces keep them apart.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The IP version that a part of a test runs over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,4 +94,20 @@ impl Family {
             Self::V6 => Ipv6Addr::from(v6).into(),
         }
     }
+}
+
+/// IPv4 as IPv4, also when a dual-stack socket has it as a mapped address.
+#[must_use]
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// The address as a dual-stack socket has it: IPv4 as v4-mapped IPv6 (RFC 4291, section 2.5.5.2).
+#[must_use]
+pub fn mapped(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    SocketAddr::new(ip.into(), address.port())
 }

@@ -9,6 +9,7 @@
 
 use std::{
     ffi::CString,
+    fs::File,
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
@@ -28,11 +29,17 @@ const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_OBJ_PIN: i32 = 6;
 const BPF_OBJ_GET: i32 = 7;
+const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_PROG_QUERY: i32 = 16;
 const BPF_LINK_CREATE: i32 = 28;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_CGROUP_SOCK_OPS: u32 = 3;
+const BPF_CGROUP_INET4_CONNECT: u32 = 10;
+const BPF_CGROUP_INET6_CONNECT: u32 = 11;
+const BPF_CGROUP_UDP4_SENDMSG: u32 = 14;
+const BPF_CGROUP_UDP6_SENDMSG: u32 = 15;
 const BPF_SK_LOOKUP: u32 = 36;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
@@ -61,6 +68,25 @@ pub fn kernel_has_tcx() -> bool {
 /// # Errors
 /// Those of `BPF_PROG_QUERY`; `ENODEV` when the interface does not exist.
 pub fn attached(namespace: &Namespace, hook: Hook) -> io::Result<Vec<u32>> {
+    if !matches!(hook, Hook::SkLookup) && !kernel_has_tcx() {
+        return Ok(Vec::new());
+    }
+    namespace.enter(|| {
+        let (target, attach_type) = match hook {
+            Hook::TcxIngress(interface) => (if_nametoindex(interface)?, BPF_TCX_INGRESS),
+            Hook::TcxEgress(interface) => (if_nametoindex(interface)?, BPF_TCX_EGRESS),
+            Hook::SkLookup => (descriptor(namespace.handle()), BPF_SK_LOOKUP),
+        };
+        match query(target, attach_type) {
+            Ok(ids) => Ok(ids),
+            // What tcx answers for an interface that never had a program.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    })
+}
+
+fn query(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     #[repr(C)]
     #[derive(Default)]
     struct Query {
@@ -73,30 +99,81 @@ pub fn attached(namespace: &Namespace, hook: Hook) -> io::Result<Vec<u32>> {
         padding: u32,
         rest: [u64; 4],
     }
-    if !matches!(hook, Hook::SkLookup) && !kernel_has_tcx() {
-        return Ok(Vec::new());
+    let mut ids = [0_u32; 64];
+    let mut query = Query {
+        target,
+        hook: attach_type,
+        program_ids: pointer(&mut ids),
+        count: ids.len() as u32,
+        ..Query::default()
+    };
+    sys::bpf(BPF_PROG_QUERY, &mut query)?;
+    Ok(ids[..query.count as usize].to_vec())
+}
+
+/// The ids of the programs that see what processes of a control group open, those of other tests among them.
+///
+/// # Errors
+/// Those of open(2) and `BPF_PROG_QUERY`.
+pub fn process_hooks(group: &Path) -> io::Result<Vec<u32>> {
+    let group = File::open(group)?;
+    let hooks = [
+        BPF_CGROUP_INET4_CONNECT,
+        BPF_CGROUP_INET6_CONNECT,
+        BPF_CGROUP_UDP4_SENDMSG,
+        BPF_CGROUP_UDP6_SENDMSG,
+        BPF_CGROUP_SOCK_OPS,
+    ];
+    let programs = hooks.map(|hook| query(descriptor(&group), hook));
+    let programs: io::Result<Vec<_>> = programs.into_iter().collect();
+    Ok(programs?.concat())
+}
+
+/// The id of the program that a pinned link attaches.
+///
+/// # Errors
+/// Those of `BPF_OBJ_GET` and `BPF_OBJ_GET_INFO_BY_FD`.
+pub fn program_of_link(pin: &Path) -> io::Result<u32> {
+    #[repr(C)]
+    struct Ask {
+        object: u32,
+        length: u32,
+        answer: u64,
     }
-    namespace.enter(|| {
-        let mut ids = [0_u32; 64];
-        let (target, attach_type) = match hook {
-            Hook::TcxIngress(interface) => (if_nametoindex(interface)?, BPF_TCX_INGRESS),
-            Hook::TcxEgress(interface) => (if_nametoindex(interface)?, BPF_TCX_EGRESS),
-            Hook::SkLookup => (descriptor(namespace.handle()), BPF_SK_LOOKUP),
-        };
-        let mut query = Query {
-            target,
-            hook: attach_type,
-            program_ids: pointer(&mut ids),
-            count: ids.len() as u32,
-            ..Query::default()
-        };
-        match sys::bpf(BPF_PROG_QUERY, &mut query) {
-            Ok(_) => Ok(ids[..query.count as usize].to_vec()),
-            // What tcx answers for an interface that never had a program.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
-    })
+    /// The beginning of `struct bpf_link_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Link {
+        kind: u32,
+        id: u32,
+        program: u32,
+        padding: u32,
+    }
+    let object = open_pin(pin)?;
+    let mut link = Link::default();
+    let mut ask = Ask {
+        object: descriptor(&object),
+        length: size_of::<Link>() as u32,
+        answer: pointer(&mut link),
+    };
+    sys::bpf(BPF_OBJ_GET_INFO_BY_FD, &mut ask)?;
+    Ok(link.program)
+}
+
+fn open_pin(pin: &Path) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Get {
+        path: u64,
+        object: u32,
+        flags: u32,
+    }
+    let name = CString::new(pin.as_os_str().as_encoded_bytes())?;
+    let mut get = Get {
+        path: name.as_ptr() as u64,
+        object: 0,
+        flags: 0,
+    };
+    sys::bpf_descriptor(BPF_OBJ_GET, &mut get)
 }
 
 /// Puts a socket into a pinned sockmap.
@@ -105,12 +182,6 @@ pub fn attached(namespace: &Namespace, hook: Hook) -> io::Result<Vec<u32>> {
 /// Those of `BPF_OBJ_GET` and `BPF_MAP_UPDATE_ELEM`.
 pub fn set_socket(map: &Path, place: u32, socket: &impl AsRawFd) -> io::Result<()> {
     #[repr(C)]
-    struct Get {
-        path: u64,
-        object: u32,
-        flags: u32,
-    }
-    #[repr(C)]
     struct Update {
         map: u32,
         padding: u32,
@@ -118,13 +189,7 @@ pub fn set_socket(map: &Path, place: u32, socket: &impl AsRawFd) -> io::Result<(
         value: u64,
         flags: u64,
     }
-    let name = CString::new(map.as_os_str().as_encoded_bytes())?;
-    let mut get = Get {
-        path: name.as_ptr() as u64,
-        object: 0,
-        flags: 0,
-    };
-    let map = sys::bpf_descriptor(BPF_OBJ_GET, &mut get)?;
+    let map = open_pin(map)?;
     let mut key = place;
     let mut value = [u64::try_from(socket.as_raw_fd()).map_err(io::Error::other)?];
     let mut update = Update {

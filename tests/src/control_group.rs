@@ -1,81 +1,106 @@
-//! Control groups for programs to be started in.
+//! A control group of the unified hierarchy, for processes of a test.
 
 use std::{
-    fs::{self, File},
-    io::Write as _,
+    fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process,
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use tempfile::TempDir;
 
-use crate::wait;
+use crate::{Namespace, wait};
 
-/// Where the unified hierarchy is, beside old ones or alone.
-const ROOTS: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
-
-/// A control group of the unified hierarchy, and those above it, which nobody else has.
+/// A control group. It is removed when it goes out of scope, once its processes are gone.
 #[derive(Debug)]
 pub struct ControlGroup {
-    root: &'static Path,
-    path: String,
-    _directory: TempDir,
-    wrapper: String,
+    directory: PathBuf,
+    scripts: TempDir,
 }
 
+static CREATED: AtomicU32 = AtomicU32::new(0);
+
 impl ControlGroup {
-    /// Makes `below`, a path, in a group of its own.
+    /// Makes one below the root.
     #[must_use]
-    pub fn new(below: &str) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let mut roots = ROOTS.into_iter().map(Path::new);
-        let root = roots.find(|root| root.join("cgroup.procs").exists());
-        let root = root.expect("a unified hierarchy of control groups is mounted");
-        let path = format!("tproxy-test-{}-{number}/{below}", process::id());
-        fs::create_dir_all(root.join(&path)).expect("a control group can be made");
-        let directory = TempDir::new().expect("a temporary directory");
-        let wrapper = directory.path().join("enter");
-        write_wrapper(&wrapper, &root.join(&path).join("cgroup.procs"));
-        Self {
-            root,
-            path,
-            wrapper: wrapper.to_str().expect("the path is UTF-8").to_owned(),
-            _directory: directory,
-        }
+    #[track_caller]
+    pub fn create() -> Self {
+        let number = CREATED.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tproxy-test-{}-{number}", std::process::id());
+        Self::at(root().join(name))
     }
 
-    /// Its path from the root, as a rule names it.
+    /// Makes one in this one.
     #[must_use]
-    pub fn path(&self) -> &str {
-        &self.path
+    #[track_caller]
+    pub fn child(&self, name: &str) -> Self {
+        Self::at(self.directory.join(name))
+    }
+
+    fn at(directory: PathBuf) -> Self {
+        fs::create_dir(&directory).unwrap_or_else(|error| {
+            panic!("make the control group {}: {error}", directory.display())
+        });
+        let scripts = TempDir::new().expect("make a directory");
+        Self { directory, scripts }
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its path from the root of all groups, as `--cgroup` takes it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        let path = self.directory.strip_prefix(root());
+        path.expect("it is below the root")
     }
 
     /// The path of a program that enters the group and then becomes the program that its arguments name.
     #[must_use]
-    pub fn wrapper(&self) -> &str {
-        &self.wrapper
+    pub fn wrapper(&self) -> String {
+        let path = self.scripts.path().join("enter");
+        let processes = self.directory.join("cgroup.procs");
+        let script = format!("#!/bin/sh\necho $$ >{}\nexec \"$@\"\n", processes.display());
+        fs::write(&path, script).expect("write a script");
+        let executable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&path, executable).expect("make it executable");
+        path.display().to_string()
     }
-}
 
-fn write_wrapper(path: &Path, members: &Path) {
-    let mut file = File::create(path).expect("a file");
-    let script = format!("#!/bin/sh\necho $$ >{}\nexec \"$@\"\n", members.display());
-    file.write_all(script.as_bytes()).expect("a script");
-    let executable = fs::Permissions::from_mode(0o755);
-    file.set_permissions(executable).expect("permissions");
+    /// A command, split at spaces, that will run in this group and in `namespace`.
+    #[must_use]
+    pub fn command_line(&self, namespace: &Namespace, command_line: &str) -> Command {
+        let mut command = namespace.command("sh");
+        let processes = self.directory.join("cgroup.procs");
+        command
+            .args(["-c", r#"echo $$ > "$0" && exec "$@""#])
+            .arg(processes)
+            .args(command_line.split_whitespace());
+        command
+    }
 }
 
 impl Drop for ControlGroup {
     fn drop(&mut self) {
-        let mut path = PathBuf::from(&self.path);
-        // From the innermost one on; a group is busy until the last of its processes is reaped.
-        while path.components().next().is_some() {
-            let directory = self.root.join(&path);
-            let _ = wait::within(wait::PATIENCE, || fs::remove_dir(&directory).ok());
-            path.pop();
-        }
+        // A process that was killed leaves it a moment later.
+        let _ = wait::within(wait::PATIENCE, || fs::remove_dir(&self.directory).ok());
     }
+}
+
+/// The directory of the root of all groups.
+#[must_use]
+#[track_caller]
+pub fn root() -> PathBuf {
+    let mut candidates = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .map(PathBuf::from)
+        .into_iter();
+    let root = candidates.find(|path| {
+        statfs(path).is_ok_and(|mounted| mounted.filesystem_type() == CGROUP2_SUPER_MAGIC)
+    });
+    root.expect("cgroup2 is mounted")
 }

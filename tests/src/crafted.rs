@@ -1,10 +1,10 @@
 //! Packets made by hand.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
     EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv4Options, Ipv6FlowLabel, Ipv6Header,
-    TcpHeader,
+    TcpHeader, UdpHeader,
 };
 
 use crate::wire::Frame;
@@ -88,6 +88,80 @@ pub fn ipv4(mut header: Ipv4Header, payload: &[u8]) -> Vec<u8> {
     header.total_len = u16::try_from(length).expect("a short packet");
     header.header_checksum = header.calc_header_checksum();
     [&header.to_bytes(), payload].concat()
+}
+
+/// A UDP datagram, without an IP header.
+#[must_use]
+pub fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let (from, to) = (source.port(), destination.port());
+    let header = match (source.ip(), destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let addresses = Ipv4Header {
+                source: source.octets(),
+                destination: destination.octets(),
+                ..Ipv4Header::default()
+            };
+            UdpHeader::with_ipv4_checksum(from, to, &addresses, payload)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let addresses = Ipv6Header {
+                source: source.octets(),
+                destination: destination.octets(),
+                ..Ipv6Header::default()
+            };
+            UdpHeader::with_ipv6_checksum(from, to, &addresses, payload)
+        }
+        _ => panic!("addresses of one family"),
+    };
+    [&header.expect("a short datagram").to_bytes(), payload].concat()
+}
+
+/// The IP packets that carry a UDP datagram in fragments, in order. Their payloads have up to `size` bytes, which is a
+/// multiple of eight (RFC 791; RFC 8200, section 4.5).
+#[must_use]
+pub fn udp_fragments(
+    source: SocketAddr,
+    destination: SocketAddr,
+    payload: &[u8],
+    (identification, size): (u16, usize),
+) -> Vec<Vec<u8>> {
+    let datagram = udp(source, destination, payload);
+    let last = datagram.len().div_ceil(size) - 1;
+    let pieces = datagram.chunks(size).enumerate();
+    pieces
+        .map(|(index, piece)| {
+            let offset = u16::try_from(index * size / 8).expect("a short datagram");
+            let more = index < last;
+            match (source.ip(), destination.ip()) {
+                (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                    let header = Ipv4Header {
+                        identification,
+                        dont_fragment: false,
+                        more_fragments: more,
+                        fragment_offset: offset.try_into().expect("13 bits"),
+                        time_to_live: 64,
+                        protocol: IpNumber::UDP,
+                        source: source.octets(),
+                        destination: destination.octets(),
+                        ..Ipv4Header::default()
+                    };
+                    ipv4(header, piece)
+                }
+                (source, destination) => {
+                    let place = (offset << 3 | u16::from(more)).to_be_bytes();
+                    let number = u32::from(identification).to_be_bytes();
+                    let header = [&[IpNumber::UDP.0, 0], &place[..], &number].concat();
+                    ip(
+                        source,
+                        destination,
+                        IpNumber::IPV6_FRAGMENTATION_HEADER,
+                        &header,
+                        piece,
+                    )
+                }
+            }
+        })
+        .collect()
 }
 
 /// The frame around an IP packet.

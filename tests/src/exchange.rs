@@ -3,9 +3,16 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
+    process::Command,
 };
 
-use crate::{Agent, Family, Namespace};
+use crate::{Agent, Family, Namespace, address::canonical, process};
+
+/// A command line by which curl asks the witness at `target`. It writes the answer, and its own address.
+#[must_use]
+pub fn command_line(target: SocketAddr) -> String {
+    format!("curl -sS -g --max-time 15 -w client=%{{local_ip}}/%{{local_port}}\\n http://{target}/")
+}
 
 /// A request to a [`Witness`](crate::peer::Witness), as both ends saw it.
 #[derive(Debug, Clone, Copy)]
@@ -65,8 +72,38 @@ impl Exchange {
         Self::over(namespace.connect(target)?, target)
     }
 
-    fn over(mut stream: TcpStream, target: SocketAddr) -> std::io::Result<Self> {
-        let client = stream.local_addr()?;
+    /// Lets curl ask the witness at `target`: `start` makes the command of a command line, and may have it run in a
+    /// control group, or as another user.
+    #[must_use]
+    #[track_caller]
+    pub fn by_program(target: SocketAddr, start: impl FnOnce(&str) -> Command) -> Self {
+        let output = process::expect_success(&mut start(&command_line(target)));
+        Self::told(&output, target)
+            .unwrap_or_else(|| panic!("not the answer of a witness at {target}: {output}"))
+    }
+
+    /// What a program that was started with [`command_line`] has written.
+    #[must_use]
+    pub fn told(output: &str, target: SocketAddr) -> Option<Self> {
+        let field = |name| {
+            let mut lines = output.lines();
+            lines.find_map(|line| line.strip_prefix(name))
+        };
+        let (address, port) = field("client=")?.split_once('/')?;
+        Some(Self {
+            client: SocketAddr::new(address.parse().ok()?, port.parse().ok()?),
+            target,
+            seen_client: field("peer ")?.parse().ok()?,
+            seen_target: field("local ")?.parse().ok()?,
+        })
+    }
+
+    /// As [`Exchange::attempt`], over a connection that is there.
+    ///
+    /// # Errors
+    /// As [`Exchange::attempt`].
+    pub fn over(mut stream: TcpStream, target: SocketAddr) -> std::io::Result<Self> {
+        let client = canonical(stream.local_addr()?);
         assert_eq!(
             stream.peer_addr()?,
             target,
@@ -85,7 +122,7 @@ impl Exchange {
         };
         Ok(Self {
             client,
-            target,
+            target: canonical(target),
             seen_client,
             seen_target,
         })
@@ -141,6 +178,21 @@ impl Exchange {
         assert_eq!(
             self.seen_target, self.target,
             "the server is reached where the client asked: {self:?}"
+        );
+    }
+
+    /// Checks that a program of the gateway itself went through `agent`, which the server tells by another port.
+    #[track_caller]
+    pub fn assert_relayed_locally(&self, agent: &Agent) {
+        self.assert_relayed(agent);
+        assert_eq!(
+            self.client.ip(),
+            self.family().gateway_upstream(),
+            "the program has the address of the way to the server: {self:?}"
+        );
+        assert_ne!(
+            self.seen_client, self.client,
+            "it is another socket: {self:?}"
         );
     }
 

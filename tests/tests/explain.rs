@@ -242,8 +242,9 @@ fn link_local_destinations_are_named() {
 fn groups_above_are_asked_about() {
     let lab = Lab::new();
     let agent = lab.agent("--iface cl0 --dport 80 --name web");
-    let group = ControlGroup::new("slice/service");
-    let outer = group.path().rsplit_once('/').unwrap().0.to_owned();
+    let slice = ControlGroup::create();
+    let group = slice.child("service");
+    let outer = slice.path().display();
     agent.run(&format!(
         "rule add --name other --scope local --cgroup {outer}/servi --action pass"
     ));
@@ -255,7 +256,7 @@ fn groups_above_are_asked_about() {
         Family::V4.gateway(),
         Family::V4.server()
     );
-    let inside = agent.attempt_under(group.wrapper(), &question);
+    let inside = agent.attempt_under(&group.wrapper(), &question);
     inside.assert_done();
     let answer: Value = serde_json::from_str(&inside.stdout).unwrap();
     assert_eq!(answer["rule"], "outer", "{answer}");

@@ -2,6 +2,7 @@
 //! directory of its own.
 
 mod curl;
+mod datagram_witness;
 mod dnsmasq;
 mod envoy;
 mod envoy_datagrams;
@@ -19,6 +20,7 @@ mod stream_echo;
 mod witness;
 
 pub use curl::Fetched;
+pub use datagram_witness::{DatagramWitness, Received};
 pub use dnsmasq::{Answer, Dnsmasq, LONG_NAME, NAME, dig};
 pub use envoy_datagrams::EnvoyDatagrams;
 pub use git::Repository;
@@ -27,6 +29,6 @@ pub use nginx::Nginx;
 pub use proxy::{Handed, Product, Proxy, Source};
 pub use python::{WITHOUT_PROXIES, python};
 pub use quic::QuicServer;
-pub use server::Server;
+pub use server::{Server, listen, listen_prepared};
 pub use stream_echo::StreamEcho;
 pub use witness::Witness;

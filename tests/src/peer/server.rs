@@ -44,6 +44,16 @@ impl<T: Send + 'static> Server<T> {
         let listener = namespace
             .enter(|| listen(address))
             .unwrap_or_else(|error| panic!("listen at {address}: {error}"));
+        Self::over(listener, handler)
+    }
+
+    /// Serves a listener that is there already.
+    #[must_use]
+    #[track_caller]
+    pub fn over(
+        listener: TcpListener,
+        handler: impl Fn(TcpStream) -> T + Send + Sync + 'static,
+    ) -> Self {
         let accepting = listener.try_clone().expect("duplicate the listener");
         let (sender, outcomes) = mpsc::channel();
         let handler = Arc::new(handler);
@@ -81,9 +91,25 @@ impl<T> Drop for Server<T> {
     }
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+/// Listens at an address of the calling thread's namespace, as [`Server::bound`] does.
+///
+/// # Errors
+/// Those of the system calls.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    listen_prepared(address, |_| Ok(()))
+}
+
+/// As [`listen`], with a socket that `prepare` has set options of.
+///
+/// # Errors
+/// Those of the system calls.
+pub fn listen_prepared(
+    address: SocketAddr,
+    prepare: impl FnOnce(&Socket) -> std::io::Result<()>,
+) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
+    prepare(&socket)?;
     if address.is_ipv6() {
         let wildcard = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         socket.set_only_v6(!wildcard)?;

@@ -2,11 +2,11 @@
 
 use std::{
     io::{self, BufRead, BufReader, Write},
-    net::{Ipv6Addr, SocketAddr, TcpStream},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     sync::mpsc,
 };
 
-use crate::{Namespace, peer::Server};
+use crate::{Namespace, address::canonical, peer::Server};
 
 /// Answers each request with the address that it came from and the address that it was sent to:
 ///
@@ -42,6 +42,18 @@ impl Witness {
         }
     }
 
+    /// Serves a listener that is there already.
+    #[must_use]
+    #[track_caller]
+    pub fn over(listener: TcpListener) -> Self {
+        let (seen, clients) = mpsc::channel();
+        let server = Server::over(listener, move |stream| testify(stream, &seen));
+        Self {
+            _server: server,
+            clients,
+        }
+    }
+
     /// The clients seen since the last call, as the server saw them. A client that has its answer is among them.
     #[must_use]
     pub fn clients(&self) -> Vec<SocketAddr> {
@@ -70,9 +82,4 @@ fn read_request(stream: &TcpStream) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// IPv4 as IPv4, also when a dual-stack socket has it as a mapped address.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -368,8 +368,9 @@ impl Sessions {
             Side::Upstream => {
                 let (client, destination) = (session.reply_to, session.destination);
                 let length = session.last_length;
-                self.tell_client(client, destination, length, reason);
+                // What the client sends when it knows would be lost in the reply socket.
                 self.end(key, End::from_error(side, error));
+                self.tell_client(client, destination, length, reason);
             }
         }
     }

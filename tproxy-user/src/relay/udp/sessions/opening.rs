@@ -20,7 +20,7 @@ use crate::relay::token::Origin;
 use crate::relay::udp::session::Session;
 use crate::relay::udp::socket;
 use crate::relay::udp::sys::Inbox;
-use crate::relay::udp::table::{Flow, Room};
+use crate::relay::udp::table::{Class, Flow, Room};
 use crate::relay::udp::unreachable::Reason;
 use crate::relay::{Admission, End, FlowRecord};
 
@@ -59,7 +59,7 @@ impl Sessions {
         }
         policy.opened(&admission.rule);
         let mark = self.shared.settings.mark;
-        let sockets = open_sockets(destination, &admission, mark);
+        let sockets = open_sockets(flow, &admission, mark);
         let Admission { rule, client, .. } = admission;
         match sockets {
             Ok(sockets) => {
@@ -178,13 +178,19 @@ impl Sessions {
 
 /// The sockets of a session. An error comes with the side that it is of.
 fn open_sockets(
-    destination: SocketAddr,
+    flow: Flow,
     admission: &Admission,
     mark: Option<u32>,
 ) -> Result<(Option<Socket>, Socket), (Side, io::Error)> {
     let upstream =
         socket::upstream(admission.upstream, mark).map_err(|error| (Side::Upstream, error))?;
-    let reply = socket::reply(destination, admission.client, mark)
+    // A resolver of this host that binds its port to the wildcard, and does not share it, could not
+    // start while a socket has the port, at whatever address. A question has one answer, for which a
+    // socket would hardly be worth its making.
+    if Class::of(&flow) == Class::Dns {
+        return Ok((None, upstream));
+    }
+    let reply = socket::reply(flow.destination, admission.client, mark)
         .map_err(|error| (Side::Client, error))?;
     Ok((reply, upstream))
 }
