@@ -7,24 +7,26 @@ use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use socket2::{Domain, SockRef, Socket, Type};
-use tproxy_user::relay::{ListenError, Settings, bind};
+use tproxy_user::relay::{Admission, ListenError, Listener, Settings, bind};
 
-use relay_support::{Harness, accept, server};
+use relay_support::{Harness, accept, server, tag};
 
 #[test]
 fn all_workers_share_one_port_and_take_both_families() {
     let (listener, upstream) = server();
     let listeners = bind(0, 3).unwrap();
-    let port = listeners[0].local_addr().unwrap().port();
+    let port = listeners[0].tcp.local_addr().unwrap().port();
     assert_ne!(port, 0);
     assert_eq!(listeners.len(), 3);
-    for socket in &listeners {
-        assert_eq!(socket.local_addr().unwrap().port(), port);
-        let socket = SockRef::from(socket);
-        assert!(socket.ip_transparent_v4().unwrap() && socket.reuse_port().unwrap());
+    for Listener { tcp, udp } in &listeners {
+        assert_eq!(tcp.local_addr().unwrap().port(), port);
+        assert_eq!(udp.local_addr().unwrap().port(), port);
+        for socket in [SockRef::from(tcp), SockRef::from(udp)] {
+            assert!(socket.ip_transparent_v4().unwrap() && socket.reuse_port().unwrap());
+        }
     }
 
-    let harness = Harness::on(listeners, upstream, Settings::default());
+    let harness = relay(listeners, upstream);
     for address in [format!("127.0.0.1:{port}"), format!("[::1]:{port}")] {
         let mut client = TcpStream::connect(&address).unwrap();
         client.write_all(b"x").unwrap();
@@ -44,8 +46,8 @@ fn all_workers_share_one_port_and_take_both_families() {
 fn every_worker_gets_flows() {
     let (listener, upstream) = server();
     let listeners = bind(0, 2).unwrap();
-    let port = listeners[0].local_addr().unwrap().port();
-    let harness = Harness::on(listeners, upstream, Settings::default());
+    let port = listeners[0].tcp.local_addr().unwrap().port();
+    let harness = relay(listeners, upstream);
     for _ in 0..64 {
         let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
         drop(accept(&listener));
@@ -64,7 +66,7 @@ fn every_worker_gets_flows() {
 
 #[test]
 fn a_port_that_somebody_has_is_refused() {
-    let holders: [fn() -> Socket; 4] = [
+    let holders: [fn() -> Socket; 5] = [
         || TcpListener::bind("127.0.0.1:0").unwrap().into(),
         || {
             TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))
@@ -83,7 +85,17 @@ fn a_port_that_somebody_has_is_refused() {
             socket
         },
         // Another relay.
-        || bind(0, 1).unwrap().remove(0).into(),
+        || bind(0, 1).unwrap().remove(0).tcp.into(),
+        // One who has it for UDP alone, and would share it.
+        || {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+            socket.set_reuse_port(true).unwrap();
+            socket.set_reuse_address(true).unwrap();
+            socket
+                .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+                .unwrap();
+            socket
+        },
     ];
     for (number, holder) in holders.iter().enumerate() {
         let holder = holder();
@@ -100,11 +112,16 @@ fn a_port_that_somebody_has_is_refused() {
 #[test]
 fn a_port_with_connections_in_time_wait_is_free() {
     let listeners = bind(0, 1).unwrap();
-    let port = listeners[0].local_addr().unwrap().port();
+    let port = listeners[0].tcp.local_addr().unwrap().port();
     let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
     // The side that closes first keeps TIME_WAIT.
-    drop(listeners[0].accept().unwrap());
+    drop(listeners[0].tcp.accept().unwrap());
     drop(client);
     drop(listeners);
     bind(port, 1).expect("TIME_WAIT does not hold the port");
+}
+
+fn relay(listeners: Vec<Listener>, upstream: SocketAddr) -> Harness {
+    let choice = move |_, client, _| Some(Admission::direct(tag(), client, upstream));
+    Harness::choosing(listeners, Settings::default(), Box::new(choice))
 }

@@ -4,8 +4,8 @@
 //! shared between workers but counters. An accepted socket has the flow's original destination as
 //! its own address. The relay asks the [`Policy`] where to connect, connects, and then moves bytes
 //! with splice(2), or by copying while they are few. It takes no byte of a client before upstream
-//! is connected, and none that the other end would not take. What it does with datagrams is in
-//! [`udp`].
+//! is connected, and none that the other end would not take. Datagrams have sessions instead of
+//! flows (`udp`).
 
 mod capacity;
 mod connect;
@@ -144,6 +144,7 @@ impl Relay {
             own_udp_ports.insert(address(udp.local_addr())?.port());
         }
         let shared = Arc::new(Shared {
+            sessions_per_source: settings.udp_sessions_per_source.div_ceil(listeners.len()),
             settings,
             policy,
             control: Control::new(),

@@ -156,6 +156,29 @@ mod tests {
     }
 
     #[test]
+    fn flow_line_of_a_session_names_its_protocol() {
+        let rule = RuleTag {
+            name: "dns".into(),
+            slot: 3,
+        };
+        let record = FlowRecord {
+            protocol: "udp",
+            client: "10.1.0.2:5000".parse().unwrap(),
+            destination: "192.0.2.9:53".parse().unwrap(),
+            rule: &rule,
+            upstream: "direct",
+            to_upstream: 40,
+            to_client: 120,
+            duration: Duration::from_millis(20_100),
+            end: End::Idle,
+        };
+        assert_eq!(
+            record.to_string(),
+            "udp 10.1.0.2:5000 -> 192.0.2.9:53 rule=dns up=direct 40B/120B 20.1s idle"
+        );
+    }
+
+    #[test]
     fn a_reset_is_told_by_its_side() {
         let reset = || io::Error::from_raw_os_error(libc::ECONNRESET);
         assert_eq!(

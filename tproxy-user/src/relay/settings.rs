@@ -29,8 +29,9 @@ pub struct Settings {
     /// The most UDP sessions at once over all workers, if that is to be other than half of what
     /// the descriptors allow.
     pub udp_sessions: Option<usize>,
-    /// The most UDP sessions that one address has at once at one worker. One more takes the place of
-    /// the one that is idle for the longest, or is not opened if all of them are in use.
+    /// The most UDP sessions that one address has at once. One more takes the place of the one that
+    /// is idle for the longest, or is not opened if all of them are in use. Each worker sees to its
+    /// share, so with several an address may meet the limit somewhat earlier.
     pub udp_sessions_per_source: usize,
 }
 
@@ -42,7 +43,7 @@ impl Default for Settings {
             max_flows: None,
             max_pipes: None,
             pipe_capacity: 256 * 1024,
-            udp_idle: Duration::from_secs(120),
+            udp_idle: Duration::from_mins(2),
             udp_idle_dns: Duration::from_secs(20),
             udp_sessions: None,
             udp_sessions_per_source: 1024,

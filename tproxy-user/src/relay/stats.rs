@@ -70,8 +70,8 @@ pub struct WorkerStats {
     pub sessions_opened: u64,
     /// UDP sessions ended while idle to make room for others of the same source.
     pub evicted: u64,
-    /// Datagrams that were received and not passed on, for want of a session or of room in the send
-    /// buffer, or because the kernel refused to send them.
+    /// Datagrams that were not passed on: those that came faster than they were read, those for which
+    /// there was no session or no room in the send buffer, and those that the kernel refused to send.
     pub dropped: u64,
     /// Bytes of payload moved from clients to upstream, of flows that are over and as last reported
     /// of the others.

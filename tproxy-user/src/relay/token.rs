@@ -80,9 +80,7 @@ mod tests {
         let sockets = [0, 1, 2, 1 << 40].into_iter().flat_map(|key| {
             [Side::Client, Side::Upstream]
                 .into_iter()
-                .flat_map(move |side| {
-                    [Origin::Flow { key, side }, Origin::Session { key, side }]
-                })
+                .flat_map(move |side| [Origin::Flow { key, side }, Origin::Session { key, side }])
         });
         let others = [Origin::Listener, Origin::Datagrams, Origin::Waker];
         for origin in sockets.chain(others) {

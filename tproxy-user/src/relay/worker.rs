@@ -52,6 +52,8 @@ pub(super) struct Shared {
     pub(super) places: Places,
     /// How many of them sessions may have.
     pub(super) session_places: Places,
+    /// The most sessions that one address may have at one worker.
+    pub(super) sessions_per_source: usize,
     /// The most pipes that one worker may have.
     pub(super) pipes_per_worker: usize,
     /// The ports of all listeners.

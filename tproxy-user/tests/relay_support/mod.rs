@@ -1,13 +1,14 @@
 //! A relay on a loopback listener, whose policy sends every flow to an address of the test's choice.
 
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tproxy_user::relay::{Admission, FlowRecord, Policy, Relay, RuleTag, Settings};
+use tproxy_common::flow::Protocol;
+use tproxy_user::relay::{Admission, FlowRecord, Listener, Policy, Relay, RuleTag, Settings};
 
 /// How long anything may take that should happen at once, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,9 +32,13 @@ pub(crate) struct Ended {
     pub(crate) end: String,
 }
 
-/// A policy that admits everything to one upstream address, or refuses everything.
+/// Where a test wants flows to go to.
+pub(crate) type Choice =
+    Box<dyn Fn(Protocol, SocketAddr, SocketAddr) -> Option<Admission> + Send + Sync>;
+
+/// A policy that admits what the test chooses, and remembers what it is told.
 pub(crate) struct Recorder {
-    upstream: Option<SocketAddr>,
+    choice: Choice,
     pub(crate) opened: AtomicU64,
     pub(crate) to_upstream: AtomicU64,
     pub(crate) to_client: AtomicU64,
@@ -41,15 +46,13 @@ pub(crate) struct Recorder {
 }
 
 impl Policy for Recorder {
-    fn admit(&self, _client: SocketAddr, _destination: SocketAddr) -> Option<Admission> {
-        let rule = RuleTag {
-            name: "test".into(),
-            slot: 0,
-        };
-        Some(Admission {
-            rule,
-            upstream: self.upstream?,
-        })
+    fn admit(
+        &self,
+        protocol: Protocol,
+        client: SocketAddr,
+        destination: SocketAddr,
+    ) -> Option<Admission> {
+        (self.choice)(protocol, client, destination)
     }
 
     fn is_own(&self, address: IpAddr) -> bool {
@@ -94,10 +97,21 @@ impl Harness {
         upstream: impl Into<Option<SocketAddr>>,
         settings: Settings,
     ) -> Self {
-        let address = listeners[0].local_addr().unwrap();
+        let listeners = listeners.into_iter().map(with_udp).collect();
+        let upstream = upstream.into();
+        Self::choosing(
+            listeners,
+            settings,
+            Box::new(move |_, client, _| Some(Admission::direct(tag(), client, upstream?))),
+        )
+    }
+
+    /// A relay whose flows go where `choice` says.
+    pub(crate) fn choosing(listeners: Vec<Listener>, settings: Settings, choice: Choice) -> Self {
+        let address = listeners[0].tcp.local_addr().unwrap();
         let (sender, ends) = channel();
         let policy = Arc::new(Recorder {
-            upstream: upstream.into(),
+            choice,
             opened: AtomicU64::new(0),
             to_upstream: AtomicU64::new(0),
             to_client: AtomicU64::new(0),
@@ -133,6 +147,22 @@ impl Harness {
     /// The sum of one counter over all workers.
     pub(crate) fn total(&self, counter: impl Fn(&tproxy_user::relay::WorkerStats) -> u64) -> u64 {
         self.relay.stats().iter().map(counter).sum()
+    }
+}
+
+/// The rule of all flows.
+pub(crate) fn tag() -> RuleTag {
+    RuleTag {
+        name: "test".into(),
+        slot: 0,
+    }
+}
+
+/// A listener whose datagrams nobody sends.
+pub(crate) fn with_udp(tcp: TcpListener) -> Listener {
+    Listener {
+        tcp,
+        udp: UdpSocket::bind("127.0.0.1:0").unwrap(),
     }
 }
 

@@ -236,3 +236,62 @@ fn is_refusal(error: &io::Error) -> bool {
         Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO | libc::EOPNOTSUPP)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How received messages (length and segment) are put together: how many in each message, and its
+    /// segment.
+    fn runs(received: &[(usize, Option<u16>)]) -> Vec<(usize, Option<u16>)> {
+        let mut runs: Vec<(usize, Option<u16>)> = Vec::new();
+        let mut run = Run::default();
+        for &(length, segment) in received {
+            if run.takes(length, segment) {
+                let last = runs.last_mut().unwrap();
+                *last = (last.0 + 1, Some(run.segment));
+            } else {
+                run = Run::begin(length, segment);
+                runs.push((1, segment));
+            }
+        }
+        runs
+    }
+
+    #[test]
+    fn equal_datagrams_are_joined_and_a_shorter_one_ends_them() {
+        let plain = |length| (length, None);
+        let joined = runs(&[100, 100, 40, 100, 200, 200].map(plain));
+        assert_eq!(joined, [(3, Some(100)), (1, None), (2, Some(200))]);
+    }
+
+    #[test]
+    fn empty_datagrams_stay_alone() {
+        let joined = runs(&[0, 0, 5, 0, 5].map(|length| (length, None)));
+        assert_eq!(joined, [(1, None); 5]);
+    }
+
+    #[test]
+    fn what_the_kernel_has_joined_stays_as_it_is() {
+        let joined = runs(&[(100, None), (250, Some(100)), (100, None), (100, None)]);
+        assert_eq!(joined, [(1, None), (1, Some(100)), (2, Some(100))]);
+    }
+
+    #[test]
+    fn no_message_is_longer_than_the_kernel_takes() {
+        let joined = runs(&[(1, None); 100]);
+        assert_eq!(joined, [(64, Some(1)), (36, Some(1))]);
+        let joined = runs(&[(1472, None); 64]);
+        assert_eq!(joined, [(44, Some(1472)), (20, Some(1472))]);
+    }
+
+    #[test]
+    fn a_message_falls_apart_into_its_datagrams() {
+        let lengths = |payload: &[u8], segment| -> Vec<usize> {
+            datagrams(payload, segment).map(<[u8]>::len).collect()
+        };
+        assert_eq!(lengths(&[0; 250], Some(100)), [100, 100, 50]);
+        assert_eq!(lengths(&[0; 250], None), [250]);
+        assert_eq!(lengths(&[], None), [0]);
+    }
+}

@@ -5,6 +5,11 @@
 //! address and is connected to the client. The kernel's own lookup gives the reply socket all later
 //! datagrams of the flow. Nothing is queued here: what a socket does not take at once is dropped, and
 //! counted, as a router would.
+//!
+//! While a session lasts its reply socket holds the port at the destination's address. A program that
+//! binds the port of all addresses shares it with `SO_REUSEADDR` (socket(7)), or gets `EADDRINUSE` if
+//! it starts meanwhile. One that was there first is not in the way: such a session has no reply
+//! socket. Its replies go out by a raw socket, and the client's datagrams come to the worker's.
 
 mod forward;
 mod raw;
@@ -32,9 +37,9 @@ use super::side::Side;
 use super::stats::Counters;
 use super::token::Origin;
 use super::worker::Shared;
-use sessions::Sessions;
+use sessions::{Opened, Sessions};
 pub(super) use socket::prepare;
-use sys::{BATCH, Inbox};
+use sys::{BATCH, Inbox, overflow};
 use table::Flow;
 
 /// How many batches of the worker's socket are handled before sessions have their turn.
@@ -46,12 +51,15 @@ const PATIENCE: u32 = 4096;
 /// The datagrams of one worker.
 pub(super) struct Datagrams {
     socket: UdpSocket,
+    /// How many datagrams the socket had not taken at the last look.
+    overflow: u32,
+    counters: Arc<Counters>,
     /// Datagrams may wait at the socket. The poll says so once, so it is remembered.
     pending: bool,
     inbox: Inbox,
     sessions: Sessions,
     /// Sessions whose first datagrams may still wait at the worker's socket, the oldest first.
-    unsettled: Vec<usize>,
+    unsettled: Vec<Opened>,
     /// How many batches of the worker's socket have been read since the first of them was opened.
     batches: u32,
     last_error: Occasional,
@@ -71,6 +79,8 @@ impl Datagrams {
         )?;
         Ok(Self {
             socket,
+            overflow: 0,
+            counters: Arc::clone(&counters),
             pending: true,
             inbox: Inbox::new(),
             sessions: Sessions::new(registry.try_clone()?, shared, counters),
@@ -132,13 +142,11 @@ impl Datagrams {
         let earlier = self.unsettled.len();
         let received = match self.inbox.receive(&self.socket) {
             Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(error) => {
-                if !matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) && self.last_error.is_due()
-                {
-                    error!("cannot receive datagrams: {error}; trying again");
+                if self.last_error.is_due() {
+                    error!("cannot receive datagrams: {error}; trying again with the next one");
                 }
                 0
             }
@@ -158,9 +166,23 @@ impl Datagrams {
         if received < BATCH {
             self.settle(earlier);
             self.pending = !self.unsettled.is_empty();
-        } else if self.batches >= PATIENCE {
+            return;
+        }
+        if self.batches >= PATIENCE {
             self.settle(self.unsettled.len());
         }
+        self.count_overflow();
+    }
+
+    /// Counts what the socket has not taken since the last look. There is one whenever it was read
+    /// too late to find it empty.
+    fn count_overflow(&mut self) {
+        let Ok(overflow) = overflow(&self.socket) else {
+            return;
+        };
+        let more = overflow.wrapping_sub(self.overflow);
+        self.overflow = overflow;
+        self.counters.dropped.add(more.into());
     }
 
     /// Passes on datagrams of one flow.
@@ -175,8 +197,8 @@ impl Datagrams {
 
     /// Lets the first `number` of the sessions that wait for it read their reply sockets.
     fn settle(&mut self, number: usize) {
-        for key in self.unsettled.drain(..number) {
-            self.sessions.settle(key);
+        for opened in self.unsettled.drain(..number) {
+            self.sessions.settle(opened);
         }
         if !self.unsettled.is_empty() {
             self.batches = 0;

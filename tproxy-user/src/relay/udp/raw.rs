@@ -16,6 +16,8 @@ use super::unreachable::{self, Reason};
 /// The raw sockets of a worker, made when they are first needed.
 #[derive(Debug, Default)]
 pub(super) struct RawSockets {
+    /// What their packets carry, as those of the sockets of sessions do.
+    mark: Option<u32>,
     udp_v4: Option<Socket>,
     udp_v6: Option<Socket>,
     icmp_v4: Option<Socket>,
@@ -23,6 +25,13 @@ pub(super) struct RawSockets {
 }
 
 impl RawSockets {
+    pub(super) fn new(mark: Option<u32>) -> Self {
+        Self {
+            mark,
+            ..Self::default()
+        }
+    }
+
     /// Sends a datagram from `source`. The kernel fragments it as needed.
     pub(super) fn reply(
         &mut self,
@@ -36,7 +45,7 @@ impl RawSockets {
             SocketAddr::V6(_) => (&mut self.udp_v6, Protocol::UDP),
         };
         send(
-            made(socket, source, protocol)?,
+            made(socket, source, protocol, self.mark)?,
             source,
             client,
             &[&header.to_bytes(), payload],
@@ -58,7 +67,7 @@ impl RawSockets {
             SocketAddr::V6(_) => (&mut self.icmp_v6, Protocol::ICMPV6),
         };
         send(
-            made(socket, destination, protocol)?,
+            made(socket, destination, protocol, self.mark)?,
             destination,
             client,
             &[&message],
@@ -93,15 +102,19 @@ fn made(
     socket: &mut Option<Socket>,
     address: SocketAddr,
     protocol: Protocol,
+    mark: Option<u32>,
 ) -> io::Result<&Socket> {
     match socket {
         Some(socket) => Ok(socket),
-        socket => Ok(socket.insert(make(address, protocol)?)),
+        socket => Ok(socket.insert(make(address, protocol, mark)?)),
     }
 }
 
 /// Makes a raw socket that sends from any address and receives nothing.
-fn make(address: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
+fn make(address: SocketAddr, protocol: Protocol, mark: Option<u32>) -> io::Result<Socket> {
+    // `BPF_RET` of linux/bpf_common.h, with a constant: how many bytes to keep.
+    const RETURN: u16 = 0x06;
+
     let socket = Socket::new_raw(
         Domain::for_address(address),
         Type::RAW.cloexec().nonblocking(),
@@ -110,7 +123,6 @@ fn make(address: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
     // The kernel gives every packet of the protocol to every raw socket of its address. This one has
     // an address that no packet has: the dummy address of RFC 7600, and the first of the discard
     // prefix of RFC 6666. Should one come all the same, the filter drops it.
-    const RETURN: u16 = 0x06;
     socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
     transparent(&socket, address)?;
     let nobody = match address {
@@ -119,6 +131,9 @@ fn make(address: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
     };
     socket.bind(&SocketAddr::from((nobody, 0)).into())?;
     allow_fragments(&socket, address)?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
     Ok(socket)
 }
 
@@ -153,7 +168,8 @@ fn send(
             };
             let control = [ControlMessage::Ipv6PacketInfo(&information)];
             // Raw sockets of IPv6 read the port as a protocol (raw(7)).
-            let client = SockaddrIn6::from(SocketAddrV6::new(*client.ip(), 0, 0, client.scope_id()));
+            let client =
+                SockaddrIn6::from(SocketAddrV6::new(*client.ip(), 0, 0, client.scope_id()));
             sendmsg(descriptor, &slices, &control, flags, Some(&client))?;
         }
         _ => return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
@@ -189,7 +205,7 @@ mod tests {
     #[test]
     fn what_no_datagram_can_hold_is_an_error() {
         let address = "192.0.2.9:53".parse().unwrap();
-        let error = udp_header(address, address, &[0; 65_530]).unwrap_err();
+        let error = udp_header(address, address, &vec![0; 65_530]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
+use super::sys::overflow;
 use crate::relay::RuleTag;
 use crate::relay::side::Side;
 
@@ -25,10 +26,14 @@ pub(super) struct Session {
     pub(super) upstream: Socket,
     /// When it was opened, since the worker's epoch.
     pub(super) opened: Duration,
+    /// Tells this session from others that had or will have its place in the table.
+    pub(super) serial: u32,
     /// Payload of the last datagram of the client, in bytes.
     pub(super) last_length: u16,
     pub(super) to_upstream: Account,
     pub(super) to_client: Account,
+    /// How many datagrams its sockets had not taken at the last look.
+    overflow: u32,
     /// The sockets take messages of several datagrams.
     pub(super) upstream_segmentation: bool,
     pub(super) reply_segmentation: bool,
@@ -43,6 +48,15 @@ pub(super) struct Session {
     pub(super) queued: bool,
     /// The session is in the list of those with bytes to report.
     pub(super) unreported: bool,
+}
+
+/// What is left of a session when its sockets are closed.
+#[derive(Debug)]
+pub(super) struct Closed {
+    pub(super) rule: RuleTag,
+    pub(super) to_upstream: u64,
+    pub(super) to_client: u64,
+    pub(super) opened: Duration,
 }
 
 /// Bytes that went one way.
@@ -67,6 +81,7 @@ impl Session {
         (reply, upstream): (Option<Socket>, Socket),
         rule: RuleTag,
         opened: Duration,
+        serial: u32,
     ) -> Self {
         Self {
             destination,
@@ -75,9 +90,11 @@ impl Session {
             reply,
             upstream,
             opened,
+            serial,
             last_length: 0,
             to_upstream: Account::default(),
             to_client: Account::default(),
+            overflow: 0,
             upstream_segmentation: true,
             reply_segmentation: true,
             fresh: true,
@@ -86,6 +103,28 @@ impl Session {
             upstream_ready: false,
             queued: false,
             unreported: false,
+        }
+    }
+
+    /// How many datagrams the sockets have not taken since the last call, because they came faster than
+    /// they were read.
+    pub(super) fn take_overflow(&mut self) -> u64 {
+        let sockets = self.reply.iter().chain([&self.upstream]);
+        let overflow = sockets
+            .filter_map(|socket| overflow(socket).ok())
+            .fold(0u32, u32::wrapping_add);
+        let more = overflow.wrapping_sub(self.overflow);
+        self.overflow = overflow;
+        more.into()
+    }
+
+    /// Closes the sockets.
+    pub(super) fn close(self) -> Closed {
+        Closed {
+            rule: self.rule,
+            to_upstream: self.to_upstream.moved,
+            to_client: self.to_client.moved,
+            opened: self.opened,
         }
     }
 

@@ -1,34 +1,29 @@
 //! The sessions of a worker: opened, served in turns, and ended.
 
+mod opening;
+
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use log::{debug, warn};
-use mio::unix::SourceFd;
-use mio::{Interest, Registry};
+use mio::Registry;
 use nix::libc;
-use socket2::Socket;
-use tproxy_common::flow::Protocol;
 
 use super::forward::{Passed, datagrams, pass};
 use super::raw::RawSockets;
-use super::session::Session;
-use super::socket;
+use super::session::{Closed, Session};
 use super::sys::{BATCH, Inbox};
-use super::table::{Class, Flow, Room, Table};
+use super::table::{Class, Flow, Table};
 use super::unreachable::Reason;
-use crate::relay::intake::is_exhaustion;
 use crate::relay::occasional::Occasional;
 use crate::relay::side::Side;
 use crate::relay::stats::Counters;
-use crate::relay::token::Origin;
 use crate::relay::worker::{REPORT_INTERVAL, Shared};
-use crate::relay::{Admission, End, FlowRecord};
+use crate::relay::{End, FlowRecord};
 
 /// How long a session may be idle while the relay drains.
 const IDLE_WHILE_DRAINING: Duration = Duration::from_secs(1);
@@ -50,6 +45,7 @@ pub(super) struct Sessions {
     counters: Arc<Counters>,
     /// The time since the worker's epoch, as of this round.
     now: Duration,
+    next_serial: u32,
     draining: bool,
     warnings: Warnings,
 }
@@ -63,6 +59,13 @@ struct Warnings {
     raw: Occasional,
 }
 
+/// A session that was opened a moment ago, and may be over by now.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opened {
+    key: usize,
+    serial: u32,
+}
+
 /// A datagram that came to the reply socket of somebody else, before that was connected.
 struct Stray {
     flow: Flow,
@@ -72,15 +75,16 @@ struct Stray {
 impl Sessions {
     pub(super) fn new(registry: Registry, shared: Arc<Shared>, counters: Arc<Counters>) -> Self {
         Self {
-            table: Table::new(shared.settings.udp_sessions_per_source),
+            table: Table::new(shared.sessions_per_source),
             ready: VecDeque::new(),
             unreported: Vec::new(),
             report_at: Duration::ZERO,
-            raw: RawSockets::default(),
+            raw: RawSockets::new(shared.settings.mark),
             registry,
             shared,
             counters,
             now: Duration::ZERO,
+            next_serial: 0,
             draining: false,
             warnings: Warnings::default(),
         }
@@ -113,26 +117,32 @@ impl Sessions {
         }
     }
 
-    /// Passes on datagrams of one flow that came to the worker's socket. Gives the key of the session
-    /// if they have opened it.
+    /// Passes on datagrams of one flow that came to the worker's socket, and names the session if they
+    /// have opened it.
     pub(super) fn arrive(
         &mut self,
         flow: Flow,
         inbox: &Inbox,
         range: Range<usize>,
-    ) -> Option<usize> {
-        let found = self.table.find(&flow);
-        let key = found.or_else(|| self.open(flow, inbox, &range));
-        match key {
-            Some(key) => self.to_upstream(key, inbox, range),
-            None => self.counters.dropped.add(range.len() as u64),
+    ) -> Option<Opened> {
+        if let Some(key) = self.table.find(&flow) {
+            self.pass_to_upstream(key, inbox, range);
+            return None;
         }
-        if found.is_some() { None } else { key }
+        let Some(key) = self.open(flow, inbox, &range) else {
+            self.counters.dropped.add(range.len() as u64);
+            return None;
+        };
+        let serial = self.table.get_mut(key)?.serial;
+        self.pass_to_upstream(key, inbox, range);
+        Some(Opened { key, serial })
     }
 
     /// What had come to the worker's socket before this session was opened has been handled.
-    pub(super) fn settle(&mut self, key: usize) {
-        if let Some(session) = self.table.get_mut(key) {
+    pub(super) fn settle(&mut self, Opened { key, serial }: Opened) {
+        if let Some(session) = self.table.get_mut(key)
+            && session.serial == serial
+        {
             session.settled = true;
             self.queue(key);
         }
@@ -168,7 +178,11 @@ impl Sessions {
             }
             self.turn(key, inbox);
             if self.table.next_idle(|class| self.idle(class)) == Some((deadline, key)) {
-                let end = if self.draining { End::Drained } else { End::Idle };
+                let end = if self.draining {
+                    End::Drained
+                } else {
+                    End::Idle
+                };
                 self.end(key, end);
             }
         }
@@ -202,148 +216,6 @@ impl Sessions {
         }
     }
 
-    /// Opens the session of a flow, unless it is refused or there is no room for it.
-    fn open(&mut self, flow: Flow, inbox: &Inbox, range: &Range<usize>) -> Option<usize> {
-        if self.draining {
-            return None;
-        }
-        let Flow {
-            client,
-            destination,
-        } = flow;
-        let policy = Arc::clone(&self.shared.policy);
-        let Some(admission) = policy.admit(Protocol::Udp, client, destination) else {
-            self.counters.refused.add(1);
-            return None;
-        };
-        if self.leads_back_here(admission.upstream) {
-            self.counters.own_port.add(1);
-            if self.warnings.own_port.is_due() {
-                warn!(
-                    "udp {client} -> {destination} is refused: {} is a port of this relay itself",
-                    admission.upstream
-                );
-            }
-            return None;
-        }
-        if !self.make_room(client) {
-            return None;
-        }
-        policy.opened(&admission.rule);
-        let mark = self.shared.settings.mark;
-        let sockets = open_sockets(destination, &admission, mark);
-        let Admission { rule, client, .. } = admission;
-        match sockets {
-            Ok(sockets) => {
-                let session = Session::new((destination, client), sockets, rule, self.now);
-                self.insert(flow, session)
-            }
-            Err((side, error)) => {
-                self.not_opened(side, &error);
-                self.give_place_back();
-                if let (Side::Upstream, Some(reason)) = (side, Reason::of(&error)) {
-                    let length = last_length(inbox, range.end - 1);
-                    self.tell_client(client, destination, length, reason);
-                }
-                policy.ended(&FlowRecord {
-                    protocol: "udp",
-                    client: flow.client,
-                    destination,
-                    rule: &rule,
-                    upstream: "direct",
-                    to_upstream: 0,
-                    to_client: 0,
-                    duration: Duration::ZERO,
-                    end: End::from_error(side, error),
-                });
-                None
-            }
-        }
-    }
-
-    /// Whether sending to `upstream` would reach a socket of this relay.
-    fn leads_back_here(&self, upstream: SocketAddr) -> bool {
-        self.shared.own_udp_ports.contains(&upstream.port())
-            && self.shared.policy.is_own(upstream.ip())
-    }
-
-    /// Takes a place for a session of `client`. Where a limit is reached, it is the one of a session of
-    /// the same source: a source that opens many can harm nobody but itself.
-    fn make_room(&mut self, client: SocketAddr) -> bool {
-        let source = client.ip();
-        let room = match self.table.room(source, self.now) {
-            Room::Free if self.take_place() => return true,
-            Room::Free => self.table.oldest_idle(source, self.now),
-            room => room,
-        };
-        if self.warnings.limit.is_due() {
-            warn!(
-                "{source} has {} UDP sessions, {} are served in all, and it wants more: its idle ones are given up",
-                self.table.number_of(source),
-                self.table.len()
-            );
-        }
-        let Room::InPlaceOf(key) = room else {
-            return false;
-        };
-        self.counters.evicted.add(1);
-        self.end(key, End::Evicted);
-        self.take_place()
-    }
-
-    fn take_place(&self) -> bool {
-        if !self.shared.session_places.take() {
-            return false;
-        }
-        if !self.shared.places.take() {
-            self.shared.session_places.give_back();
-            return false;
-        }
-        true
-    }
-
-    fn give_place_back(&self) {
-        self.shared.places.give_back();
-        self.shared.session_places.give_back();
-    }
-
-    fn insert(&mut self, flow: Flow, session: Session) -> Option<usize> {
-        let key = self.table.insert(flow, self.now, session);
-        self.counters.sessions_opened.add(1);
-        self.counters.sessions.set(self.table.len() as u64);
-        for side in [Side::Upstream, Side::Client] {
-            let session = self.table.get_mut(key)?;
-            let Some(socket) = session.socket(side) else {
-                continue;
-            };
-            let registered = self.registry.register(
-                &mut SourceFd(&socket.as_raw_fd()),
-                Origin::Session { key, side }.into(),
-                Interest::READABLE,
-            );
-            if let Err(error) = registered {
-                self.not_opened(side, &error);
-                self.end(key, End::Error(error));
-                return None;
-            }
-        }
-        Some(key)
-    }
-
-    fn not_opened(&mut self, side: Side, error: &io::Error) {
-        if is_exhaustion(error) {
-            self.counters.shed.add(1);
-            self.shared.policy.shed();
-            if self.warnings.exhaustion.is_due() {
-                warn!(
-                    "datagrams are dropped: {error}; raise the limit of open files (LimitNOFILE=, ulimit -n) to serve more"
-                );
-            }
-        } else if side == Side::Upstream {
-            self.counters.connect_failed.add(1);
-        }
-    }
-
     fn queue(&mut self, key: usize) {
         if let Some(session) = self.table.get_mut(key)
             && !session.queued
@@ -371,8 +243,8 @@ impl Sessions {
                     // A batch that is not full has emptied the socket.
                     session.set_ready(side, received == BATCH);
                     match side {
-                        Side::Client => self.from_client(key, inbox, received),
-                        Side::Upstream => self.to_client(key, inbox, 0..received),
+                        Side::Client => self.take_from_client(key, inbox, received),
+                        Side::Upstream => self.pass_to_client(key, inbox, 0..received),
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -388,12 +260,12 @@ impl Sessions {
     }
 
     /// Passes on what came to the reply socket of a session.
-    fn from_client(&mut self, key: usize, inbox: &Inbox, received: usize) {
+    fn take_from_client(&mut self, key: usize, inbox: &Inbox, received: usize) {
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
         if !session.fresh {
-            return self.to_upstream(key, inbox, 0..received);
+            return self.pass_to_upstream(key, inbox, 0..received);
         }
         session.fresh = received == BATCH;
         let (client, destination) = (session.reply_to, session.destination);
@@ -407,7 +279,7 @@ impl Sessions {
                     },
                     index,
                 }),
-                _ => self.to_upstream(key, inbox, index..index + 1),
+                _ => self.pass_to_upstream(key, inbox, index..index + 1),
             }
         }
         for Stray { flow, index } in strays {
@@ -417,7 +289,7 @@ impl Sessions {
         }
     }
 
-    fn to_upstream(&mut self, key: usize, inbox: &Inbox, range: Range<usize>) {
+    fn pass_to_upstream(&mut self, key: usize, inbox: &Inbox, range: Range<usize>) {
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
@@ -435,7 +307,7 @@ impl Sessions {
         self.account(key, Side::Upstream, passed);
     }
 
-    fn to_client(&mut self, key: usize, inbox: &Inbox, range: Range<usize>) {
+    fn pass_to_client(&mut self, key: usize, inbox: &Inbox, range: Range<usize>) {
         let Some(session) = self.table.get_mut(key) else {
             return;
         };
@@ -530,35 +402,28 @@ impl Sessions {
         let Some((flow, mut session)) = self.table.remove(key) else {
             return;
         };
-        self.counters.sessions.set(self.table.len() as u64);
         report(&mut session, &self.shared, &self.counters);
+        // Whoever learns that the session is over finds its descriptors and addresses free.
+        let Closed {
+            rule,
+            to_upstream,
+            to_client,
+            opened,
+        } = session.close();
+        self.give_place_back();
+        self.counters.sessions.set(self.table.len() as u64);
         self.shared.policy.ended(&FlowRecord {
             protocol: "udp",
             client: flow.client,
             destination: flow.destination,
-            rule: &session.rule,
+            rule: &rule,
             upstream: "direct",
-            to_upstream: session.to_upstream.moved,
-            to_client: session.to_client.moved,
-            duration: self.now.saturating_sub(session.opened),
+            to_upstream,
+            to_client,
+            duration: self.now.saturating_sub(opened),
             end,
         });
-        drop(session);
-        self.give_place_back();
     }
-}
-
-/// The sockets of a session. An error comes with the side that it is of.
-fn open_sockets(
-    destination: SocketAddr,
-    admission: &Admission,
-    mark: Option<u32>,
-) -> Result<(Option<Socket>, Socket), (Side, io::Error)> {
-    let upstream =
-        socket::upstream(admission.upstream, mark).map_err(|error| (Side::Upstream, error))?;
-    let reply =
-        socket::reply(destination, admission.client).map_err(|error| (Side::Client, error))?;
-    Ok((reply, upstream))
 }
 
 /// The length of the last datagram of a received message.
@@ -592,13 +457,12 @@ fn reply_by_raw_socket(
 }
 
 fn report(session: &mut Session, shared: &Shared, counters: &Counters) {
+    counters.dropped.add(session.take_overflow());
     let to_upstream = session.to_upstream.take_unreported();
     let to_client = session.to_client.take_unreported();
     if to_upstream > 0 || to_client > 0 {
         counters.to_upstream.add(to_upstream);
         counters.to_client.add(to_client);
-        shared
-            .policy
-            .moved(&session.rule, to_upstream, to_client);
+        shared.policy.moved(&session.rule, to_upstream, to_client);
     }
 }

@@ -13,6 +13,9 @@ use super::sys::set_option;
 /// What may wait at the socket of a worker, in bytes as the kernel counts them. `net.core.rmem_max`
 /// bounds it where `CAP_NET_ADMIN` is missing.
 const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
+/// The same for each socket of a session, and what it may have on its way out. As a rule it is twice
+/// `net.core.rmem_max`, which is twice what a socket has that does not ask.
+const SESSION_BUFFER: usize = 1024 * 1024;
 
 /// Lets a socket tell where each datagram was sent to, and gives it a large buffer.
 pub(in crate::relay) fn prepare(socket: &UdpSocket) -> io::Result<()> {
@@ -29,10 +32,7 @@ pub(in crate::relay) fn prepare(socket: &UdpSocket) -> io::Result<()> {
 
 /// A socket that sends to `upstream` and hears nobody else.
 pub(super) fn upstream(upstream: SocketAddr, mark: Option<u32>) -> io::Result<Socket> {
-    let socket = datagram_socket(upstream)?;
-    if let Some(mark) = mark {
-        socket.set_mark(mark)?;
-    }
+    let socket = datagram_socket(upstream, mark)?;
     socket.connect(&upstream.into())?;
     receive_joined(&socket)?;
     Ok(socket)
@@ -43,8 +43,12 @@ pub(super) fn upstream(upstream: SocketAddr, mark: Option<u32>) -> io::Result<So
 /// `None` when that address is not to be had: a program on this host has the port and does not share
 /// it, or the port is one below `net.ipv4.ip_unprivileged_port_start` and `CAP_NET_BIND_SERVICE` is
 /// missing.
-pub(super) fn reply(destination: SocketAddr, client: SocketAddr) -> io::Result<Option<Socket>> {
-    let socket = datagram_socket(destination)?;
+pub(super) fn reply(
+    destination: SocketAddr,
+    client: SocketAddr,
+    mark: Option<u32>,
+) -> io::Result<Option<Socket>> {
+    let socket = datagram_socket(destination, mark)?;
     transparent(&socket, destination)?;
     // All sessions to this destination have the same address.
     socket.set_reuse_address(true)?;
@@ -88,13 +92,20 @@ pub(super) fn allow_fragments(socket: &impl AsFd, address: SocketAddr) -> io::Re
     }
 }
 
-fn datagram_socket(address: SocketAddr) -> io::Result<Socket> {
+/// With `mark` every packet of the socket carries this mark, by which the kernel programs leave alone
+/// what the relay itself sends, be it to upstream or to a client on this host.
+fn datagram_socket(address: SocketAddr, mark: Option<u32>) -> io::Result<Socket> {
     let socket = Socket::new_raw(
         Domain::for_address(address),
         Type::DGRAM.cloexec().nonblocking(),
         Some(Protocol::UDP),
     )?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
     allow_fragments(&socket, address)?;
+    socket.set_recv_buffer_size(SESSION_BUFFER)?;
+    socket.set_send_buffer_size(SESSION_BUFFER)?;
     Ok(socket)
 }
 

@@ -1,4 +1,4 @@
-//! Receiving and sending datagrams in batches.
+//! Receiving and sending datagrams in batches, and two socket options.
 //!
 //! nix wraps recvmmsg(2) and sendmmsg(2) too. But its headers serve for one call only, since what
 //! the kernel writes into them is not reset, and all messages of a call get the same control
@@ -91,7 +91,7 @@ impl Inbox {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                BATCH as libc::c_uint,
+                libc::c_uint::try_from(BATCH).expect("a small number"),
                 libc::MSG_DONTWAIT,
                 ptr::null_mut(),
             )
@@ -127,11 +127,7 @@ impl Inbox {
             let content = content.get(..length)?;
             // SAFETY: an address of either family fits in one of any, and both are plain integers.
             unsafe {
-                ptr::copy_nonoverlapping(
-                    content.as_ptr(),
-                    (&raw mut address).cast::<u8>(),
-                    length,
-                );
+                ptr::copy_nonoverlapping(content.as_ptr(), (&raw mut address).cast::<u8>(), length);
             }
             socket_address(&address)
         })
@@ -161,8 +157,7 @@ impl Inbox {
             let length = control.cmsg_len.checked_sub(CONTROL_HEADER)?;
             // SAFETY: the content of a control message follows its header, and the kernel writes
             // only those that fit.
-            let content =
-                unsafe { std::slice::from_raw_parts(libc::CMSG_DATA(control), length) };
+            let content = unsafe { std::slice::from_raw_parts(libc::CMSG_DATA(control), length) };
             // SAFETY: as for the first.
             next = unsafe { libc::CMSG_NXTHDR(header, control) };
             Some((control.cmsg_level, control.cmsg_type, content))
@@ -223,7 +218,7 @@ pub(super) fn send(
         libc::sendmmsg(
             socket.as_fd().as_raw_fd(),
             headers.as_mut_ptr().cast(),
-            libc::c_uint::try_from(number).unwrap_or_default(),
+            libc::c_uint::try_from(number).expect("a small number"),
             libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
         )
     };
@@ -249,6 +244,28 @@ pub(super) fn set_option(
     };
     Errno::result(result)?;
     Ok(())
+}
+
+/// How many datagrams a socket has not taken since it exists, for want of room in its receive buffer
+/// above all (`SO_MEMINFO`, Linux 4.12).
+pub(super) fn overflow(socket: &impl AsFd) -> io::Result<u32> {
+    // `SK_MEMINFO_VARS` and `SK_MEMINFO_DROPS` of linux/sock_diag.h.
+    const VALUES: usize = 9;
+    const DROPS: usize = 8;
+    let mut values = [0u32; VALUES];
+    let mut length = size::<[u32; VALUES]>();
+    // SAFETY: the pointers are to an array and to its length in bytes, and both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(values[DROPS])
 }
 
 /// An address of either family. IPv4 comes as IPv4, also from a socket of both.

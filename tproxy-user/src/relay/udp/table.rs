@@ -273,7 +273,10 @@ mod tests {
         table.remove(query);
         assert_eq!(table.next_idle(idle), Some((seconds(120) + GRANULE, first)));
         table.renew(first, seconds(5));
-        assert_eq!(table.next_idle(idle), Some((seconds(121) + GRANULE, second)));
+        assert_eq!(
+            table.next_idle(idle),
+            Some((seconds(121) + GRANULE, second))
+        );
         table.remove(second);
         assert_eq!(table.next_idle(idle), Some((seconds(125) + GRANULE, first)));
         table.remove(first);
@@ -296,7 +299,13 @@ mod tests {
         table.remove(second);
         assert_eq!(table.room(source, seconds(2)), Room::Free);
         let another = "10.0.0.2".parse().unwrap();
-        assert_eq!(table.oldest_idle(another, seconds(9)), Room::InPlaceOf(other));
-        assert_eq!(table.oldest_idle("10.0.0.3".parse().unwrap(), seconds(9)), Room::None);
+        assert_eq!(
+            table.oldest_idle(another, seconds(9)),
+            Room::InPlaceOf(other)
+        );
+        assert_eq!(
+            table.oldest_idle("10.0.0.3".parse().unwrap(), seconds(9)),
+            Room::None
+        );
     }
 }
