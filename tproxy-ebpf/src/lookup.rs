@@ -48,7 +48,7 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
     // 4. What arrives for another address on an attached interface was brought here by the tc program,
     //    and on the loopback device by the hooks at connect and sendmsg: it is ours even if the rules
     //    changed a moment ago.
-    let taken = if interfaces::is_attached(interface) {
+    let taken = if interfaces::takes_flows(interface) {
         handover::taken(&ends)
     } else if interface == LOOPBACK {
         match ends.protocol {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use tproxy_common::{flow_filter::GRACE, handover::Ends, outcome::Outcome};
 use tproxy_user::{
     agent::turn,
-    delivery::for_each_tcp_flow,
+    delivery::for_each_flow,
     kernel::{FlowFilter, attach_lookup},
 };
 
@@ -44,7 +44,7 @@ fn ends(source: SocketAddr, destination: SocketAddr) -> Ends {
 /// The flows of all sockets of this namespace.
 fn listed() -> Vec<Ends> {
     let mut flows = Vec::new();
-    for_each_tcp_flow(|ends| flows.push(*ends)).expect("the sockets are listed");
+    for_each_flow(|ends| flows.push(*ends)).expect("the sockets are listed");
     flows
 }
 

@@ -1,7 +1,7 @@
 //! The sockets of datagrams: the one that all new ones come to, and the two of a session.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 
 use nix::libc;
@@ -9,6 +9,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::sys::set_option;
+use crate::relay::source::bind_with_port;
 
 /// What may wait at the socket of a worker, in bytes as the kernel counts them. `net.core.rmem_max`
 /// bounds it where `CAP_NET_ADMIN` is missing.
@@ -30,9 +31,16 @@ pub(in crate::relay) fn prepare(socket: &UdpSocket) -> io::Result<()> {
     Ok(())
 }
 
-/// A socket that sends to `upstream` and hears nobody else.
-pub(super) fn upstream(upstream: SocketAddr, mark: Option<u32>) -> io::Result<Socket> {
+/// A socket that sends to `upstream`, from the address `source` if there is one, and hears nobody else.
+pub(super) fn upstream(
+    upstream: SocketAddr,
+    source: Option<IpAddr>,
+    mark: Option<u32>,
+) -> io::Result<Socket> {
     let socket = datagram_socket(upstream, mark)?;
+    if let Some(source) = source {
+        bind_with_port(&socket, source)?;
+    }
     socket.connect(&upstream.into())?;
     receive_joined(&socket)?;
     Ok(socket)
