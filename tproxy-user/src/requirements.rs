@@ -32,7 +32,9 @@ pub enum Missing {
     #[error("{0} is missing ({1}): run as root, for instance with sudo")]
     Capability(String, &'static str),
     /// A newer kernel.
-    #[error("this kernel is Linux {0}, and programs that answer connect(2) need 5.18 or later")]
+    #[error(
+        "this kernel is Linux {0}, and programs that answer connect(2) need 5.18 or later"
+    )]
     Kernel(String),
 }
 

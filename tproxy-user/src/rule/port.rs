@@ -87,8 +87,7 @@ mod tests {
     fn a_port_is_taken_out_of_a_range() {
         let without = |first, last| {
             let left = PortRange(first..=last).without(22);
-            left.map(|range| (range.first(), range.last()))
-                .collect::<Vec<_>>()
+            left.map(|range| (range.first(), range.last())).collect::<Vec<_>>()
         };
         assert_eq!(without(0, 65535), [(0, 21), (23, 65535)]);
         assert_eq!(without(22, 30), [(23, 30)]);

@@ -59,7 +59,9 @@ impl Owner {
     /// When the hierarchy of groups cannot be read.
     pub fn groups(&self) -> io::Result<Vec<u64>> {
         let groups = self.cgroup.iter().flat_map(Cgroup::path_from_root);
-        groups.map(|group| Ok(group.id()?.unwrap_or(0))).collect()
+        groups
+            .map(|group| Ok(group.id()?.unwrap_or(0)))
+            .collect()
     }
 }
 

@@ -41,9 +41,34 @@ pub(super) fn upstream(
     if let Some(source) = source {
         bind_with_port(&socket, source)?;
     }
-    socket.connect(&upstream.into())?;
+    match socket.connect(&upstream.into()) {
+        // No port is free at all addresses at once, of which those of clients count as well.
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && source.is_none() => {
+            socket.bind(&SocketAddr::new(source_towards(upstream, mark)?, 0).into())?;
+            socket.connect(&upstream.into())?;
+        }
+        connected => connected?,
+    }
     receive_joined(&socket)?;
     Ok(socket)
+}
+
+/// The address that the kernel chooses for what this host sends to `upstream`.
+fn source_towards(upstream: SocketAddr, mark: Option<u32>) -> io::Result<IpAddr> {
+    // It sends and receives nothing, and connecting it takes no port.
+    let socket = Socket::new_raw(
+        Domain::for_address(upstream),
+        Type::RAW.cloexec().nonblocking(),
+        Some(Protocol::from(libc::IPPROTO_RAW)),
+    )?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
+    // A port stands for the number of a protocol there (raw(7), ipv6(7)), so none is given.
+    socket.connect(&SocketAddr::new(upstream.ip(), 0).into())?;
+    let source = socket.local_addr()?.as_socket();
+    let source = source.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+    Ok(source.ip())
 }
 
 /// A socket that has `destination` as its own address, sends to `client` and hears nobody else.

@@ -134,11 +134,7 @@ fn each_bad_word_is_named_with_its_flag() {
         ),
         (
             |spec| spec.source = word("server"),
-            "--source: \"server\" is not agent",
-        ),
-        (
-            |spec| spec.source = word("client"),
-            "--source: the relay cannot use the client's address yet: only agent is there",
+            "--source: \"server\" is not agent or client",
         ),
         (
             |spec| spec.expires = word("30"),
@@ -227,6 +223,20 @@ fn combinations_that_make_no_sense_name_both_keys() {
         (
             |spec| spec.proto = word("udp"),
             "--proto: relay takes tcp only: use action redirect, pass, drop or reject for udp and any",
+        ),
+        (
+            |spec| {
+                spec.scope = word("local");
+                spec.source = word("client");
+            },
+            "--source: with scope local the client is this host, whose address servers see anyway: leave source out",
+        ),
+        (
+            |spec| {
+                spec.scope = word("inbound");
+                spec.source = word("client");
+            },
+            "--source: with scope inbound the server is this host, and its answers would go to the client, past the relay: leave source out",
         ),
         (
             |spec| spec.uid = vec!["0".into()],
