@@ -158,7 +158,7 @@ fn bound(namespace: &Namespace, address: SocketAddr) -> UdpSocket {
 fn refusals_reach_the_client() {
     let lab = Lab::new();
     lab.server.nft(
-        "table inet t { chain c { type filter hook input priority 0\ntcp dport 81 reject with icmpx host-unreachable\n} }",
+        "table inet t {\nchain c {\ntype filter hook input priority 0\ntcp dport 81 reject with icmpx host-unreachable\n}\n}",
     );
     let mut agent = lab.agent("--iface cl0 --proto any --dport 79-81 --source client");
     for family in FAMILIES {

@@ -44,7 +44,7 @@ pub(super) fn upstream(
     match socket.connect(&upstream.into()) {
         // No port is free at all addresses at once, of which those of clients count as well.
         Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && source.is_none() => {
-            socket.bind(&SocketAddr::new(source_towards(upstream, mark)?, 0).into())?;
+            socket.bind(&source_towards(upstream, mark)?.into())?;
             socket.connect(&upstream.into())?;
         }
         connected => connected?,
@@ -53,8 +53,8 @@ pub(super) fn upstream(
     Ok(socket)
 }
 
-/// The address that the kernel chooses for what this host sends to `upstream`.
-fn source_towards(upstream: SocketAddr, mark: Option<u32>) -> io::Result<IpAddr> {
+/// The address that the kernel chooses for what this host sends to `upstream`, without a port.
+fn source_towards(mut upstream: SocketAddr, mark: Option<u32>) -> io::Result<SocketAddr> {
     // It sends and receives nothing, and connecting it takes no port.
     let socket = Socket::new_raw(
         Domain::for_address(upstream),
@@ -65,10 +65,12 @@ fn source_towards(upstream: SocketAddr, mark: Option<u32>) -> io::Result<IpAddr>
         socket.set_mark(mark)?;
     }
     // A port stands for the number of a protocol there (raw(7), ipv6(7)), so none is given.
-    socket.connect(&SocketAddr::new(upstream.ip(), 0).into())?;
+    upstream.set_port(0);
+    socket.connect(&upstream.into())?;
     let source = socket.local_addr()?.as_socket();
-    let source = source.ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
-    Ok(source.ip())
+    let mut source = source.ok_or(io::ErrorKind::AddrNotAvailable)?;
+    source.set_port(0);
+    Ok(source)
 }
 
 /// A socket that has `destination` as its own address, sends to `client` and hears nobody else.
