@@ -42,6 +42,42 @@ pub struct IntakeCounter {
 
 const _: () = assert!(size_of::<IntakeCounter>() == 24);
 
+/// What a worker of the agent serves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerCounter {
+    /// TCP flows, now.
+    pub flows: u64,
+    /// UDP sessions, now.
+    pub sessions: u64,
+    /// Datagrams that it has dropped, because a socket or a limit was full.
+    pub dropped: u64,
+}
+
+const _: () = assert!(size_of::<WorkerCounter>() == 24);
+
+/// What became of the listeners of other programs that a rule hands its flows to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListenerCounter {
+    /// Sockets that are there now.
+    pub present: u64,
+    /// Sockets that were found.
+    pub found: u64,
+    /// Sockets that were found and are gone.
+    pub lost: u64,
+}
+
+const _: () = assert!(size_of::<ListenerCounter>() == 24);
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above) and every bit pattern is valid.
+unsafe impl aya::Pod for WorkerCounter {}
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above) and every bit pattern is valid.
+unsafe impl aya::Pod for ListenerCounter {}
+
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above) and every bit pattern is valid.
 unsafe impl aya::Pod for RuleCounter {}

@@ -89,7 +89,7 @@ impl Place {
     #[inline(always)]
     pub const fn word(&self, taken: Taken) -> u64 {
         let redirected = if taken.redirected { REDIRECTED } else { 0 };
-        (self.fingerprint as u64) << 32 | (taken.slot + 1 | redirected) as u64
+        (self.fingerprint as u64) << 32 | ((taken.slot + 1) | redirected) as u64
     }
 
     /// The word that says that the flow was let go.

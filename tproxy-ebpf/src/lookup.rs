@@ -111,7 +111,7 @@ extern "C" fn tproxy_find(ctx: *mut bpf_sk_lookup, inbound: u32) -> u64 {
     };
     // SAFETY: the context is valid while the program runs.
     let interface = unsafe { (*ctx.lookup).ingress_ifindex };
-    match rules::find(&flow(&ends, scope, interface)) {
+    match rules::find(&Flow::between(&ends, scope, interface)) {
         Some(found) => found.entry.to_word(),
         None => NO_RULE,
     }
@@ -137,12 +137,7 @@ fn choose_inbound(ctx: &SkLookupContext, ends: &Ends, interface: u32, workers: u
 }
 
 #[inline(always)]
-fn hand_over_inbound(
-    ctx: &SkLookupContext,
-    ends: &Ends,
-    rule: RuleEntry,
-    workers: u32,
-) -> Outcome {
+fn hand_over_inbound(ctx: &SkLookupContext, ends: &Ends, rule: RuleEntry, workers: u32) -> Outcome {
     let state = agent::state();
     if !state.is_accepting() && (state.workers() == 0 || sockets::agent_lives()) {
         return Outcome::InboundPassedMissing;
@@ -166,19 +161,6 @@ fn assign(ctx: &SkLookupContext, taken: Taken, protocol: Protocol, worker: u32) 
         Reuseport::Ignored
     };
     Target::of(taken, protocol, worker).assign(ctx, reuseport)
-}
-
-#[inline(always)]
-fn flow(ends: &Ends, scope: Scope, interface: u32) -> Flow {
-    Flow {
-        scope,
-        protocol: ends.protocol,
-        interface,
-        source: ends.source,
-        source_port: ends.source_port,
-        destination: ends.destination,
-        destination_port: ends.destination_port,
-    }
 }
 
 /// Client and destination; `None` for what is neither TCP nor UDP over IP.

@@ -6,13 +6,11 @@
 //! from where it sent to. A process that has bound its socket to an address gets them there.
 
 use aya_ebpf::programs::SockAddrContext;
-use tproxy_common::{
-    address::Address, flow::Protocol, local_udp::LocalUdp, outcome::Outcome, tables::RuleEntry,
-};
+use tproxy_common::{address::Address, local_udp::LocalUdp, outcome::Outcome, tables::RuleEntry};
 
 use crate::{
     agent, counters,
-    local::{Decision, Opening, decide, is_here, socket},
+    local::{Decision, Opening, decide, destination_v4, destination_v6, is_here, socket},
     local_udp,
     lookup::octets,
 };
@@ -23,27 +21,10 @@ pub fn decide_v4(ctx: &SockAddrContext) -> Option<Outcome> {
     if !is_here(ctx) {
         return None;
     }
-    let (socket, _) = socket(ctx)?;
-    // SAFETY: the context is valid while the program runs, and it gave the socket.
-    let (address, port, from, own_port, mark, device) = unsafe {
-        (
-            (*ctx.sock_addr).user_ip4,
-            (*ctx.sock_addr).user_port,
-            (*ctx.sock_addr).msg_src_ip4,
-            (*socket).src_port,
-            (*socket).mark,
-            (*socket).bound_dev_if,
-        )
-    };
-    let opening = Opening {
-        protocol: Protocol::Udp,
-        bound: Address::v4(from.to_ne_bytes()),
-        port: own_port as u16,
-        destination: Address::v4(address.to_ne_bytes()),
-        destination_port: u16::from_be(port as u16),
-        mark,
-        device,
-    };
+    let (socket, protocol) = socket(ctx)?;
+    // SAFETY: the context is valid while the program runs.
+    let from = Address::v4(unsafe { (*ctx.sock_addr).msg_src_ip4 }.to_ne_bytes());
+    let opening = Opening::of(ctx, socket, protocol, from, destination_v4(ctx));
     match decide(&opening) {
         Decision::Take(rule) => {
             note(&opening, rule);
@@ -61,47 +42,30 @@ pub fn decide_v6(ctx: &SockAddrContext) -> Option<Outcome> {
     if !is_here(ctx) {
         return None;
     }
-    let (socket, _) = socket(ctx)?;
-    // SAFETY: the context is valid while the program runs, and it gave the socket.
-    let (address, port, from, own_port, mark, device) = unsafe {
-        (
-            [
-                (*ctx.sock_addr).user_ip6[0],
-                (*ctx.sock_addr).user_ip6[1],
-                (*ctx.sock_addr).user_ip6[2],
-                (*ctx.sock_addr).user_ip6[3],
-            ],
-            (*ctx.sock_addr).user_port,
-            [
-                (*ctx.sock_addr).msg_src_ip6[0],
-                (*ctx.sock_addr).msg_src_ip6[1],
-                (*ctx.sock_addr).msg_src_ip6[2],
-                (*ctx.sock_addr).msg_src_ip6[3],
-            ],
-            (*socket).src_port,
-            (*socket).mark,
-            (*socket).bound_dev_if,
-        )
+    let (socket, protocol) = socket(ctx)?;
+    let context = ctx.sock_addr;
+    // SAFETY: the context is valid while the program runs. It is read by words.
+    let from = unsafe {
+        [
+            (*context).msg_src_ip6[0],
+            (*context).msg_src_ip6[1],
+            (*context).msg_src_ip6[2],
+            (*context).msg_src_ip6[3],
+        ]
     };
-    let opening = Opening {
-        protocol: Protocol::Udp,
-        bound: Address::v6(octets(&from)),
-        port: own_port as u16,
-        destination: Address::v6(octets(&address)),
-        destination_port: u16::from_be(port as u16),
-        mark,
-        device,
-    };
+    let (from, destination) = (octets(&from), destination_v6(ctx));
+    let (from, destination) = (Address::v6(from), Address::v6(destination));
+    let opening = Opening::of(ctx, socket, protocol, from, destination);
     match decide(&opening) {
         Decision::Take(rule) => {
             note(&opening, rule);
             let stand_in = agent::stand_in_v6();
-            // SAFETY: the context is valid while the program runs.
+            // SAFETY: the context is valid while the program runs. It is written by words.
             unsafe {
-                (*ctx.sock_addr).msg_src_ip6[0] = stand_in[0];
-                (*ctx.sock_addr).msg_src_ip6[1] = stand_in[1];
-                (*ctx.sock_addr).msg_src_ip6[2] = stand_in[2];
-                (*ctx.sock_addr).msg_src_ip6[3] = stand_in[3];
+                (*context).msg_src_ip6[0] = stand_in[0];
+                (*context).msg_src_ip6[1] = stand_in[1];
+                (*context).msg_src_ip6[2] = stand_in[2];
+                (*context).msg_src_ip6[3] = stand_in[3];
             }
             Some(Outcome::LocalTaken)
         }

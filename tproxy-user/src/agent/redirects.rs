@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use log::{info, warn};
-use tproxy_common::{flow::Protocol, sockets::MEMBERS, tables::Action};
+use tproxy_common::{counters::ListenerCounter, flow::Protocol, sockets::MEMBERS, tables::Action};
 
 use crate::{
     instance::State,
-    kernel::Maps,
+    kernel::{ListenerCounters, Maps},
     listener::{Change, Event, Wanted, Watcher},
 };
 
@@ -53,16 +54,20 @@ impl Redirects {
     /// # Errors
     ///
     /// When there is no thread to be had.
-    pub(super) fn start(maps: &Maps) -> std::io::Result<Self> {
+    pub(super) fn start(maps: &Maps) -> anyhow::Result<Self> {
         let orders = Arc::new(Orders::default());
+        let counters = ListenerCounters::open(maps)?;
+        counters.forget_present();
         let follower = Follower {
             maps: maps.clone(),
+            counters,
             places: HashMap::new(),
         };
         let of_thread = Arc::clone(&orders);
         thread::Builder::new()
             .name("listeners".into())
-            .spawn(move || follower.run(&of_thread))?;
+            .spawn(move || follower.run(&of_thread))
+            .context("cannot start a thread")?;
         Ok(Self { orders })
     }
 
@@ -113,6 +118,7 @@ type Places = [Option<u64>; MEMBERS as usize];
 
 struct Follower {
     maps: Maps,
+    counters: ListenerCounters,
     places: HashMap<Key, Places>,
 }
 
@@ -164,7 +170,10 @@ impl Follower {
                 bound,
                 process,
             } => {
-                info!("rule {}: the socket of {process} at {bound} is gone", key.rule);
+                info!(
+                    "rule {}: the socket of {process} at {bound} is gone",
+                    key.rule
+                );
                 self.remove(&key, cookie);
             }
             Event::Refused(error) => warn!("rule {}: {error}", key.rule),
@@ -187,7 +196,13 @@ impl Follower {
                 .set_redirect_member(key.protocol, key.slot, place, socket)
         };
         match stored {
-            Ok(()) => places[place] = Some(cookie),
+            Ok(()) => {
+                places[place] = Some(cookie);
+                self.count(key.slot, |counter| {
+                    counter.present += 1;
+                    counter.found += 1;
+                });
+            }
             Err(error) => warn!("rule {}: {error}", key.rule),
         }
     }
@@ -196,9 +211,11 @@ impl Follower {
         let Some(places) = self.places.get_mut(key) else {
             return;
         };
+        let mut lost = 0;
         for (member, place) in places.iter_mut().enumerate() {
             if *place == Some(cookie) {
                 *place = None;
+                lost += 1;
                 // One that was closed is out already.
                 let _ = self
                     .maps
@@ -208,5 +225,15 @@ impl Follower {
         if places.iter().all(Option::is_none) {
             self.places.remove(key);
         }
+        self.count(key.slot, |counter| {
+            counter.present = counter.present.saturating_sub(lost);
+            counter.lost += lost;
+        });
+    }
+
+    fn count(&self, slot: u32, change: impl FnOnce(&mut ListenerCounter)) {
+        let mut counter = self.counters.get(slot);
+        change(&mut counter);
+        self.counters.set(slot, counter);
     }
 }

@@ -264,7 +264,7 @@ async fn build(
         plan.settings.clone(),
         policy,
     )?);
-    let redirects = Redirects::start(&maps).context("cannot start a thread")?;
+    let redirects = Redirects::start(&maps)?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;
     match loaded {

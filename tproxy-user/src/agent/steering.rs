@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use log::info;
 use tproxy_common::{
     classifier::classify,
+    counters::WorkerCounter,
     flow::{Flow, Protocol, Scope},
     handover::{Ends, Place, Taken},
     limits::UNATTRIBUTED_SLOT,
@@ -19,8 +20,9 @@ use crate::{
     instance::{Instance, State},
     kernel::{
         self, FlowFilter, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters,
+        WorkerCounters,
     },
-    relay::{Admission, FlowRecord, Policy, RuleTag},
+    relay::{Admission, FlowRecord, Load, Policy, RuleTag},
 };
 
 /// Tells the relay's workers about rules. Follows changes by [`Steering::follow`].
@@ -31,6 +33,7 @@ pub(super) struct Steering {
     counters: RelayCounters,
     intake: IntakeCounters,
     flow_filter: FlowFilter,
+    workers: WorkerCounters,
     instance: Instance,
     maps: Maps,
     rules: ArcSwap<Rules>,
@@ -69,6 +72,7 @@ impl Steering {
             ],
             intake: IntakeCounters::open(maps)?,
             flow_filter: FlowFilter::open(maps)?,
+            workers: WorkerCounters::open(maps)?,
             counters,
             instance: instance.clone(),
             maps: maps.clone(),
@@ -212,6 +216,20 @@ impl Policy for Steering {
             destination_port: own.port(),
         });
     }
+
+    fn serving(&self, worker: usize, load: Load) {
+        let Load {
+            flows,
+            sessions,
+            dropped,
+        } = load;
+        let counter = WorkerCounter {
+            flows,
+            sessions,
+            dropped,
+        };
+        self.workers.set(worker, counter);
+    }
 }
 
 impl Rules {
@@ -226,21 +244,11 @@ impl Rules {
         let found = self.tables.as_ref().and_then(|tables| {
             self.interfaces
                 .iter()
-                .filter_map(|interface| classify(tables, &flow(ends, *interface)))
+                .filter_map(|interface| {
+                    classify(tables, &Flow::between(ends, Scope::Forward, *interface))
+                })
                 .min_by_key(|found| found.rule)
         });
         Some(found?.entry.slot())
-    }
-}
-
-fn flow(ends: &Ends, interface: u32) -> Flow {
-    Flow {
-        scope: Scope::Forward,
-        protocol: ends.protocol,
-        interface,
-        source: ends.source,
-        source_port: ends.source_port,
-        destination: ends.destination,
-        destination_port: ends.destination_port,
     }
 }

@@ -180,11 +180,7 @@ fn namespace_path(namespace: &std::path::Path) -> PathBuf {
 
 fn level(cli: &Cli) -> LevelFilter {
     // Standard error is the command's own.
-    let least = if matches!(cli.command, Command::Exec(_)) {
-        0
-    } else {
-        1
-    };
+    let least = u8::from(!matches!(cli.command, Command::Exec(_)));
     match (cli.global.quiet, least + cli.global.verbose) {
         (true, _) | (false, 0) => LevelFilter::Warn,
         (false, 1) => LevelFilter::Info,

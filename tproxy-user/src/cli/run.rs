@@ -79,7 +79,7 @@ struct Agent {
 }
 
 /// What RFC 4787 (REQ-5) lets clients count on.
-const LEAST_UDP_IDLE: Duration = Duration::from_secs(120);
+const LEAST_UDP_IDLE: Duration = Duration::from_mins(2);
 
 pub(super) fn execute(
     instance: &Instance,

@@ -1,12 +1,18 @@
 //! `tproxy status`.
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
+use tproxy_common::{counters::WorkerCounter, flow::Scope};
 
 use super::output::{print_json, print_line};
 use crate::{
-    instance::{AgentLock, AgentRecord, Instance},
-    kernel::{Counters, IntakeCounters, RelayCounters, RuleTotals},
+    instance::{AgentLock, AgentRecord, Instance, State, StoredRule},
+    kernel::{
+        Counters, IntakeCounters, ListenerCounters, Maps, RelayCounters, RuleTotals, WorkerCounters,
+    },
     requirements,
+    rule::scope_name,
 };
 
 #[derive(Serialize)]
@@ -32,6 +38,11 @@ struct Status {
     compile_milliseconds: u64,
     workers: u32,
     flows: u64,
+    /// Those of `flows` that are of UDP.
+    sessions: u64,
+    per_scope: Vec<OfScope>,
+    per_worker: Vec<OfWorker>,
+    listeners: Vec<OfListener>,
     mark: u32,
     table: u32,
     totals: Totals,
@@ -42,6 +53,38 @@ struct Status {
     /// Flows that were to reach their server from the client's address, and did from this host's.
     fallbacks: u64,
     counters: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The flows of the rules of one scope.
+#[derive(Serialize)]
+struct OfScope {
+    scope: &'static str,
+    /// Now.
+    live: u64,
+    /// That began.
+    flows: u64,
+}
+
+/// What one worker serves.
+#[derive(Serialize)]
+struct OfWorker {
+    /// TCP flows, now.
+    flows: u64,
+    /// UDP sessions, now.
+    sessions: u64,
+    /// Datagrams that it has dropped.
+    dropped: u64,
+}
+
+/// The listeners of other programs that a rule hands its flows to.
+#[derive(Serialize)]
+struct OfListener {
+    rule: String,
+    to: String,
+    /// Sockets that are there now.
+    present: u64,
+    found: u64,
+    lost: u64,
 }
 
 /// What the rules in force have counted between them.
@@ -91,6 +134,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
     let counters = Counters::new(&maps);
     let rules = counters.rules(state.rules.iter().map(|rule| rule.slot))?;
     let intake = IntakeCounters::open(&maps)?.get();
+    let per_worker = per_worker(&maps, agent)?;
     Ok(Status {
         instance: instance.name().to_owned(),
         agent,
@@ -115,6 +159,10 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         } else {
             0
         },
+        sessions: per_worker.iter().map(|worker| worker.sessions).sum(),
+        per_scope: per_scope(&state, &rules, agent.is_some()),
+        per_worker,
+        listeners: listeners(&state, &maps)?,
         mark: state.mark,
         table: state.table,
         totals: Totals::of(&rules),
@@ -127,6 +175,98 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
             .map(|(name, count)| (name.to_owned(), count.into()))
             .collect(),
     })
+}
+
+fn per_worker(maps: &Maps, agent: Option<AgentRecord>) -> anyhow::Result<Vec<OfWorker>> {
+    let workers = agent.map_or(0, |agent| agent.workers);
+    let counters = WorkerCounters::open(maps)?.get(workers);
+    let of_worker = |counter: WorkerCounter| OfWorker {
+        flows: counter.flows,
+        sessions: counter.sessions,
+        dropped: counter.dropped,
+    };
+    Ok(counters.into_iter().map(of_worker).collect())
+}
+
+fn per_scope(state: &State, totals: &[RuleTotals], lives: bool) -> Vec<OfScope> {
+    let scopes = [Scope::Forward, Scope::Inbound, Scope::Local].map(scope_name);
+    let of_scope = |scope: &'static str| {
+        let rules = state.rules.iter().zip(totals);
+        let rules = rules.filter(|(stored, _)| stored.spec.scope_word() == scope);
+        let mut of_scope = OfScope {
+            scope,
+            live: 0,
+            flows: 0,
+        };
+        for (_, totals) in rules {
+            of_scope.live += if lives { totals.relay.live } else { 0 };
+            of_scope.flows += totals.kernel.flows;
+        }
+        of_scope
+    };
+    scopes.map(of_scope).into()
+}
+
+fn listeners(state: &State, maps: &Maps) -> anyhow::Result<Vec<OfListener>> {
+    let counters = ListenerCounters::open(maps)?;
+    let redirects = state
+        .rules
+        .iter()
+        .filter(|stored| stored.spec.action_word() == "redirect");
+    let of_rule = |stored: &StoredRule| {
+        let counter = counters.get(stored.slot);
+        OfListener {
+            rule: stored.name().to_owned(),
+            to: stored.spec.to.clone().unwrap_or_default(),
+            present: counter.present,
+            found: counter.found,
+            lost: counter.lost,
+        }
+    };
+    Ok(redirects.map(of_rule).collect())
+}
+
+impl Status {
+    /// How many flows there are, and of what kinds.
+    fn flows(&self) -> String {
+        let mut text = self.flows.to_string();
+        if self.flows > 0 {
+            let scopes = self.per_scope.iter().filter(|scope| scope.live > 0);
+            let mut kinds: Vec<String> = scopes
+                .map(|scope| format!("{} {}", scope.live, scope.scope))
+                .collect();
+            if self.sessions > 0 {
+                kinds.push(format!("{} of UDP", self.sessions));
+            }
+            if !kinds.is_empty() {
+                let _ = write!(text, " ({})", kinds.join(", "));
+            }
+        }
+        text
+    }
+
+    fn workers(&self) -> String {
+        let of_worker = |worker: &OfWorker| format!("{}+{}", worker.flows, worker.sessions);
+        let loads: Vec<String> = self.per_worker.iter().map(of_worker).collect();
+        let dropped: u64 = self.per_worker.iter().map(|worker| worker.dropped).sum();
+        if loads.is_empty() {
+            return "none".to_owned();
+        }
+        format!(
+            "{} (TCP flows + UDP sessions of each); {dropped} datagrams dropped",
+            loads.join(" ")
+        )
+    }
+
+    fn listeners(&self) -> Vec<String> {
+        let of_rule = |of: &OfListener| {
+            format!(
+                "{} to {}: {} there, {} found, {} lost",
+                of.rule, of.to, of.present, of.found, of.lost
+            )
+        };
+        self.listeners.iter().map(of_rule).collect()
+    }
 }
 
 fn print(status: &Status) -> anyhow::Result<()> {
@@ -171,7 +311,8 @@ fn print(status: &Status) -> anyhow::Result<()> {
                 status.sets, status.cidrs
             ),
         ),
-        ("flows", status.flows.to_string()),
+        ("flows", status.flows()),
+        ("workers", status.workers()),
         (
             "decided",
             format!(
@@ -197,6 +338,10 @@ fn print(status: &Status) -> anyhow::Result<()> {
         ("table", status.table.to_string()),
     ] {
         print_line(&format!("{key:<12}{value}"))?;
+    }
+    for (number, listener) in status.listeners().iter().enumerate() {
+        let key = if number == 0 { "listeners" } else { "" };
+        print_line(&format!("{key:<12}{listener}"))?;
     }
     print_line("packets")?;
     for (name, count) in &status.counters {

@@ -13,7 +13,7 @@ use super::{AgentLock, Change, Error, Interface, StoredRule};
 use crate::{
     delivery::{Delivery, Flows, Netlink},
     kernel::{self, Maps, Settings},
-    listener,
+    listener::{self, Absence},
     rule::{Cgroup, Rule},
 };
 
@@ -33,8 +33,8 @@ impl Change {
             if !self.state.namespace.enter(agent).map_err(Error::Entering)? {
                 return Err(Error::Namespace(self.instance.name().to_owned()));
             }
-            for (rule, slot) in &redirects {
-                take_listeners(&self.maps, rule, *slot)?;
+            for (rule, stored) in &redirects {
+                take_listeners(&self.maps, rule, stored)?;
             }
             if opens_local {
                 self.open_local()?;
@@ -66,8 +66,8 @@ impl Change {
         }
     }
 
-    /// Rules that hand flows to other programs and were not in force before, with their slots.
-    fn new_redirects<'r>(&self, rules: &'r [Rule]) -> Vec<(&'r Rule, u32)> {
+    /// Rules that hand flows to other programs and were not in force before.
+    fn new_redirects<'r>(&'r self, rules: &'r [Rule]) -> Vec<(&'r Rule, &'r StoredRule)> {
         let is_new = |stored: &StoredRule| {
             let before = self.before.iter().flat_map(|state| &state.rules);
             before.into_iter().all(|known| known != stored)
@@ -75,7 +75,6 @@ impl Change {
         let pairs = rules.iter().zip(&self.state.rules);
         pairs
             .filter(|(rule, stored)| rule.action == Action::Redirect && is_new(stored))
-            .map(|(rule, stored)| (rule, stored.slot))
             .collect()
     }
 
@@ -114,7 +113,7 @@ fn block_on<T>(action: impl Future<Output = T>) -> Result<T, Error> {
 
 /// Puts the sockets of a rule's listener where its flows find them. Nobody being there is for
 /// `on_missing` to deal with.
-fn take_listeners(maps: &Maps, rule: &Rule, slot: u32) -> Result<(), Error> {
+fn take_listeners(maps: &Maps, rule: &Rule, stored: &StoredRule) -> Result<(), Error> {
     let Some(address) = rule.listener else {
         return Ok(());
     };
@@ -126,19 +125,21 @@ fn take_listeners(maps: &Maps, rule: &Rule, slot: u32) -> Result<(), Error> {
             }
         }
         if found.is_empty() {
-            missing(rule, *protocol, listener::absence(*protocol, address)?)?;
+            let absence = listener::absence(*protocol, address)?;
+            // One of another network namespace will never do. But containers listen at many a port,
+            // so that who has thought of a listener that is not there yet is not refused.
+            if absence.elsewhere.is_some() && stored.spec.on_missing.is_none() {
+                return Err(Error::ListenerElsewhere(absence));
+            }
+            warn_of_absence(rule, *protocol, &absence);
         }
         let sockets = found.iter().map(|found| &found.socket);
-        maps.set_redirect(*protocol, slot, sockets)?;
+        maps.set_redirect(*protocol, stored.slot, sockets)?;
     }
     Ok(())
 }
 
-/// A listener in another namespace will never do; one that is not there yet may.
-fn missing(rule: &Rule, protocol: Protocol, absence: listener::Absence) -> Result<(), Error> {
-    if absence.elsewhere.is_some() {
-        return Err(Error::ListenerElsewhere(absence));
-    }
+fn warn_of_absence(rule: &Rule, protocol: Protocol, absence: &Absence) {
     // Where a rule is for both protocols, one of them often has no listener.
     if rule.protocols.len() == 1 || protocol == Protocol::Tcp {
         warn!(
@@ -146,5 +147,4 @@ fn missing(rule: &Rule, protocol: Protocol, absence: listener::Absence) -> Resul
             rule.name
         );
     }
-    Ok(())
 }

@@ -6,8 +6,8 @@ use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
 use aya::{Pod, util::nr_cpus};
 use aya_obj::generated::BPF_F_MMAPABLE;
 use tproxy_common::{
-    counters::{IntakeCounter, RelayCounter, RuleCounter},
-    limits::COUNTER_SLOTS,
+    counters::{IntakeCounter, ListenerCounter, RelayCounter, RuleCounter, WorkerCounter},
+    limits::{COUNTER_SLOTS, WORKERS},
     outcome::Outcome,
 };
 
@@ -18,6 +18,8 @@ const OUTCOMES: &str = "OUTCOME_COUNTERS";
 const RULES: &str = "RULE_COUNTERS";
 const RELAY: &str = "RELAY_COUNTERS";
 const INTAKE: &str = "INTAKE_COUNTERS";
+const WORKER: &str = "WORKER_COUNTERS";
+const LISTENER: &str = "LISTENER_COUNTERS";
 
 /// What happened to packets, summed over all CPUs.
 pub struct Counters {
@@ -96,6 +98,7 @@ impl Counters {
             PerCpuValues::try_from(vec![RuleCounter::default(); cpus]).map_err(Error::Memory)?;
         map.set(slot, zeroes, 0).map_err(failed(RULES))?;
         RelayCounters::open(&self.maps)?.reset(slot);
+        ListenerCounters::open(&self.maps)?.set(slot, ListenerCounter::default());
         Ok(())
     }
 }
@@ -105,7 +108,7 @@ pub struct RelayCounters {
     memory: SharedArray<RelayCounter>,
 }
 
-/// Words of a [`RelayCounter`].
+/// Words of a [`RelayCounter`], and of each other counter with three numbers.
 const TO_UPSTREAM: usize = 0;
 const TO_CLIENT: usize = 1;
 const LIVE: usize = 2;
@@ -249,6 +252,124 @@ impl IntakeCounters {
             pauses: word(PAUSES),
             fallbacks: word(FALLBACKS),
         }
+    }
+}
+
+/// What each worker serves, as it says itself.
+pub struct WorkerCounters {
+    memory: SharedArray<WorkerCounter>,
+}
+
+impl WorkerCounters {
+    /// Creates the map and pins it in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub(super) fn create(directory: &Path) -> Result<(), Error> {
+        create::<WorkerCounter>(WORKER, WORKERS, directory)
+    }
+
+    /// Opens the pinned map.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be mapped.
+    pub fn open(maps: &Maps) -> Result<Self, Error> {
+        let memory = open(maps, WORKER, WORKERS as usize)?;
+        Ok(Self { memory })
+    }
+
+    /// What a worker serves now.
+    pub fn set(&self, worker: usize, counter: WorkerCounter) {
+        let WorkerCounter {
+            flows,
+            sessions,
+            dropped,
+        } = counter;
+        store(&self.memory, worker, [flows, sessions, dropped]);
+    }
+
+    /// What the first so many workers serve.
+    #[must_use]
+    pub fn get(&self, workers: u32) -> Vec<WorkerCounter> {
+        let workers = 0..workers.min(WORKERS) as usize;
+        let of_worker = |worker| {
+            let [flows, sessions, dropped] = load(&self.memory, worker);
+            WorkerCounter {
+                flows,
+                sessions,
+                dropped,
+            }
+        };
+        workers.map(of_worker).collect()
+    }
+}
+
+/// What became of listeners of other programs, one set for each counter slot.
+pub struct ListenerCounters {
+    memory: SharedArray<ListenerCounter>,
+}
+
+impl ListenerCounters {
+    /// Creates the map and pins it in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub(super) fn create(directory: &Path) -> Result<(), Error> {
+        let slots = u32::try_from(COUNTER_SLOTS).unwrap_or(u32::MAX);
+        create::<ListenerCounter>(LISTENER, slots, directory)
+    }
+
+    /// Opens the pinned map.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be mapped.
+    pub fn open(maps: &Maps) -> Result<Self, Error> {
+        let memory = open(maps, LISTENER, COUNTER_SLOTS)?;
+        Ok(Self { memory })
+    }
+
+    /// The counters of a slot.
+    #[must_use]
+    pub fn get(&self, slot: u32) -> ListenerCounter {
+        let [present, found, lost] = load(&self.memory, slot as usize);
+        ListenerCounter {
+            present,
+            found,
+            lost,
+        }
+    }
+
+    /// Forgets the sockets that were there when the last agent ended.
+    pub fn forget_present(&self) {
+        for word in self.memory.words().iter().step_by(WORDS) {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets the counters of a slot. Only one thread does.
+    pub fn set(&self, slot: u32, counter: ListenerCounter) {
+        let ListenerCounter {
+            present,
+            found,
+            lost,
+        } = counter;
+        store(&self.memory, slot as usize, [present, found, lost]);
+    }
+}
+
+fn load<T: Pod>(memory: &SharedArray<T>, element: usize) -> [u64; WORDS] {
+    let words = &memory.words()[element * WORDS..][..WORDS];
+    std::array::from_fn(|word| words[word].load(Ordering::Relaxed))
+}
+
+fn store<T: Pod>(memory: &SharedArray<T>, element: usize, values: [u64; WORDS]) {
+    let words = &memory.words()[element * WORDS..][..WORDS];
+    for (word, value) in words.iter().zip(values) {
+        word.store(value, Ordering::Relaxed);
     }
 }
 

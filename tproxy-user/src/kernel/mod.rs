@@ -12,7 +12,9 @@ mod maps;
 mod object;
 mod process_hooks;
 
-pub use counters::{Counters, IntakeCounters, RelayCounters, RuleTotals};
+pub use counters::{
+    Counters, IntakeCounters, ListenerCounters, RelayCounters, RuleTotals, WorkerCounters,
+};
 pub use explanation::ask;
 pub use flow_filter::FlowFilter;
 pub use generation::Generation;
@@ -24,9 +26,7 @@ pub use links::{
 pub use local_udp::LocalUdp;
 pub use maps::Maps;
 pub use object::{Loaded, Settings, load};
-pub use process_hooks::{
-    attach_process_hooks, detach_process_hooks, process_hooks_are_attached,
-};
+pub use process_hooks::{attach_process_hooks, detach_process_hooks, process_hooks_are_attached};
 
 use std::{io, path::PathBuf};
 

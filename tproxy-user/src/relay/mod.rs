@@ -40,7 +40,7 @@ use mio::Waker;
 
 pub use capacity::Capacity;
 pub use listener::{ListenError, Listener, bind};
-pub use policy::{Admission, Policy, RuleTag};
+pub use policy::{Admission, Load, Policy, RuleTag};
 pub use record::{End, FlowRecord};
 pub use settings::Settings;
 pub use stats::WorkerStats;
@@ -159,11 +159,15 @@ impl Relay {
         let mut workers = Vec::new();
         let mut wakers = Vec::new();
         let mut counters = Vec::new();
-        for listener in listeners {
+        for (number, listener) in listeners.into_iter().enumerate() {
             let own_counters = Arc::new(Counters::default());
-            let (worker, waker) =
-                Worker::new(listener, Arc::clone(&shared), Arc::clone(&own_counters))
-                    .map_err(failed("epoll"))?;
+            let (worker, waker) = Worker::new(
+                number,
+                listener,
+                Arc::clone(&shared),
+                Arc::clone(&own_counters),
+            )
+            .map_err(failed("epoll"))?;
             workers.push(worker);
             wakers.push(waker);
             counters.push(own_counters);

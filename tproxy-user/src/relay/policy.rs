@@ -55,6 +55,20 @@ pub trait Policy: Send + Sync + 'static {
     fn awaits_answers(&self, protocol: Protocol, own: SocketAddr, server: SocketAddr) {
         let _ = (protocol, own, server);
     }
+
+    /// What a worker serves has changed.
+    fn serving(&self, _worker: usize, _load: Load) {}
+}
+
+/// What a worker serves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// TCP flows, now.
+    pub flows: u64,
+    /// UDP sessions, now.
+    pub sessions: u64,
+    /// Datagrams that it has dropped.
+    pub dropped: u64,
 }
 
 /// A flow's way: the rule that took it and the address that the relay connects to.

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::Load;
+
 /// The live counters of one worker, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -24,6 +26,14 @@ pub(super) struct Counters {
 }
 
 impl Counters {
+    pub(super) fn load(&self) -> Load {
+        Load {
+            flows: self.flows.get(),
+            sessions: self.sessions.get(),
+            dropped: self.dropped.get(),
+        }
+    }
+
     pub(super) fn read(&self) -> WorkerStats {
         WorkerStats {
             accepted: self.accepted.get(),

@@ -26,7 +26,7 @@ use super::stats::Counters;
 use super::token::Origin;
 use super::udp::Datagrams;
 use super::wheel::Wheel;
-use super::{Admission, End, FlowRecord, Listener, Policy, Settings, connect, source};
+use super::{Admission, End, FlowRecord, Listener, Load, Policy, Settings, connect, source};
 
 /// How many events one call of the poll returns at most.
 const EVENTS: usize = 512;
@@ -64,6 +64,7 @@ pub(super) struct Shared {
 }
 
 pub(super) struct Worker {
+    number: usize,
     poll: Poll,
     intake: Intake,
     /// A flow that is over leaves `None` in its place until all events of this round are handled,
@@ -85,6 +86,8 @@ pub(super) struct Worker {
     next_serial: u32,
     command: Command,
     warned_of_fallback: Occasional,
+    /// What the policy was last told that it serves.
+    told_load: Load,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +107,7 @@ enum Timer {
 impl Worker {
     /// Makes a worker and the waker by which other threads call its attention to the control.
     pub(super) fn new(
+        number: usize,
         listener: Listener,
         shared: Arc<Shared>,
         counters: Arc<Counters>,
@@ -122,6 +126,7 @@ impl Worker {
             Arc::clone(&counters),
         )?;
         let worker = Self {
+            number,
             poll,
             intake: Intake::new(listener.tcp, shared.places.clone()),
             flows: Slab::new(),
@@ -141,6 +146,7 @@ impl Worker {
             next_serial: 0,
             command: Command::Run,
             warned_of_fallback: Occasional::default(),
+            told_load: Load::default(),
         };
         Ok((worker, waker))
     }
@@ -488,6 +494,11 @@ impl Worker {
             self.counters.flows.set(self.flows.len() as u64);
         }
         self.counters.pipes.set(self.resources.pipes.held() as u64);
+        let load = self.counters.load();
+        if load != self.told_load {
+            self.told_load = load;
+            self.shared.policy.serving(self.number, load);
+        }
     }
 
     /// Does what the control says.

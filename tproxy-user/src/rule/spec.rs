@@ -21,7 +21,7 @@ pub struct RuleSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
 
-    /// tcp, udp or any; relay takes tcp only [default: tcp]
+    /// tcp, udp or any [default: tcp]
     #[arg(long, value_name = "PROTO")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proto: Option<String>,
@@ -115,6 +115,12 @@ impl RuleSpec {
     #[must_use]
     pub fn uses_client_address(&self) -> bool {
         self.source.as_deref() == Some("client")
+    }
+
+    /// Where it takes flows, as it is typed.
+    #[must_use]
+    pub fn scope_word(&self) -> &str {
+        self.scope.as_deref().unwrap_or("forward")
     }
 
     /// What it does, as it is typed.

@@ -2,15 +2,19 @@
 //! need root.
 
 mod answer;
+mod budgets;
 mod devices;
 mod differential;
 mod established;
 mod explanation;
 mod flow_filter;
 mod frame;
+mod inbound;
 mod model;
+mod neighbour;
 mod outcomes;
 mod reject;
 mod sandbox;
 mod set_edits;
+mod steered;
 mod syn_cookie;
