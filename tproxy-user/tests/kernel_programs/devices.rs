@@ -14,7 +14,7 @@ use nix::{
         sendto, socket,
     },
 };
-use tproxy_common::{limits::INTERFACES, outcome::Outcome};
+use tproxy_common::{attachment::FULL, limits::INTERFACES, outcome::Outcome};
 use tproxy_user::{
     delivery::{Framing, Link},
     kernel::attach_link,

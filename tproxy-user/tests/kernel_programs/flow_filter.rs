@@ -201,7 +201,7 @@ fn a_connected_udp_socket_is_found_in_every_epoch() {
             sandbox.outcome(&Frame::udp(&server.to_string(), &to.to_string()))
         };
         let socket = UdpSocket::bind(client).expect("a free address");
-        assert_eq!(answer(client.port()), Outcome::NoRule);
+        assert_eq!(answer(client.port()), Outcome::Dropped);
         assert_eq!(listed(), []);
         socket.connect(server).expect("a route");
         let found = Ends {
@@ -210,16 +210,16 @@ fn a_connected_udp_socket_is_found_in_every_epoch() {
         };
         assert_eq!(listed(), [found]);
         // Nobody knows of the new flow yet but who has opened it.
-        assert_eq!(answer(client.port()), Outcome::NoRule);
+        assert_eq!(answer(client.port()), Outcome::Dropped);
         filter.stamp(&found);
         assert_eq!(answer(client.port()), Outcome::EstablishedUdp);
-        assert_eq!(answer(client.port() ^ 1), Outcome::NoRule);
+        assert_eq!(answer(client.port() ^ 1), Outcome::Dropped);
         for _ in 0..10 {
             fill(&filter);
             assert_eq!(answer(client.port()), Outcome::EstablishedUdp);
         }
         drop(socket);
-        assert_eq!(answer(client.port()), Outcome::NoRule);
+        assert_eq!(answer(client.port()), Outcome::Dropped);
     });
 }
 
