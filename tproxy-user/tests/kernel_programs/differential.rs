@@ -247,8 +247,14 @@ impl<'a> World<'a> {
             "some outcome was counted beside"
         );
         for (outcome, name) in Outcome::ALL {
-            // A tag cannot be given to a test run, a cookie and a quoted segment cannot be guessed.
-            let impossible = [Outcome::Vlan, Outcome::SynCookie, Outcome::IcmpError];
+            // A tag cannot be given to a test run, a cookie and a quoted segment cannot be guessed, and
+            // no interface is one for answers.
+            let impossible = [
+                Outcome::Vlan,
+                Outcome::SynCookie,
+                Outcome::IcmpError,
+                Outcome::AnswersOnly,
+            ];
             let possible = !is_of_others(*outcome) && !impossible.contains(outcome);
             let times = counted[*outcome as usize];
             println!("{name:20} {times:8}");
