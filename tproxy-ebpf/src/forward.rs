@@ -14,7 +14,7 @@ use crate::{
     agent, counters,
     established::{self, Holder},
     flow_filter::Stamp,
-    handover, local_prefixes, rules,
+    handover, interfaces, local_prefixes, rules,
     skb::Skb,
     sockets::{self, Target},
 };
@@ -93,11 +93,19 @@ pub fn decide(ctx: &TcContext, network_offset: usize, fragmented: &mut u32) -> O
         }
     }
 
-    // 4. A new flow is for the rules to decide.
-    let outcome = decide_new(&arrival);
+    // 4. A new flow is for the rules to decide, but for one that comes from where servers are.
+    let outcome = if interfaces::takes_answers_only(skb.interface()) {
+        Outcome::AnswersOnly
+    } else {
+        decide_new(&arrival)
+    };
     let goes_its_own_way = matches!(
         outcome,
-        Outcome::NoRule | Outcome::Passed | Outcome::PassedMissing | Outcome::PassedDraining
+        Outcome::AnswersOnly
+            | Outcome::NoRule
+            | Outcome::Passed
+            | Outcome::PassedMissing
+            | Outcome::PassedDraining
     );
     if goes_its_own_way && headers.protocol == Protocol::Tcp {
         // Its ports may be those of an earlier flow of ours, whose TIME_WAIT socket must not get it.

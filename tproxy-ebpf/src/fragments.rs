@@ -15,7 +15,7 @@ use tproxy_common::{
     outcome::Outcome,
 };
 
-use crate::{local_prefixes, rules, skb::Skb};
+use crate::{interfaces, local_prefixes, rules, skb::Skb};
 
 #[btf_map]
 static FRAGMENTED_PACKETS: LruHashMap<FragmentedPacket, Fate, FRAGMENTED> = LruHashMap::new();
@@ -91,6 +91,7 @@ extern "C" fn tproxy_later_fragment(skb: *mut __sk_buff, network_offset: u32) ->
             &fragment.source,
             &fragment.destination,
         )
+        && !interfaces::takes_answers_only(skb.interface())
         && fragment.destination.is_forwardable()
         && !fragment.destination.is_v4_link_local()
         && !local_prefixes::contains(&fragment.destination)

@@ -48,7 +48,7 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
     // 4. What arrives for another address on an attached interface was brought here by the tc program,
     //    and on the loopback device by whom its word says: it is ours even if the rules changed a moment
     //    ago.
-    let taken = if interfaces::is_attached(interface) {
+    let taken = if interfaces::takes_flows(interface) {
         match handover::taken(&ends) {
             Some(taken) => taken,
             None => classify_again(ctx),

@@ -6,7 +6,10 @@
 //! from where it sent to. A process that has bound its socket to an address gets them there.
 
 use aya_ebpf::programs::SockAddrContext;
-use tproxy_common::{address::Address, local_udp::LocalUdp, outcome::Outcome, tables::RuleEntry};
+use tproxy_common::{
+    address::Address, handover::Taken, limits::UNATTRIBUTED_SLOT, local_udp::LocalUdp,
+    outcome::Outcome,
+};
 
 use crate::{
     agent, counters,
@@ -25,15 +28,12 @@ pub fn decide_v4(ctx: &SockAddrContext) -> Option<Outcome> {
     // SAFETY: the context is valid while the program runs.
     let from = Address::v4(unsafe { (*ctx.sock_addr).msg_src_ip4 }.to_ne_bytes());
     let opening = Opening::of(ctx, socket, protocol, from, destination_v4(ctx));
-    match decide(&opening) {
-        Decision::Take(rule) => {
-            note(&opening, rule);
-            // SAFETY: the context is valid while the program runs.
-            unsafe { (*ctx.sock_addr).msg_src_ip4 = agent::stand_in_v4() };
-            Some(Outcome::LocalTaken)
-        }
-        Decision::Leave(outcome) => Some(outcome),
+    let (outcome, is_taken) = take(&opening);
+    if is_taken {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*ctx.sock_addr).msg_src_ip4 = agent::stand_in_v4() };
     }
+    Some(outcome)
 }
 
 /// The same to an IPv6 address. One to a v4-mapped address is sent as IPv4.
@@ -56,30 +56,59 @@ pub fn decide_v6(ctx: &SockAddrContext) -> Option<Outcome> {
     let (from, destination) = (octets(&from), destination_v6(ctx));
     let (from, destination) = (Address::v6(from), Address::v6(destination));
     let opening = Opening::of(ctx, socket, protocol, from, destination);
-    match decide(&opening) {
-        Decision::Take(rule) => {
-            note(&opening, rule);
-            let stand_in = agent::stand_in_v6();
-            // SAFETY: the context is valid while the program runs. It is written by words.
-            unsafe {
-                (*context).msg_src_ip6[0] = stand_in[0];
-                (*context).msg_src_ip6[1] = stand_in[1];
-                (*context).msg_src_ip6[2] = stand_in[2];
-                (*context).msg_src_ip6[3] = stand_in[3];
-            }
-            Some(Outcome::LocalTaken)
+    let (outcome, is_taken) = take(&opening);
+    if is_taken {
+        let stand_in = agent::stand_in_v6();
+        // SAFETY: the context is valid while the program runs. It is written by words.
+        unsafe {
+            (*context).msg_src_ip6[0] = stand_in[0];
+            (*context).msg_src_ip6[1] = stand_in[1];
+            (*context).msg_src_ip6[2] = stand_in[2];
+            (*context).msg_src_ip6[3] = stand_in[3];
         }
-        Decision::Leave(outcome) => Some(outcome),
+    }
+    Some(outcome)
+}
+
+/// Decides, and notes a datagram that is to come from the stand-in.
+#[inline(always)]
+fn take(opening: &Opening) -> (Outcome, bool) {
+    match decide(opening) {
+        Decision::Take(rule) => {
+            // The datagrams of a flow that follow each other are counted once.
+            if note(opening, rule.taken()) {
+                counters::count_flow(rule);
+            }
+            (Outcome::LocalTaken, true)
+        }
+        Decision::Leave(outcome) => {
+            let goes_its_own_way = matches!(
+                outcome,
+                Outcome::LocalNoRule | Outcome::LocalPassed | Outcome::LocalPassedMissing
+            );
+            // A socket that is connected to where a rule takes it has our mark, which brings here what
+            // it sends elsewhere as well: the agent sees to it that it arrives.
+            let is_marked = opening.mark != 0 && opening.mark == agent::mark();
+            let is_taken = goes_its_own_way && is_marked;
+            if is_taken {
+                note(
+                    opening,
+                    Taken {
+                        slot: UNATTRIBUTED_SLOT,
+                        redirected: false,
+                    },
+                );
+            }
+            (outcome, is_taken)
+        }
     }
 }
 
+/// False when it was noted already.
 #[inline(always)]
-fn note(opening: &Opening, rule: RuleEntry) {
+fn note(opening: &Opening, taken: Taken) -> bool {
     let is_bound = opening.bound.high() != 0 || opening.bound.low() != 0;
     let bound = if is_bound { Some(&opening.bound) } else { None };
-    let entry = LocalUdp::new(&opening.ends(), rule.taken(), bound);
-    // The datagrams of a flow that follow each other are counted once.
-    if local_udp::note(opening.port, &entry) {
-        counters::count_flow(rule);
-    }
+    let entry = LocalUdp::new(&opening.ends(), taken, bound);
+    local_udp::note(opening.port, &entry)
 }

@@ -298,6 +298,7 @@ fn replies_go_to_another_address_if_the_policy_says_so() {
                 Some(Admission {
                     rule: tag(),
                     upstream,
+                    source: None,
                     client: reply_to,
                 })
             }),

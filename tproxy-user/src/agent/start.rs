@@ -8,6 +8,7 @@ use tproxy_common::{agent::AgentState, limits::WORKERS};
 
 use super::{
     Options, expiry::Expiry, leftovers, redirects::Redirects, steering::Steering, upkeep::Watches,
+    ways_out::Following,
 };
 use crate::{
     config::Config,
@@ -46,6 +47,7 @@ pub(super) struct Parts {
     pub(super) expiry: Expiry,
     state: State,
     pub(super) redirects: Redirects,
+    pub(super) following: Following,
     _discard: Discard,
     /// Shows the programs that the agent lives.
     _lifeline: UnixDatagram,
@@ -275,11 +277,11 @@ async fn build(
     let (state, tables) = instance.in_force()?;
     let expiry = Expiry::open()?;
     expiry.follow(&state)?;
-    delivery
-        .apply(&state.flows(&state.interface_names()))
-        .await?;
+    delivery.apply(&state.flows(&state.delivering())).await?;
     steering.follow(&state, tables);
     redirects.follow(&state);
+    let following = Following::new();
+    following.follow(&state);
     let Capacity {
         flows,
         sessions,
@@ -302,6 +304,7 @@ async fn build(
         expiry,
         state,
         redirects,
+        following,
         _discard: sockets.discard,
         _lifeline: sockets.lifeline,
     };
@@ -345,6 +348,7 @@ async fn first_state(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<(State, 
         loaded,
         tcx: plan.tcx,
         interfaces: Vec::new(),
+        answering: Vec::new(),
         rules: kept.map(|state| state.rules.clone()).unwrap_or_default(),
         next_rule: kept.map_or(0, |state| state.next_rule),
         sets: kept.map(|state| state.sets.clone()).unwrap_or_default(),

@@ -180,6 +180,7 @@ fn rule(index: usize) -> Rule {
         action: Action::Relay,
         listener: None,
         life: None,
+        from_client: false,
         on_missing: OnMissing::Drop,
     }
 }

@@ -9,7 +9,7 @@ use tproxy_common::{
     tables::Action,
 };
 
-use super::{AgentLock, Change, Error, StoredRule};
+use super::{AgentLock, Change, Error, Interface, StoredRule};
 use crate::{
     delivery::{Delivery, Flows, Netlink},
     kernel::{self, Maps, Settings},
@@ -24,11 +24,12 @@ impl Change {
         let redirects = self.new_redirects(rules);
         let opens_local = rules.iter().any(|rule| rule.scope == Scope::Local)
             && !kernel::process_hooks_are_attached(&self.pins()?);
-        if redirects.is_empty() && !opens_local {
+        let opens_answering = self.opens_answering(rules);
+        if redirects.is_empty() && !opens_local && !opens_answering {
             return Ok(());
         }
         let agent = AgentLock::holder(&self.instance).and_then(|agent| agent.process());
-        let prepare = || -> Result<(), Error> {
+        let prepare = || -> Result<Vec<Interface>, Error> {
             if !self.state.namespace.enter(agent).map_err(Error::Entering)? {
                 return Err(Error::Namespace(self.instance.name().to_owned()));
             }
@@ -38,11 +39,15 @@ impl Change {
             if opens_local {
                 self.open_local()?;
             }
-            Ok(())
+            if opens_answering {
+                return block_on(async { self.open_answering(&Netlink::open()?).await })?;
+            }
+            Ok(Vec::new())
         };
         // A network namespace belongs to a thread, and the caller's is to stay where it is.
         let prepared = thread::scope(|scope| scope.spawn(prepare).join());
-        prepared.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let answering = prepared.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        self.state.answering.extend(answering);
         self.state.local |= opens_local;
         Ok(())
     }
@@ -82,24 +87,28 @@ impl Change {
     /// the instance's network namespace.
     fn open_local(&self) -> Result<(), Error> {
         let assignment = self.state.assignment();
-        let interfaces = self.state.interface_names();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(Error::Runtime)?;
-        runtime.block_on(async {
+        let interfaces = self.state.delivering();
+        block_on(async {
             let delivery = Delivery::new(Netlink::open()?, assignment);
             let flows = Flows {
                 interfaces: &interfaces,
                 local: true,
             };
             delivery.apply(&flows).await
-        })?;
+        })??;
         let settings = Settings::of_this_namespace(assignment).map_err(Error::Entering)?;
         let root = Cgroup::root().map_err(Error::Cgroups)?;
         kernel::attach_process_hooks(&self.pins()?, &root, &settings)?;
         Ok(())
     }
+}
+
+fn block_on<T>(action: impl Future<Output = T>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    Ok(runtime.block_on(action))
 }
 
 /// Puts the sockets of a rule's listener where its flows find them. Nobody being there is for

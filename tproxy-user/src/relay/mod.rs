@@ -20,6 +20,7 @@ mod policy;
 mod record;
 mod settings;
 mod side;
+mod source;
 mod stats;
 mod sys;
 mod token;

@@ -137,15 +137,15 @@ impl<'a> World<'a> {
             .iter()
             .map(|(client, server)| connection(*client, *server));
         let connections = connections.collect();
-        let datagrams = ends
-            .iter()
-            .map(|(client, server)| connected(*client, *server));
-        let datagrams = datagrams.collect();
         // The filter of flows is to change nothing but the cost.
         let filter = FlowFilter::open(&sandbox.maps).expect("the filter of flows");
         for _ in 0..=GRACE {
             turn(&filter).expect("the sockets are listed");
         }
+        let datagrams = ends
+            .iter()
+            .map(|(client, server)| connected(*client, *server));
+        let datagrams = datagrams.collect();
         let both = |protocol| {
             let each = ends.iter();
             each.flat_map(move |(client, server)| directions(protocol, *client, *server))
@@ -154,7 +154,8 @@ impl<'a> World<'a> {
         for connection in both(Protocol::Tcp) {
             memory.stamp(&connection.ends());
         }
-        // Sockets of UDP are not listed: a flow has a stamp when it has been taken. One has it now.
+        // Those of UDP came too late to be listed: a flow has a stamp when it has been taken. One has it
+        // now.
         let stamped = both(Protocol::Udp).next().expect("a flow").ends();
         filter.stamp(&stamped);
         memory.stamp(&stamped);
@@ -246,8 +247,14 @@ impl<'a> World<'a> {
             "some outcome was counted beside"
         );
         for (outcome, name) in Outcome::ALL {
-            // A tag cannot be given to a test run, a cookie and a quoted segment cannot be guessed.
-            let impossible = [Outcome::Vlan, Outcome::SynCookie, Outcome::IcmpError];
+            // A tag cannot be given to a test run, a cookie and a quoted segment cannot be guessed, and
+            // no interface is one for answers.
+            let impossible = [
+                Outcome::Vlan,
+                Outcome::SynCookie,
+                Outcome::IcmpError,
+                Outcome::AnswersOnly,
+            ];
             let possible = !is_of_others(*outcome) && !impossible.contains(outcome);
             let times = counted[*outcome as usize];
             println!("{name:20} {times:8}");

@@ -1,6 +1,7 @@
 //! Datagrams in fragments, in the order in which they were sent and in others: whether they are put
 //! together here, go on or are discarded.
 
+use std::cmp::Ordering;
 use std::{
     net::{SocketAddr, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
@@ -214,12 +215,10 @@ fn a_datagram_that_is_dropped_comes_nowhere_in_any_order() {
                 let outcomes = setting.outcomes(fragments, order);
                 let first = order.iter().position(|place| *place == 0).unwrap_or(0);
                 let expected: [Outcome; 3] = std::array::from_fn(|place| {
-                    if place < first {
-                        Outcome::FragmentTaken
-                    } else if place == first {
-                        Outcome::Dropped
-                    } else {
-                        Outcome::FragmentDropped
+                    match place.cmp(&first) {
+                        Ordering::Less => Outcome::FragmentTaken,
+                        Ordering::Equal => Outcome::Dropped,
+                        Ordering::Greater => Outcome::FragmentDropped,
                     }
                 });
                 assert_eq!(outcomes, expected, "{order:?}");

@@ -124,7 +124,7 @@ pub(crate) fn attach_to_link(sandbox: &Sandbox) {
     let maps = &sandbox.maps;
     maps.set_local_prefixes(&[own, loopback].concat())
         .expect("local prefixes");
-    maps.add_interface(index).expect("an interface");
+    maps.set_interface(index, tproxy_common::attachment::FULL).expect("an interface");
     attach(sandbox, NEAR, Framing::Ethernet);
     attach_lookup(sandbox.directory).expect("the program is attached");
 }

@@ -3,6 +3,7 @@
 
 use tproxy_common::{
     agent::AgentState,
+    attachment::{ANSWERS_ONLY, FULL},
     counters::RuleCounter,
     flow::{Protocol, worker_of},
     handover::{Ends, Place, Taken},
@@ -324,6 +325,32 @@ fn a_rule_holds_for_the_interfaces_that_it_names() {
             );
         }
         assert_eq!(sandbox.outcome(&syn()), Outcome::NoRule);
+    });
+}
+
+/// Nothing but answers is looked for where only servers are, until the interface is attached in full.
+#[test]
+fn new_flows_on_an_interface_for_answers_are_left_alone() {
+    in_sandbox(|sandbox| {
+        let interface = index_of("lo").expect("the interface");
+        sandbox.install(&[drop_all()]);
+        let datagram = Frame::udp(CLIENT, SERVER);
+        for (attachment, outcome) in [
+            (ANSWERS_ONLY, Outcome::AnswersOnly),
+            (FULL, Outcome::Dropped),
+        ] {
+            sandbox
+                .maps
+                .set_interface(interface, attachment)
+                .expect("there is room");
+            for frame in [syn(), syn_v6(), datagram.clone()] {
+                assert_eq!(sandbox.outcome(&frame), outcome);
+            }
+            assert_eq!(
+                sandbox.outcome(&Frame::tcp(CLIENT, SERVER, ACK)),
+                Outcome::Foreign
+            );
+        }
     });
 }
 

@@ -50,10 +50,10 @@ impl Goal {
             (_, Q::FirstByteP50 | Q::FirstByteP99) => at_most(0.8, Baseline),
             (_, Q::ConnectP50) => at_most(1.05, Direct),
             (_, Q::SynRetransmits | Q::Failures) => at_most(0.0, Unit),
-            (_, Q::MemoryPerFlow) => at_most(300.0, Unit),
             (_, Q::DescriptorsPerFlow) => at_most(2.0, Unit),
             (_, Q::UserMemoryHeld | Q::PipeMemoryHeld) => at_most(1.0, Unit),
-            (_, Q::ReadyAfter) => at_most(300.0, Unit),
+            // Bytes, and milliseconds.
+            (_, Q::MemoryPerFlow | Q::ReadyAfter) => at_most(300.0, Unit),
             (_, Q::HooksPerConnect) => at_most(5000.0, Unit),
             _ => return None,
         };

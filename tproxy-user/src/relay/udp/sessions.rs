@@ -54,6 +54,7 @@ pub(super) struct Sessions {
 #[derive(Debug, Default)]
 struct Warnings {
     own_port: Occasional,
+    fallback: Occasional,
     limit: Occasional,
     exhaustion: Occasional,
     raw: Occasional,

@@ -147,11 +147,7 @@ fn each_bad_word_is_named_with_its_flag() {
         ),
         (
             |spec| spec.source = word("server"),
-            "--source: \"server\" is not agent",
-        ),
-        (
-            |spec| spec.source = word("client"),
-            "--source: the relay cannot use the client's address yet: only agent is there",
+            "--source: \"server\" is not agent or client",
         ),
         (
             |spec| spec.expires = word("30"),
@@ -233,6 +229,20 @@ fn targets_fit_their_action() {
 #[test]
 fn combinations_that_make_no_sense_name_both_keys() {
     assert_refused(&[
+        (
+            |spec| {
+                spec.scope = word("local");
+                spec.source = word("client");
+            },
+            "--source: with scope local the client is this host, whose address servers see anyway: leave source out",
+        ),
+        (
+            |spec| {
+                spec.scope = word("inbound");
+                spec.source = word("client");
+            },
+            "--source: with scope inbound the server is this host, and its answers would go to the client, past the relay: leave source out",
+        ),
         (
             |spec| spec.uid = vec!["0".into()],
             "--uid: only scope local knows whose process opened a flow, and scope is forward",
