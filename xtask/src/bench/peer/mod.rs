@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::{
     agent::Agent,
-    bench::{abilities, setting::Setting},
+    bench::setting::Setting,
     command,
     topology::Topology,
 };
@@ -115,12 +115,11 @@ impl Peer {
             | Self::Haproxy
             | Self::HaproxyTextbook
             | Self::Nginx
-            | Self::NginxTextbook => true,
+            | Self::NginxTextbook
+            | Self::Tproxy => true,
             Self::NftRelay | Self::Redirect | Self::Socat => false,
-            Self::Tproxy => abilities::KEEPS_THE_SOURCE || setting.pending,
         };
-        let is_there = self != Self::Redirect || abilities::REDIRECTS || setting.pending;
-        is_there && (setting.source == Source::Agent || keeps_the_source)
+        setting.source == Source::Agent || keeps_the_source
     }
 
     /// The program file, where there is one.
