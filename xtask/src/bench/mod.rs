@@ -124,7 +124,10 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
         .iter()
         .map(|experiment| experiment.rounds(options.quick));
     let Some(rounds) = rounds.max() else {
-        bail!("nothing of this can be measured with --source {}", typed(&options.source));
+        bail!(
+            "nothing of this can be measured with --source {}",
+            typed(&options.source)
+        );
     };
     let mut samples = Vec::new();
     for round in 0..rounds {

@@ -16,12 +16,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::{
-    agent::Agent,
-    bench::setting::Setting,
-    command,
-    topology::Topology,
-};
+use crate::{agent::Agent, bench::setting::Setting, command, topology::Topology};
 
 use self::nft_steering::RuleOrder;
 
