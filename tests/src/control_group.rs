@@ -2,12 +2,14 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use tempfile::TempDir;
 
 use crate::{Namespace, wait};
 
@@ -15,6 +17,7 @@ use crate::{Namespace, wait};
 #[derive(Debug)]
 pub struct ControlGroup {
     directory: PathBuf,
+    scripts: TempDir,
 }
 
 static CREATED: AtomicU32 = AtomicU32::new(0);
@@ -40,7 +43,8 @@ impl ControlGroup {
         fs::create_dir(&directory).unwrap_or_else(|error| {
             panic!("make the control group {}: {error}", directory.display())
         });
-        Self { directory }
+        let scripts = TempDir::new().expect("make a directory");
+        Self { directory, scripts }
     }
 
     /// Its directory.
@@ -54,6 +58,18 @@ impl ControlGroup {
     pub fn path(&self) -> &Path {
         let path = self.directory.strip_prefix(root());
         path.expect("it is below the root")
+    }
+
+    /// The path of a program that enters the group and then becomes the program that its arguments name.
+    #[must_use]
+    pub fn wrapper(&self) -> String {
+        let path = self.scripts.path().join("enter");
+        let processes = self.directory.join("cgroup.procs");
+        let script = format!("#!/bin/sh\necho $$ >{}\nexec \"$@\"\n", processes.display());
+        fs::write(&path, script).expect("write a script");
+        let executable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&path, executable).expect("make it executable");
+        path.display().to_string()
     }
 
     /// A command, split at spaces, that will run in this group and in `namespace`.

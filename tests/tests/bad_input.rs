@@ -121,7 +121,7 @@ fn a_root_without_one_capability() {
 #[test]
 fn a_kernel_that_is_too_old() {
     let lab = Lab::new();
-    let words = ["Linux 2.6", "sk_lookup"];
+    let words = ["Linux 2.6", "connect(2)"];
     assert_run_refused(
         &lab,
         "setarch --uname-2.6",

@@ -566,7 +566,7 @@ fn one_rule_too_many_is_refused() {
     assert_eq!(agent.stop().len(), 1);
 }
 
-/// Rules that can never match and rules that nobody acts on yet are warned of, and do what they can.
+/// Rules that can never match and those whose listener is not there are warned of, and do what they can.
 #[test]
 fn rules_without_effect_are_warned_of() {
     let lab = Lab::new();
@@ -594,13 +594,15 @@ fn rules_without_effect_are_warned_of() {
     warned("rule flush", &[]);
     warned(
         "rule add --name mine --scope local --uid root --dport 80",
-        &["the rule takes nothing: scope local is not there yet"],
-    );
-    warned(
-        "rule add --name there --dport 80 --action redirect --to 127.0.0.1:8080",
-        &["the rule takes nothing: action redirect is not there yet"],
+        &[],
     );
     assert_eq!(rule(&agent, "mine")["uid"], json!(["0"]));
+    warned(
+        "rule add --name there --dport 80 --action redirect --to 127.0.0.1:4713 --on-missing pass",
+        &[
+            "rule there: nobody listens at tcp 127.0.0.1:4713: start the program that is to take these flows; on_missing decides until then",
+        ],
+    );
     lab.ask(Family::V4.near(), 80).assert_direct(&agent);
     assert_eq!(agent.stop(), []);
 }

@@ -1,9 +1,11 @@
 //! `explain`: what it says is what happens, in the kernel too, and asking changes nothing.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
-use tproxy_tests::{Agent, Cli, Family, Lab, Snapshot, address::FAMILIES, peer::Witness};
+use tproxy_tests::{
+    Agent, Cli, ControlGroup, Family, Lab, Snapshot, address::FAMILIES, peer::Witness,
+};
 
 /// What `explain` says of a TCP flow from the client.
 fn explained(cli: &Cli<'_>, family: Family, protocol: &str, target: SocketAddr) -> Value {
@@ -121,21 +123,143 @@ fn counters(agent: &Agent<'_>) -> Vec<u64> {
     names.map(|name| agent.counter(name)).to_vec()
 }
 
+/// What `explain` says of a flow of some scope.
+fn explained_in(cli: &Cli<'_>, scope: &str, from: IpAddr, to: SocketAddr) -> Value {
+    cli.json(&format!("explain --scope {scope} tcp {from} {to}"))
+}
+
 /// Of the other scopes the tables are asked: local flows are those of whoever asks.
 #[test]
 fn every_scope_can_be_asked_about() {
     let lab = Lab::new();
     let agent = lab.agent("--iface cl0 --dport 80 --name web");
-    agent.run("rule add --name mine --scope local --uid 0 --dport 80 --action drop");
+    agent.run("rule add --name mine --scope local --uid 0 --dport 80 --action pass");
     agent.run("rule add --name others --scope local --uid 1-4294967294 --dport 80");
     agent.run("rule add --name here --scope inbound --dport 80 --action pass");
     for family in FAMILIES {
-        for (scope, rule) in [("forward", "web"), ("local", "mine"), ("inbound", "here")] {
-            let (from, to) = (family.client(), SocketAddr::new(family.server(), 80));
-            let answer = agent.json(&format!("explain --scope {scope} tcp {from} {to}"));
-            assert_eq!(answer["rule"], json!(rule), "{answer}");
+        let (client, own, server) = (family.client(), family.gateway(), family.server());
+        for (scope, from, to, rule) in [
+            ("forward", client, server, Some("web")),
+            ("local", own, server, Some("mine")),
+            ("inbound", client, own, Some("here")),
+            // Where no flow of the scope goes.
+            ("forward", client, own, None),
+            ("forward", own, server, None),
+            ("local", own, own, None),
+            ("inbound", client, server, None),
+            ("inbound", own, own, None),
+        ] {
+            let answer = explained_in(&agent, scope, from, SocketAddr::new(to, 80));
+            assert_eq!(answer["rule"], json!(rule), "{scope} {from} {to}: {answer}");
         }
     }
     let unknown = agent.attempt("explain --scope elsewhere tcp 10.0.0.1 10.0.0.2:80");
     unknown.assert_refused(2, &["elsewhere", "--scope"]);
+}
+
+/// The port of SSH of this host is taken only by rules that name it by itself, and the answer says so.
+#[test]
+fn the_port_of_ssh_of_this_host_is_spared() {
+    let lab = Lab::new();
+    let agent = lab.agent("--iface cl0 --dport 80 --name web");
+    agent.run("rule add --name all --scope inbound --action pass");
+    agent.run("rule add --name some --scope inbound --dport 20-30 --action pass");
+    for family in FAMILIES {
+        let to = |port| {
+            let own = SocketAddr::new(family.gateway(), port);
+            explained_in(&agent, "inbound", family.client(), own)
+        };
+        assert_eq!(to(23)["rule"], "all");
+        let answer = to(22);
+        assert_eq!(answer["rule"], Value::Null, "{answer}");
+        for considered in [1, 2] {
+            let conditions = answer["rules"][considered]["conditions"]
+                .as_array()
+                .unwrap();
+            let asked = conditions.iter().find(|asked| asked["key"] == "dport");
+            let asked = asked.expect("the port is spoken of");
+            assert_eq!(asked["met"], false, "{answer}");
+            let text = asked["text"].as_str().unwrap();
+            assert!(
+                text.contains("22") && text.contains("named by itself"),
+                "{text}"
+            );
+        }
+    }
+    agent.run("rule add --name ssh --scope inbound --dport 22 --action pass");
+    for family in FAMILIES {
+        let own = SocketAddr::new(family.gateway(), 22);
+        assert_eq!(
+            explained_in(&agent, "inbound", family.client(), own)["rule"],
+            "ssh"
+        );
+    }
+}
+
+/// Rules that hand flows over leave IPv4 link-local destinations alone unless they name them: no later rule gets them.
+#[test]
+fn link_local_destinations_are_named() {
+    let lab = Lab::new();
+    let agent = lab.agent("--iface cl0 --proto any --dst 128.0.0.0/1 --name wide");
+    agent.run("rule add --name later --proto any --action drop");
+    agent.run("rule add --name from-here --scope local --dst 169.0.0.0/8");
+    let target: SocketAddr = "169.254.169.254:80".parse().unwrap();
+    let family = Family::V4;
+    let said = |scope: &str| {
+        let from = if scope == "local" {
+            family.gateway()
+        } else {
+            family.client()
+        };
+        explained_in(&agent, scope, from, target)
+    };
+    for (scope, rule) in [("forward", "wide"), ("local", "from-here")] {
+        let answer = said(scope);
+        assert_eq!(answer["rule"], Value::Null, "{answer}");
+        assert_eq!(answer["action"], "pass");
+        let reason = answer["reason"].as_str().unwrap();
+        for word in ["169.254.169.254", "link-local", rule] {
+            assert!(reason.contains(word), "{reason}");
+        }
+        let last = answer["rules"].as_array().unwrap().last().unwrap();
+        assert_eq!(
+            (&last["name"], &last["takes"]),
+            (&json!(rule), &json!(false))
+        );
+    }
+    let agrees = |rule: Value| json!({"rule": rule, "agrees": true});
+    assert_eq!(said("forward")["kernel"], agrees(Value::Null));
+    agent.run("rule add --at 1 --name metadata --proto any --dst 169.254.169.254");
+    agent.run("rule add --at 1 --name mine --scope local --dst 169.254.0.0/16");
+    let answer = said("forward");
+    assert_eq!(answer["rule"], "metadata");
+    assert_eq!(answer["kernel"], agrees(json!("metadata")));
+    assert_eq!(said("local")["rule"], "mine");
+}
+
+/// A rule for a group holds for those below it.
+#[test]
+fn groups_above_are_asked_about() {
+    let lab = Lab::new();
+    let agent = lab.agent("--iface cl0 --dport 80 --name web");
+    let slice = ControlGroup::create();
+    let group = slice.child("service");
+    let outer = slice.path().display();
+    agent.run(&format!(
+        "rule add --name other --scope local --cgroup {outer}/servi --action pass"
+    ));
+    agent.run(&format!(
+        "rule add --name outer --scope local --cgroup {outer} --action pass"
+    ));
+    let question = format!(
+        "explain --scope local tcp {} {}:80 --json",
+        Family::V4.gateway(),
+        Family::V4.server()
+    );
+    let inside = agent.attempt_under(&group.wrapper(), &question);
+    inside.assert_done();
+    let answer: Value = serde_json::from_str(&inside.stdout).unwrap();
+    assert_eq!(answer["rule"], "outer", "{answer}");
+    let outside = agent.json(question.trim_end_matches(" --json"));
+    assert_eq!(outside["rule"], Value::Null, "{outside}");
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use socket2::{Domain, Socket, Type};
+use tproxy_common::{flow::Protocol, sockets};
 use tproxy_tests::{
     Agent, Exchange, Family, Lab, Namespace,
     address::FAMILIES,
@@ -106,7 +107,8 @@ fn listeners_take_flows_however_they_are_bound() {
     let mut agent = lab.agent("--iface cl0 --dport 80 --workers 1 --pin");
     let map = Path::new("/sys/fs/bpf/tproxy")
         .join(agent.instance())
-        .join("RELAY_LISTENERS");
+        .join("SOCKETS");
+    let place = sockets::relay(Protocol::Tcp, 0);
     agent.stop();
     let [v4, v6] = FAMILIES;
     for (address, families) in [
@@ -116,7 +118,7 @@ fn listeners_take_flows_however_they_are_bound() {
         (v6.gateway(), vec![v6]),
     ] {
         let listener = lab.gateway.enter(|| transparent_listener(address)).unwrap();
-        bpf::set_socket(&map, 0, &listener).unwrap();
+        bpf::set_socket(&map, place, &listener).unwrap();
         for family in families {
             let target = SocketAddr::new(family.near(), 80);
             let client = lab.connect_at_once(target).unwrap();

@@ -28,7 +28,7 @@ pub struct RelayCounter {
 
 const _: () = assert!(size_of::<RelayCounter>() == 24);
 
-/// What the agent counts of flows that it could not take at once.
+/// What the agent counts of flows that it could not take at once, or not as it was told to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IntakeCounter {
@@ -36,9 +36,11 @@ pub struct IntakeCounter {
     pub shed: u64,
     /// How often a worker stopped accepting, because no descriptor or no place was free.
     pub pauses: u64,
+    /// Flows that were to reach their server from the client's address, and did from this host's.
+    pub fallbacks: u64,
 }
 
-const _: () = assert!(size_of::<IntakeCounter>() == 16);
+const _: () = assert!(size_of::<IntakeCounter>() == 24);
 
 /// What a worker of the agent serves.
 #[repr(C)]

@@ -1,6 +1,6 @@
 //! The key that rules are matched against.
 
-use crate::{address::Address, packet::Headers};
+use crate::{address::Address, handover::Ends, packet::Headers};
 
 /// Where a flow is caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,14 +65,21 @@ impl Flow {
     #[must_use]
     #[inline(always)]
     pub const fn of(headers: &Headers, scope: Scope, interface: u32) -> Self {
+        Self::between(&headers.ends(), scope, interface)
+    }
+
+    /// The flow between these ends.
+    #[must_use]
+    #[inline(always)]
+    pub const fn between(ends: &Ends, scope: Scope, interface: u32) -> Self {
         Self {
             scope,
-            protocol: headers.protocol,
+            protocol: ends.protocol,
             interface,
-            source: headers.source,
-            source_port: headers.source_port,
-            destination: headers.destination,
-            destination_port: headers.destination_port,
+            source: ends.source,
+            source_port: ends.source_port,
+            destination: ends.destination,
+            destination_port: ends.destination_port,
         }
     }
 }

@@ -67,7 +67,10 @@ impl Fate {
     #[must_use]
     #[inline(always)]
     pub const fn new(way: Way, at: u64) -> Self {
-        Self { at, way: way as u64 }
+        Self {
+            at,
+            way: way as u64,
+        }
     }
 
     /// The way that the others go, if that is not too long ago.
@@ -237,7 +240,10 @@ mod tests {
         other[5] += 1;
         let other = parse_fragment(other.as_slice(), Family::V4, 0).unwrap();
         assert_ne!(udp.packet, other.packet);
-        assert_eq!(parse_fragment(v4(0x2000, 1).as_slice(), Family::V4, 0), None);
+        assert_eq!(
+            parse_fragment(v4(0x2000, 1).as_slice(), Family::V4, 0),
+            None
+        );
         assert_eq!(parse_fragment(v6(1, 58).as_slice(), Family::V6, 0), None);
         for length in 0..20 {
             let short = &v4(0x2000, UDP)[..length];

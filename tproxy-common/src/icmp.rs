@@ -216,7 +216,11 @@ mod tests {
             assert!(quoted_flow(&packet[..ports_end], family, 0).is_some());
         }
         let mut quoting = error_v4(3);
-        for (number, protocol) in [(TCP, Some(Protocol::Tcp)), (UDP, Some(Protocol::Udp)), (1, None)] {
+        for (number, protocol) in [
+            (TCP, Some(Protocol::Tcp)),
+            (UDP, Some(Protocol::Udp)),
+            (1, None),
+        ] {
             quoting[28 + 9] = number;
             let flow = quoted_flow(quoting.as_slice(), Family::V4, 0);
             assert_eq!(flow.map(|flow| flow.protocol), protocol);

@@ -16,6 +16,7 @@
 pub mod address;
 pub mod agent;
 pub mod allowance;
+pub mod attachment;
 pub mod checksum;
 pub mod classifier;
 pub mod counters;

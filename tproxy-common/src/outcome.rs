@@ -67,6 +67,8 @@ outcomes! {
     Rejected = "rejected",
     /// tc: the same, but the answer could not be made, or there were too many.
     RejectedUnanswered = "rejected_unanswered",
+    /// tc: a new flow on an interface where only answers to upstream connections are looked for.
+    AnswersOnly = "answers_only",
     /// tc: a new flow that was taken.
     Taken = "taken",
     /// tc: a packet of a flow that a socket of this host has.

@@ -19,6 +19,7 @@
 //! those, and no block that was in force is ever written again.
 
 use crate::{
+    address::Address,
     flow::ORIGINS,
     handover::Taken,
     limits::{CIDRS, INTERFACES, OWNERS, RULES},
@@ -459,6 +460,17 @@ impl RuleEntry {
     #[inline(always)]
     pub const fn names_link_local(self) -> bool {
         self.0 & Self::NAMES_LINK_LOCAL != 0
+    }
+
+    /// Whether it leaves flows to this destination alone that it matches. What answers at link-local
+    /// addresses trusts those on its link, and means nobody beyond: such flows are taken only by rules
+    /// that name these addresses.
+    #[must_use]
+    #[inline(always)]
+    pub const fn shuns(self, destination: &Address) -> bool {
+        matches!(self.action(), Action::Relay | Action::Redirect)
+            && destination.is_v4_link_local()
+            && !self.names_link_local()
     }
 
     /// The counter slot.

@@ -18,9 +18,11 @@ use tproxy_common::{
 
 use crate::{
     agent, counters,
-    local::{Decision, Opening, bound_v4, bound_v6, decide, is_here, socket},
+    local::{
+        Decision, Opening, bound_v4, bound_v6, decide, destination_v4, destination_v6, is_here,
+        socket,
+    },
     local_udp, opening,
-    lookup::octets,
 };
 
 /// Decides about connect(2) to an IPv4 address; `None` about what is none of ours.
@@ -70,64 +72,21 @@ extern "C" fn tproxy_decide_connect6(ctx: *mut bpf_sock_addr) -> u64 {
 #[inline(always)]
 fn opening_v4(ctx: &SockAddrContext) -> Option<(*mut bpf_sock, Opening)> {
     let (socket, protocol) = socket(ctx)?;
-    // SAFETY: the context is valid while the program runs, and it gave the socket.
-    let (address, port, mark, device) = unsafe {
-        (
-            (*ctx.sock_addr).user_ip4,
-            (*ctx.sock_addr).user_port,
-            (*socket).mark,
-            (*socket).bound_dev_if,
-        )
-    };
-    let opening = Opening {
-        protocol,
-        bound: bound_v4(socket),
-        port: source_port(socket),
-        destination: Address::v4(address.to_ne_bytes()),
-        destination_port: u16::from_be(port as u16),
-        mark,
-        device,
-    };
+    let destination = destination_v4(ctx);
+    let opening = Opening::of(ctx, socket, protocol, bound_v4(socket), destination);
     Some((socket, opening))
 }
 
 #[inline(always)]
 fn opening_v6(ctx: &SockAddrContext) -> Option<(*mut bpf_sock, Opening)> {
     let (socket, protocol) = socket(ctx)?;
-    // SAFETY: the context is valid while the program runs, and it gave the socket.
-    let (words, port, mark, device) = unsafe {
-        (
-            [
-                (*ctx.sock_addr).user_ip6[0],
-                (*ctx.sock_addr).user_ip6[1],
-                (*ctx.sock_addr).user_ip6[2],
-                (*ctx.sock_addr).user_ip6[3],
-            ],
-            (*ctx.sock_addr).user_port,
-            (*socket).mark,
-            (*socket).bound_dev_if,
-        )
+    let destination = Address::v6_or_mapped(destination_v6(ctx));
+    let bound = match destination.family() {
+        Family::V4 => bound_v4(socket),
+        Family::V6 => bound_v6(socket),
     };
-    let destination = Address::v6_or_mapped(octets(&words));
-    let opening = Opening {
-        protocol,
-        bound: match destination.family() {
-            Family::V4 => bound_v4(socket),
-            Family::V6 => bound_v6(socket),
-        },
-        port: source_port(socket),
-        destination,
-        destination_port: u16::from_be(port as u16),
-        mark,
-        device,
-    };
+    let opening = Opening::of(ctx, socket, protocol, bound, destination);
     Some((socket, opening))
-}
-
-#[inline(always)]
-fn source_port(socket: *mut bpf_sock) -> u16 {
-    // SAFETY: the context gave this socket.
-    unsafe { (*socket).src_port as u16 }
 }
 
 /// `family` is that of the socket.
@@ -139,6 +98,10 @@ fn connect(
     decision: Decision,
     family: Family,
 ) -> Outcome {
+    // A mark of ours is that of an earlier connection of the socket, to somewhere else.
+    if opening.mark != 0 && opening.mark == agent::mark() {
+        set_mark(ctx, 0);
+    }
     match (decision, opening.protocol) {
         (Decision::Take(rule), Protocol::Tcp) => {
             counters::count_flow(rule);
@@ -149,27 +112,16 @@ fn connect(
             }
         }
         (Decision::Take(rule), Protocol::Udp) => take_udp(ctx, &opening, family, rule),
-        (Decision::Leave(outcome), protocol) => {
-            // A socket that was taken when it was connected to somewhere else.
-            match protocol {
-                Protocol::Tcp => opening::expect_nothing(socket),
-                Protocol::Udp if opening.mark != 0 && opening.mark == agent::mark() => {
-                    set_mark(ctx, 0);
-                }
-                Protocol::Udp => {}
-            }
+        (Decision::Leave(outcome), Protocol::Tcp) => {
+            opening::expect_nothing(socket);
             outcome
         }
+        (Decision::Leave(outcome), Protocol::Udp) => outcome,
     }
 }
 
 #[inline(always)]
-fn take_udp(
-    ctx: &SockAddrContext,
-    opening: &Opening,
-    family: Family,
-    rule: RuleEntry,
-) -> Outcome {
+fn take_udp(ctx: &SockAddrContext, opening: &Opening, family: Family, rule: RuleEntry) -> Outcome {
     counters::count_flow(rule);
     // The flow is known by its port, so it needs one now.
     let port = match opening.port {

@@ -11,6 +11,7 @@ use aya_ebpf::{
     macros::btf_map,
     programs::TcContext,
 };
+use core::ffi::c_void;
 use tproxy_common::{
     address::Family,
     flow::{Protocol, worker_of},
@@ -57,67 +58,54 @@ pub fn holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder {
 /// Finds the connected UDP socket that has this flow.
 #[inline(always)]
 pub fn udp_holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder {
-    // include/net/tcp_states.h; a UDP socket that is connected is in this state.
-    const TCP_ESTABLISHED: u32 = 1;
-
-    let (mut tuple, length) = tuple(family, headers);
-    let Some(probing) = PROBING.get_ptr_mut(0) else {
-        return Holder::Nobody;
-    };
-    // SAFETY: the slot belongs to this CPU.
-    unsafe { *probing = 1 };
-    // SAFETY: tuple is initialised up to length.
-    let socket =
-        unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, length, BPF_F_CURRENT_NETNS, 0) };
-    // SAFETY: as above.
-    unsafe { *probing = 0 };
-    if socket.is_null() {
-        return Holder::Nobody;
-    }
-    // SAFETY: not null, and the reference is held until it is released here.
-    let state = unsafe {
-        let state = (*socket).state;
-        bpf_sk_release(socket.cast());
-        state
-    };
-    if state == TCP_ESTABLISHED {
-        Holder::Connection
-    } else {
-        Holder::Nobody
+    match state_of_holder(ctx, family, headers, bpf_sk_lookup_udp) {
+        // A UDP socket that is connected is in this state.
+        Some(TCP_ESTABLISHED) => Holder::Connection,
+        _ => Holder::Nobody,
     }
 }
 
 /// Finds the socket that has this TCP flow.
 #[inline(always)]
 pub fn tcp_holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder {
-    // include/net/tcp_states.h
-    const TCP_TIME_WAIT: u32 = 6;
-    const TCP_LISTEN: u32 = 10;
+    match state_of_holder(ctx, family, headers, bpf_skc_lookup_tcp) {
+        None | Some(TCP_LISTEN) => Holder::Nobody,
+        Some(TCP_TIME_WAIT) => Holder::TimeWait,
+        Some(_) => Holder::Connection,
+    }
+}
 
+// include/net/tcp_states.h
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_LISTEN: u32 = 10;
+
+type Lookup = unsafe fn(*mut c_void, *mut bpf_sock_tuple, u32, u64, u64) -> *mut bpf_sock;
+
+/// The state of the socket that a lookup gives the flow to.
+#[inline(always)]
+fn state_of_holder(
+    ctx: &TcContext,
+    family: Family,
+    headers: &Headers,
+    lookup: Lookup,
+) -> Option<u32> {
     let (mut tuple, length) = tuple(family, headers);
-    let Some(probing) = PROBING.get_ptr_mut(0) else {
-        return Holder::Nobody;
-    };
+    let probing = PROBING.get_ptr_mut(0)?;
     // SAFETY: the slot belongs to this CPU.
     unsafe { *probing = 1 };
     // SAFETY: tuple is initialised up to length.
-    let socket =
-        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, length, BPF_F_CURRENT_NETNS, 0) };
+    let socket = unsafe { lookup(ctx.as_ptr(), &raw mut tuple, length, BPF_F_CURRENT_NETNS, 0) };
     // SAFETY: as above.
     unsafe { *probing = 0 };
     if socket.is_null() {
-        return Holder::Nobody;
+        return None;
     }
     // SAFETY: not null, and the reference is held until it is released here.
-    let state = unsafe {
+    unsafe {
         let state = (*socket).state;
         bpf_sk_release(socket.cast());
-        state
-    };
-    match state {
-        TCP_LISTEN => Holder::Nobody,
-        TCP_TIME_WAIT => Holder::TimeWait,
-        _ => Holder::Connection,
+        Some(state)
     }
 }
 
@@ -210,7 +198,7 @@ pub fn completes_cookie_handshake(arrival: &Arrival<'_>) -> bool {
                 ) == 0
             }
         };
-        target.with_socket(family, valid).unwrap_or(false)
+        target.any(family, valid)
     };
     match family {
         Family::V4 => skb

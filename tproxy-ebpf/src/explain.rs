@@ -7,11 +7,7 @@ use tproxy_common::{
     packet::parse,
 };
 
-use crate::{
-    forward::{is_forwarded, shuns_link_local},
-    rules,
-    skb::Skb,
-};
+use crate::{forward::is_forwarded, rules, skb::Skb};
 
 /// The answer about the packet whose IP header begins at `network_offset`.
 #[inline(always)]
@@ -26,7 +22,7 @@ pub fn explain(ctx: &TcContext, network_offset: usize) -> Explanation {
     let flow = Flow::of(&headers, Scope::Forward, skb.interface());
     match rules::find(&flow) {
         None => Explanation::NoRule,
-        Some(found) if !is_forwarded(&flow) || shuns_link_local(&flow, found.entry) => {
+        Some(found) if !is_forwarded(&flow) || found.entry.shuns(&flow.destination) => {
             Explanation::NotForwarded
         }
         Some(found) => Explanation::Rule(found.rule),

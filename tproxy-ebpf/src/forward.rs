@@ -14,7 +14,7 @@ use crate::{
     agent, counters,
     established::{self, Holder},
     flow_filter::Stamp,
-    handover, local_prefixes, rules,
+    handover, interfaces, local_prefixes, rules,
     skb::Skb,
     sockets::{self, Target},
 };
@@ -59,14 +59,14 @@ pub fn decide(ctx: &TcContext, network_offset: usize, fragmented: &mut u32) -> O
     let headers = match parse(&skb, family, network_offset) {
         Ok(headers) => headers,
         Err(Unreadable::Malformed) => return Outcome::Malformed,
+        Err(Unreadable::Fragment) if is_own_upstream(&skb) => return Outcome::OwnUpstream,
         Err(Unreadable::Fragment) => return Outcome::Fragment,
         Err(Unreadable::OtherProtocol) => return decide_other(ctx, family, network_offset),
         Err(Unreadable::TooManyExtensions) => return Outcome::TooManyExtensions,
     };
 
     // 2. The agent's own connections keep their mark within the network namespace.
-    let upstream_mark = agent::upstream_mark();
-    if skb.mark() & (agent::mark() | upstream_mark) == upstream_mark {
+    if is_own_upstream(&skb) {
         return Outcome::OwnUpstream;
     }
 
@@ -93,11 +93,19 @@ pub fn decide(ctx: &TcContext, network_offset: usize, fragmented: &mut u32) -> O
         }
     }
 
-    // 4. A new flow is for the rules to decide.
-    let outcome = decide_new(&arrival);
+    // 4. A new flow is for the rules to decide, but for one that comes from where servers are.
+    let outcome = if interfaces::takes_answers_only(skb.interface()) {
+        Outcome::AnswersOnly
+    } else {
+        decide_new(&arrival)
+    };
     let goes_its_own_way = matches!(
         outcome,
-        Outcome::NoRule | Outcome::Passed | Outcome::PassedMissing | Outcome::PassedDraining
+        Outcome::AnswersOnly
+            | Outcome::NoRule
+            | Outcome::Passed
+            | Outcome::PassedMissing
+            | Outcome::PassedDraining
     );
     if goes_its_own_way && headers.protocol == Protocol::Tcp {
         // Its ports may be those of an earlier flow of ours, whose TIME_WAIT socket must not get it.
@@ -107,6 +115,12 @@ pub fn decide(ctx: &TcContext, network_offset: usize, fragmented: &mut u32) -> O
         }
     }
     outcome
+}
+
+#[inline(always)]
+fn is_own_upstream(skb: &Skb<'_>) -> bool {
+    let upstream_mark = agent::upstream_mark();
+    skb.mark() & (agent::mark() | upstream_mark) == upstream_mark
 }
 
 #[inline(always)]
@@ -171,7 +185,7 @@ fn decide_new(arrival: &Arrival<'_>) -> Outcome {
         return Outcome::NoRule;
     };
     // After the rules, because most flows that no rule wants are spared these two lookups.
-    if !is_forwarded(&flow) || shuns_link_local(&flow, found.entry) {
+    if !is_forwarded(&flow) || found.entry.shuns(&flow.destination) {
         return Outcome::NotForwarded;
     }
     counters::count_flow(found.entry);
@@ -196,15 +210,6 @@ pub fn is_forwarded(flow: &Flow) -> bool {
     flow.destination.is_forwardable()
         && !local_prefixes::contains(&flow.destination)
         && !local_prefixes::contains(&flow.source)
-}
-
-/// What answers at link-local addresses trusts those on its link, and means nobody beyond: such flows
-/// are taken only by rules that name these addresses.
-#[inline(always)]
-pub const fn shuns_link_local(flow: &Flow, rule: RuleEntry) -> bool {
-    matches!(rule.action(), Action::Relay | Action::Redirect)
-        && flow.destination.is_v4_link_local()
-        && !rule.names_link_local()
 }
 
 #[inline(always)]

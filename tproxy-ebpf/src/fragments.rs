@@ -15,7 +15,7 @@ use tproxy_common::{
     outcome::Outcome,
 };
 
-use crate::{local_prefixes, rules, skb::Skb};
+use crate::{interfaces, local_prefixes, rules, skb::Skb};
 
 #[btf_map]
 static FRAGMENTED_PACKETS: LruHashMap<FragmentedPacket, Fate, FRAGMENTED> = LruHashMap::new();
@@ -81,7 +81,8 @@ extern "C" fn tproxy_later_fragment(skb: *mut __sk_buff, network_offset: u32) ->
         return known as u32;
     }
     // What of a datagram overtakes its first fragment is kept here where a rule may want it: a
-    // datagram that none takes is relayed then all the same. TCP sends again.
+    // datagram that none takes is relayed then all the same. TCP sends again. Which rule it is does not
+    // show yet, so that what most rules shun is left alone.
     let wanted = fragment.protocol == Protocol::Udp
         && rules::may_match(
             Scope::Forward,
@@ -90,7 +91,9 @@ extern "C" fn tproxy_later_fragment(skb: *mut __sk_buff, network_offset: u32) ->
             &fragment.source,
             &fragment.destination,
         )
+        && !interfaces::takes_answers_only(skb.interface())
         && fragment.destination.is_forwardable()
+        && !fragment.destination.is_v4_link_local()
         && !local_prefixes::contains(&fragment.destination)
         && !local_prefixes::contains(&fragment.source);
     if !wanted {

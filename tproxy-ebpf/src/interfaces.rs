@@ -1,18 +1,33 @@
-//! The interfaces that this instance is attached to, by index.
+//! The interfaces that this instance is attached to, by index, and for what.
 //!
-//! Written when an interface is attached or detached, read for every socket lookup. The programs
-//! on the interfaces are the attachment itself; this map tells sk_lookup, which runs once for the
-//! whole network namespace, whose packets are ours.
+//! Written when an interface is attached or detached, read for every socket lookup and every new
+//! flow. The programs on the interfaces are the attachment itself; this map tells sk_lookup, which
+//! runs once for the whole network namespace, whose packets are ours, and the tc program on which
+//! interfaces nothing but answers is. Values are those of [`tproxy_common::attachment`].
 
 use aya_ebpf::{btf_maps::HashMap, macros::btf_map};
-use tproxy_common::limits::INTERFACES;
+use tproxy_common::{
+    attachment::{ANSWERS_ONLY, FULL},
+    limits::INTERFACES,
+};
 
 #[btf_map]
 static ATTACHED: HashMap<u32, u32, INTERFACES> = HashMap::new();
 
-/// Whether this instance is attached to the interface.
+/// Whether flows that arrive on the interface are held against the rules.
 #[inline(always)]
-pub fn is_attached(index: u32) -> bool {
-    // SAFETY: only the presence of the entry is looked at.
-    unsafe { ATTACHED.get(index) }.is_some()
+pub fn takes_flows(index: u32) -> bool {
+    attachment(index) == Some(FULL)
+}
+
+/// Whether nothing but answers is looked for on the interface.
+#[inline(always)]
+pub fn takes_answers_only(index: u32) -> bool {
+    attachment(index) == Some(ANSWERS_ONLY)
+}
+
+#[inline(always)]
+fn attachment(index: u32) -> Option<u32> {
+    // SAFETY: the value is one word, which is read and written whole.
+    unsafe { ATTACHED.get(index) }.copied()
 }

@@ -1,8 +1,6 @@
 //! What is done with a flow that a process of this host opens.
 
-use aya_ebpf::{
-    bindings::bpf_sock, helpers::bpf_get_netns_cookie, programs::SockAddrContext,
-};
+use aya_ebpf::{bindings::bpf_sock, helpers::bpf_get_netns_cookie, programs::SockAddrContext};
 use tproxy_common::{
     address::Address,
     flow::{Flow, Protocol, Scope, worker_of},
@@ -12,7 +10,9 @@ use tproxy_common::{
 };
 
 use crate::{
-    agent, counters, forward::shuns_link_local, local_prefixes, rules,
+    agent, counters, local_prefixes,
+    lookup::octets,
+    rules,
     sockets::{self, Target},
 };
 
@@ -71,6 +71,30 @@ impl Decision {
 }
 
 impl Opening {
+    /// What a socket does that the context is about. `bound` is the address that its packets are to
+    /// come from, unspecified when the kernel is to choose.
+    #[inline(always)]
+    pub fn of(
+        ctx: &SockAddrContext,
+        socket: *mut bpf_sock,
+        protocol: Protocol,
+        bound: Address,
+        destination: Address,
+    ) -> Self {
+        // SAFETY: the context is valid while the program runs, and it gave the socket.
+        unsafe {
+            Self {
+                protocol,
+                bound,
+                port: (*socket).src_port as u16,
+                destination,
+                destination_port: u16::from_be((*ctx.sock_addr).user_port as u16),
+                mark: (*socket).mark,
+                device: (*socket).bound_dev_if,
+            }
+        }
+    }
+
     /// Its ends as far as they are known.
     #[inline(always)]
     pub const fn ends(&self) -> Ends {
@@ -116,6 +140,29 @@ pub fn socket(ctx: &SockAddrContext) -> Option<(*mut bpf_sock, Protocol)> {
     Some((socket, protocol))
 }
 
+/// Where the process wants to go, over IPv4.
+#[inline(always)]
+pub fn destination_v4(ctx: &SockAddrContext) -> Address {
+    // SAFETY: the context is valid while the program runs.
+    Address::v4(unsafe { (*ctx.sock_addr).user_ip4 }.to_ne_bytes())
+}
+
+/// The same over IPv6.
+#[inline(always)]
+pub fn destination_v6(ctx: &SockAddrContext) -> [u8; 16] {
+    // SAFETY: the context is valid while the program runs. It is read by words.
+    let words = unsafe {
+        let context = ctx.sock_addr;
+        [
+            (*context).user_ip6[0],
+            (*context).user_ip6[1],
+            (*context).user_ip6[2],
+            (*context).user_ip6[3],
+        ]
+    };
+    octets(&words)
+}
+
 /// Decides about a flow.
 #[inline(always)]
 pub fn decide(opening: &Opening) -> Decision {
@@ -145,7 +192,7 @@ pub fn decide(opening: &Opening) -> Decision {
     // 3. This host's own services, its links, and groups of hosts are left alone.
     if !flow.destination.is_forwardable()
         || local_prefixes::contains(&flow.destination)
-        || shuns_link_local(&flow, rule)
+        || rule.shuns(&flow.destination)
     {
         return Decision::Leave(Outcome::LocalNotForwarded);
     }
@@ -200,5 +247,5 @@ pub fn bound_v6(socket: *mut bpf_sock) -> Address {
             (*socket).src_ip6[3],
         ]
     };
-    Address::v6(crate::lookup::octets(&words))
+    Address::v6(octets(&words))
 }

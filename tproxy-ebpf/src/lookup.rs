@@ -46,24 +46,22 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
     }
 
     // 4. What arrives for another address on an attached interface was brought here by the tc program,
-    //    and on the loopback device by the hooks at connect and sendmsg: it is ours even if the rules
-    //    changed a moment ago.
-    let taken = if interfaces::is_attached(interface) {
-        handover::taken(&ends)
+    //    and on the loopback device by whom its word says: it is ours even if the rules changed a moment
+    //    ago.
+    let taken = if interfaces::takes_flows(interface) {
+        match handover::taken(&ends) {
+            Some(taken) => taken,
+            None => classify_again(ctx),
+        }
     } else if interface == LOOPBACK {
-        match ends.protocol {
-            Protocol::Tcp => handover::taken(&ends.before_routing()),
-            Protocol::Udp => local_udp::taken(&ends),
+        match taken_here(&ends) {
+            Some(taken) => taken,
+            None => return Outcome::NotOurs,
         }
     } else {
         return Outcome::NotOurs;
     };
     let worker = worker_of(&ends.source, ends.source_port, state.workers());
-    // A flow whose word another one has overwritten. Most are the agent's.
-    let taken = match taken {
-        Some(taken) => taken,
-        None => classify_again(ctx),
-    };
     if assign(ctx, taken, ends.protocol, worker) {
         Outcome::Assigned
     } else {
@@ -71,17 +69,44 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
     }
 }
 
-/// Who would get a forwarded flow if it began now.
+/// Who gets a forwarded flow whose word another one has overwritten: who would if it began now. Most are
+/// the agent's.
 #[inline(always)]
 fn classify_again(ctx: &SkLookupContext) -> Taken {
     match find(ctx, Scope::Forward) {
         Some(rule) => rule.taken(),
-        None => Taken {
-            slot: 0,
-            redirected: false,
-        },
+        None => RELAYED,
     }
 }
+
+/// Who gets a flow on the loopback device, if a hook of ours has brought it there. Other instances and
+/// other programs bring theirs there, too, and nobody can be asked again whose a flow was.
+#[inline(always)]
+fn taken_here(ends: &Ends) -> Option<Taken> {
+    if ends.protocol == Protocol::Tcp {
+        return handover::taken(&ends.before_routing());
+    }
+    match local_udp::taken(ends) {
+        // The stand-in is nobody else's.
+        None if is_stand_in(&ends.source) => Some(RELAYED),
+        taken => taken,
+    }
+}
+
+#[inline(always)]
+fn is_stand_in(address: &Address) -> bool {
+    *address
+        == match address.family() {
+            Family::V4 => Address::v4(agent::stand_in_v4().to_ne_bytes()),
+            Family::V6 => Address::v6(octets(&agent::stand_in_v6())),
+        }
+}
+
+/// A flow of the agent's, by a rule that is not known any more.
+const RELAYED: Taken = Taken {
+    slot: 0,
+    redirected: false,
+};
 
 /// The rule of this scope that takes the flow.
 #[inline(always)]
@@ -111,7 +136,7 @@ extern "C" fn tproxy_find(ctx: *mut bpf_sk_lookup, inbound: u32) -> u64 {
     };
     // SAFETY: the context is valid while the program runs.
     let interface = unsafe { (*ctx.lookup).ingress_ifindex };
-    match rules::find(&flow(&ends, scope, interface)) {
+    match rules::find(&Flow::between(&ends, scope, interface)) {
         Some(found) => found.entry.to_word(),
         None => NO_RULE,
     }
@@ -137,12 +162,7 @@ fn choose_inbound(ctx: &SkLookupContext, ends: &Ends, interface: u32, workers: u
 }
 
 #[inline(always)]
-fn hand_over_inbound(
-    ctx: &SkLookupContext,
-    ends: &Ends,
-    rule: RuleEntry,
-    workers: u32,
-) -> Outcome {
+fn hand_over_inbound(ctx: &SkLookupContext, ends: &Ends, rule: RuleEntry, workers: u32) -> Outcome {
     let state = agent::state();
     if !state.is_accepting() && (state.workers() == 0 || sockets::agent_lives()) {
         return Outcome::InboundPassedMissing;
@@ -166,19 +186,6 @@ fn assign(ctx: &SkLookupContext, taken: Taken, protocol: Protocol, worker: u32) 
         Reuseport::Ignored
     };
     Target::of(taken, protocol, worker).assign(ctx, reuseport)
-}
-
-#[inline(always)]
-fn flow(ends: &Ends, scope: Scope, interface: u32) -> Flow {
-    Flow {
-        scope,
-        protocol: ends.protocol,
-        interface,
-        source: ends.source,
-        source_port: ends.source_port,
-        destination: ends.destination,
-        destination_port: ends.destination_port,
-    }
 }
 
 /// Client and destination; `None` for what is neither TCP nor UDP over IP.

@@ -191,6 +191,7 @@ const fn verdict(outcome: Outcome) -> Verdict {
         | Outcome::TooManyExtensions
         | Outcome::OwnUpstream
         | Outcome::NotForwarded
+        | Outcome::AnswersOnly
         | Outcome::NoRule
         | Outcome::Passed
         | Outcome::PassedMissing

@@ -7,12 +7,13 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use tproxy_common::{
-    address::Address, flow::Protocol, local_udp::LocalUdp, outcome::Outcome, tables::RuleEntry,
+    address::Address, handover::Taken, limits::UNATTRIBUTED_SLOT, local_udp::LocalUdp,
+    outcome::Outcome,
 };
 
 use crate::{
     agent, counters,
-    local::{Decision, Opening, decide, is_here, socket},
+    local::{Decision, Opening, decide, destination_v4, destination_v6, is_here, socket},
     local_udp,
     lookup::octets,
 };
@@ -23,36 +24,16 @@ pub fn decide_v4(ctx: &SockAddrContext) -> Option<Outcome> {
     if !is_here(ctx) {
         return None;
     }
-    let (socket, _) = socket(ctx)?;
-    // SAFETY: the context is valid while the program runs, and it gave the socket.
-    let (address, port, from, own_port, mark, device) = unsafe {
-        (
-            (*ctx.sock_addr).user_ip4,
-            (*ctx.sock_addr).user_port,
-            (*ctx.sock_addr).msg_src_ip4,
-            (*socket).src_port,
-            (*socket).mark,
-            (*socket).bound_dev_if,
-        )
-    };
-    let opening = Opening {
-        protocol: Protocol::Udp,
-        bound: Address::v4(from.to_ne_bytes()),
-        port: own_port as u16,
-        destination: Address::v4(address.to_ne_bytes()),
-        destination_port: u16::from_be(port as u16),
-        mark,
-        device,
-    };
-    match decide(&opening) {
-        Decision::Take(rule) => {
-            note(&opening, rule);
-            // SAFETY: the context is valid while the program runs.
-            unsafe { (*ctx.sock_addr).msg_src_ip4 = agent::stand_in_v4() };
-            Some(Outcome::LocalTaken)
-        }
-        Decision::Leave(outcome) => Some(outcome),
+    let (socket, protocol) = socket(ctx)?;
+    // SAFETY: the context is valid while the program runs.
+    let from = Address::v4(unsafe { (*ctx.sock_addr).msg_src_ip4 }.to_ne_bytes());
+    let opening = Opening::of(ctx, socket, protocol, from, destination_v4(ctx));
+    let (outcome, is_taken) = take(&opening);
+    if is_taken {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*ctx.sock_addr).msg_src_ip4 = agent::stand_in_v4() };
     }
+    Some(outcome)
 }
 
 /// The same to an IPv6 address. One to a v4-mapped address is sent as IPv4.
@@ -61,61 +42,73 @@ pub fn decide_v6(ctx: &SockAddrContext) -> Option<Outcome> {
     if !is_here(ctx) {
         return None;
     }
-    let (socket, _) = socket(ctx)?;
-    // SAFETY: the context is valid while the program runs, and it gave the socket.
-    let (address, port, from, own_port, mark, device) = unsafe {
-        (
-            [
-                (*ctx.sock_addr).user_ip6[0],
-                (*ctx.sock_addr).user_ip6[1],
-                (*ctx.sock_addr).user_ip6[2],
-                (*ctx.sock_addr).user_ip6[3],
-            ],
-            (*ctx.sock_addr).user_port,
-            [
-                (*ctx.sock_addr).msg_src_ip6[0],
-                (*ctx.sock_addr).msg_src_ip6[1],
-                (*ctx.sock_addr).msg_src_ip6[2],
-                (*ctx.sock_addr).msg_src_ip6[3],
-            ],
-            (*socket).src_port,
-            (*socket).mark,
-            (*socket).bound_dev_if,
-        )
+    let (socket, protocol) = socket(ctx)?;
+    let context = ctx.sock_addr;
+    // SAFETY: the context is valid while the program runs. It is read by words.
+    let from = unsafe {
+        [
+            (*context).msg_src_ip6[0],
+            (*context).msg_src_ip6[1],
+            (*context).msg_src_ip6[2],
+            (*context).msg_src_ip6[3],
+        ]
     };
-    let opening = Opening {
-        protocol: Protocol::Udp,
-        bound: Address::v6(octets(&from)),
-        port: own_port as u16,
-        destination: Address::v6(octets(&address)),
-        destination_port: u16::from_be(port as u16),
-        mark,
-        device,
-    };
-    match decide(&opening) {
-        Decision::Take(rule) => {
-            note(&opening, rule);
-            let stand_in = agent::stand_in_v6();
-            // SAFETY: the context is valid while the program runs.
-            unsafe {
-                (*ctx.sock_addr).msg_src_ip6[0] = stand_in[0];
-                (*ctx.sock_addr).msg_src_ip6[1] = stand_in[1];
-                (*ctx.sock_addr).msg_src_ip6[2] = stand_in[2];
-                (*ctx.sock_addr).msg_src_ip6[3] = stand_in[3];
-            }
-            Some(Outcome::LocalTaken)
+    let (from, destination) = (octets(&from), destination_v6(ctx));
+    let (from, destination) = (Address::v6(from), Address::v6(destination));
+    let opening = Opening::of(ctx, socket, protocol, from, destination);
+    let (outcome, is_taken) = take(&opening);
+    if is_taken {
+        let stand_in = agent::stand_in_v6();
+        // SAFETY: the context is valid while the program runs. It is written by words.
+        unsafe {
+            (*context).msg_src_ip6[0] = stand_in[0];
+            (*context).msg_src_ip6[1] = stand_in[1];
+            (*context).msg_src_ip6[2] = stand_in[2];
+            (*context).msg_src_ip6[3] = stand_in[3];
         }
-        Decision::Leave(outcome) => Some(outcome),
+    }
+    Some(outcome)
+}
+
+/// Decides, and notes a datagram that is to come from the stand-in.
+#[inline(always)]
+fn take(opening: &Opening) -> (Outcome, bool) {
+    match decide(opening) {
+        Decision::Take(rule) => {
+            // The datagrams of a flow that follow each other are counted once.
+            if note(opening, rule.taken()) {
+                counters::count_flow(rule);
+            }
+            (Outcome::LocalTaken, true)
+        }
+        Decision::Leave(outcome) => {
+            let goes_its_own_way = matches!(
+                outcome,
+                Outcome::LocalNoRule | Outcome::LocalPassed | Outcome::LocalPassedMissing
+            );
+            // A socket that is connected to where a rule takes it has our mark, which brings here what
+            // it sends elsewhere as well: the agent sees to it that it arrives.
+            let is_marked = opening.mark != 0 && opening.mark == agent::mark();
+            let is_taken = goes_its_own_way && is_marked;
+            if is_taken {
+                note(
+                    opening,
+                    Taken {
+                        slot: UNATTRIBUTED_SLOT,
+                        redirected: false,
+                    },
+                );
+            }
+            (outcome, is_taken)
+        }
     }
 }
 
+/// False when it was noted already.
 #[inline(always)]
-fn note(opening: &Opening, rule: RuleEntry) {
+fn note(opening: &Opening, taken: Taken) -> bool {
     let is_bound = opening.bound.high() != 0 || opening.bound.low() != 0;
     let bound = if is_bound { Some(&opening.bound) } else { None };
-    let entry = LocalUdp::new(&opening.ends(), rule.taken(), bound);
-    // The datagrams of a flow that follow each other are counted once.
-    if local_udp::note(opening.port, &entry) {
-        counters::count_flow(rule);
-    }
+    let entry = LocalUdp::new(&opening.ends(), taken, bound);
+    local_udp::note(opening.port, &entry)
 }

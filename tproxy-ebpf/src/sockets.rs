@@ -55,13 +55,9 @@ impl Target {
         }
     }
 
-    /// Runs `inspect` on the first socket that is there and can have a flow of this family.
+    /// Whether some socket is such, of those that are there and can have a flow of this family.
     #[inline(always)]
-    pub fn with_socket<R>(
-        self,
-        family: Family,
-        inspect: impl Fn(*mut bpf_sock) -> R,
-    ) -> Option<R> {
+    pub fn any(self, family: Family, is_such: impl Fn(*mut bpf_sock) -> bool) -> bool {
         // include/linux/socket.h
         const AF_INET: u32 = 2;
         for member in 0..MEMBERS {
@@ -71,23 +67,19 @@ impl Target {
             let found = with_socket(self.first + member, |socket| {
                 // SAFETY: the map gave this socket, and it is held until this returns.
                 let is_v4 = unsafe { (*socket).family } == AF_INET;
-                if is_v4 && family == Family::V6 {
-                    None
-                } else {
-                    Some(inspect(socket))
-                }
+                (!is_v4 || family == Family::V4) && is_such(socket)
             });
-            if let Some(Some(result)) = found {
-                return Some(result);
+            if found == Some(true) {
+                return true;
             }
         }
-        None
+        false
     }
 
     /// Whether somebody is there to take flows of this family.
     #[inline(always)]
     pub fn is_there(self, family: Family) -> bool {
-        self.with_socket(family, |_| ()).is_some()
+        self.any(family, |_| true)
     }
 
     /// Gives the flow to the first socket that can have it. False when there is none.

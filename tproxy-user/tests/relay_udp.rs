@@ -16,7 +16,7 @@ use tproxy_user::relay::{Admission, Settings};
 use relay_support::{Harness, tag};
 use steered::{
     FAMILIES, V4, at, datagram_server, in_lab, is_silent, patient, pattern, receive, receive_from,
-    send_joined, steer_to_sessions_only, steered_listeners, steered_relay, to,
+    require_mark, send_joined, steer_to_sessions_only, steered_listeners, steered_relay, to,
 };
 
 #[test]
@@ -247,18 +247,21 @@ fn a_service_on_the_same_port_is_neither_robbed_nor_in_the_way() {
 }
 
 #[test]
-fn one_capability_is_enough() {
+fn one_capability_is_enough_and_all_packets_are_marked() {
     in_lab(|lab| {
         let (server, upstream) = datagram_server(V4);
         let listeners = steered_listeners(1);
         let destination = at(V4.far, 53);
         let client = lab.client_at(V4.client, destination);
+        let other = lab.client_at(V4.client, at(V4.far, 5300));
+        let mark = 0x1234;
+        require_mark(mark, upstream.port());
         let kept = HashSet::from([Capability::CAP_NET_RAW]);
         for set in [CapSet::Effective, CapSet::Permitted] {
             caps::set(None, set, &kept).unwrap();
         }
         let settings = Settings {
-            mark: Some(0x1234),
+            mark: Some(mark),
             ..Settings::default()
         };
         let relay = Harness::choosing(listeners, settings, to(upstream));
@@ -270,6 +273,10 @@ fn one_capability_is_enough() {
             assert_eq!(receive_from(&client), (b"answer".to_vec(), destination));
         }
         assert_eq!(relay.total(|stats| stats.sessions_opened), 1);
+        other.send(b"question").unwrap();
+        let (_, relay_address) = receive_from(&server);
+        server.send_to(b"answer", relay_address).unwrap();
+        assert_eq!(receive(&other), b"answer");
         drop(server);
         client.send(b"question").unwrap();
         let error = client.recv(&mut [0; 16]).unwrap_err();
@@ -291,6 +298,7 @@ fn replies_go_to_another_address_if_the_policy_says_so() {
                 Some(Admission {
                     rule: tag(),
                     upstream,
+                    source: None,
                     client: reply_to,
                 })
             }),

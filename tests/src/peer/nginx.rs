@@ -1,10 +1,10 @@
 //! nginx, serving files.
 
-use std::{fs, path::Path};
+use std::{fs, net::SocketAddr, path::Path};
 
 use tempfile::TempDir;
 
-use crate::{Namespace, process::Process};
+use crate::{Namespace, address::FAMILIES, process::Process};
 
 /// A running nginx with a directory of its own.
 #[derive(Debug)]
@@ -14,12 +14,26 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Serves the files of [`Nginx::root`] and, at `/who`, the client's address, on `port` of every address.
+    /// Serves the files of [`Nginx::root`] on `port` of every address; `/who` tells the client's address and the one at
+    /// which it was asked, `/flow` tells their ports as well.
     #[must_use]
     #[track_caller]
     pub fn start(namespace: &Namespace, port: u16) -> Self {
+        let everywhere = FAMILIES.map(|family| (family.any(), port).into());
+        Self::bound(namespace, &everywhere)
+    }
+
+    /// As [`Nginx::start`], at these addresses and ports only.
+    #[must_use]
+    #[track_caller]
+    pub fn bound(namespace: &Namespace, addresses: &[SocketAddr]) -> Self {
         let directory = TempDir::new().expect("make a directory");
         let path = directory.path().display();
+        let listen = |address: &SocketAddr| match address {
+            SocketAddr::V4(address) => format!("listen {address};"),
+            SocketAddr::V6(address) => format!("listen {address} ipv6only=on;"),
+        };
+        let listen: String = addresses.iter().map(listen).collect();
         let configuration = format!(
             "daemon off; master_process off; pid {path}/nginx.pid; error_log stderr;\n\
              events {{ worker_connections 512; }}\n\
@@ -28,9 +42,12 @@ impl Nginx {
                client_body_temp_path {path}; proxy_temp_path {path}; fastcgi_temp_path {path};\n\
                uwsgi_temp_path {path}; scgi_temp_path {path};\n\
                server {{\n\
-                 listen {port}; listen [::]:{port} ipv6only=on;\n\
+                 {listen}\n\
                  root {path};\n\
                  location = /who {{ return 200 \"$remote_addr $server_addr\\n\"; }}\n\
+                 location = /flow {{\n\
+                   return 200 \"$remote_addr $remote_port $server_addr $server_port\\n\";\n\
+                 }}\n\
                }}\n\
              }}\n"
         );
@@ -38,7 +55,9 @@ impl Nginx {
             .expect("write the configuration");
         let mut command = namespace.command_line(&format!("nginx -p {path} -c {path}/nginx.conf"));
         let process = Process::start(&mut command);
-        namespace.wait_for_listener(port);
+        for address in addresses {
+            namespace.wait_for_listener(address.port());
+        }
         Self {
             directory,
             _process: process,

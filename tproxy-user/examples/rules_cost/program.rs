@@ -14,7 +14,7 @@ use crate::{
     frame::{ACK, Frame, SYN},
     milliseconds, nanoseconds, progress,
     rule_sets::rule_set,
-    sandbox::{Metadata, SETTINGS, Sandbox, compiled, connection, make_local},
+    sandbox::{Metadata, Sandbox, compiled, connection, make_local, settings},
 };
 
 const REPEAT: u32 = 100_000;
@@ -53,7 +53,7 @@ pub(crate) fn size(sandbox: &Sandbox) -> Size {
     let again = sandbox.directory.join("again");
     fs::create_dir(&again).expect("a directory for pins");
     let began = Instant::now();
-    load(SETTINGS, &again).expect("the programs load");
+    load(settings(), &again).expect("the programs load");
     let took = began.elapsed();
     let program = sandbox.program.info().expect("the program's properties");
     Size {

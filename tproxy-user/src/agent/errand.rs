@@ -122,9 +122,7 @@ impl Running {
     /// Waits for its end. Cancelling loses nothing.
     pub(super) async fn ended(&mut self) -> anyhow::Result<u8> {
         let status = self.0.wait().await;
-        Ok(exit_code(
-            status.context("cannot wait for the command")?,
-        ))
+        Ok(exit_code(status.context("cannot wait for the command")?))
     }
 
     /// Passes on that the agent was told to stop.

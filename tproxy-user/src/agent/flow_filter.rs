@@ -8,7 +8,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tproxy_common::flow_filter::GRACE;
 
 use crate::{
-    delivery::{self, for_each_tcp_flow},
+    delivery::{self, for_each_flow},
     kernel::FlowFilter,
 };
 
@@ -26,7 +26,7 @@ const _: () = assert!(EPOCH.as_secs() * GRACE as u64 > 120);
 ///
 /// When the sockets cannot be listed; the epoch goes on then, and no flow is forgotten.
 pub fn turn(filter: &FlowFilter) -> Result<(), delivery::Error> {
-    for_each_tcp_flow(|ends| filter.stamp(ends))?;
+    for_each_flow(|ends| filter.stamp(ends))?;
     filter.turn();
     Ok(())
 }

@@ -23,7 +23,8 @@ pub(super) async fn fit(plan: &Plan<'_>, state: &State) -> anyhow::Result<bool> 
         return Ok(false);
     }
     let links = list_links(&plan.netlink).await?;
-    Ok(state.interfaces.iter().all(|interface| {
+    let carrying = state.interfaces.iter().chain(&state.answering);
+    Ok(carrying.into_iter().all(|interface| {
         interface.attached.is_none_or(|index| {
             let there = links.iter().find(|link| link.index == index);
             there.is_some_and(|link| link.name == interface.name)

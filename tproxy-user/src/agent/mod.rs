@@ -12,6 +12,7 @@ mod start;
 mod steering;
 mod sys;
 mod upkeep;
+mod ways_out;
 
 pub use errand::{CannotRun, Errand};
 pub use flow_filter::{EPOCH, turn};

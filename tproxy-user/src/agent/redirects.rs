@@ -11,9 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use log::{info, warn};
-use tproxy_common::{
-    counters::ListenerCounter, flow::Protocol, sockets::MEMBERS, tables::Action,
-};
+use tproxy_common::{counters::ListenerCounter, flow::Protocol, sockets::MEMBERS, tables::Action};
 
 use crate::{
     instance::State,
@@ -172,7 +170,10 @@ impl Follower {
                 bound,
                 process,
             } => {
-                info!("rule {}: the socket of {process} at {bound} is gone", key.rule);
+                info!(
+                    "rule {}: the socket of {process} at {bound} is gone",
+                    key.rule
+                );
                 self.remove(&key, cookie);
             }
             Event::Refused(error) => warn!("rule {}: {error}", key.rule),

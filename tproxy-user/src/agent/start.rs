@@ -1,8 +1,6 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
-use std::{
-    fs, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread,
-};
+use std::{fs, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread};
 
 use anyhow::Context as _;
 use log::info;
@@ -10,12 +8,12 @@ use tproxy_common::{agent::AgentState, limits::WORKERS};
 
 use super::{
     Options, expiry::Expiry, leftovers, redirects::Redirects, steering::Steering, upkeep::Watches,
+    ways_out::Following,
 };
 use crate::{
     config::Config,
     delivery::{
-        Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name,
-        list_links,
+        Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
     },
     instance::{
         AgentLock, AgentRecord, Built, Change, ChangeLock, Error, Instance, Interface, NamespaceId,
@@ -49,6 +47,7 @@ pub(super) struct Parts {
     pub(super) expiry: Expiry,
     state: State,
     pub(super) redirects: Redirects,
+    pub(super) following: Following,
     _discard: Discard,
     /// Shows the programs that the agent lives.
     _lifeline: UnixDatagram,
@@ -260,7 +259,11 @@ async fn build(
     // The places that they get here end with the sockets themselves, which are the workers'.
     maps.set_sockets(&sockets.workers, &sockets.discard, &sockets.lifeline)?;
     let policy = Arc::clone(&steering) as _;
-    let relay = Arc::new(Relay::start(sockets.workers, plan.settings.clone(), policy)?);
+    let relay = Arc::new(Relay::start(
+        sockets.workers,
+        plan.settings.clone(),
+        policy,
+    )?);
     let redirects = Redirects::start(&maps)?;
     let agent_state = AgentState::accepting(workers, port);
     maps.set_agent(agent_state)?;
@@ -274,9 +277,11 @@ async fn build(
     let (state, tables) = instance.in_force()?;
     let expiry = Expiry::open()?;
     expiry.follow(&state)?;
-    delivery.apply(&state.flows(&state.interface_names())).await?;
+    delivery.apply(&state.flows(&state.delivering())).await?;
     steering.follow(&state, tables);
     redirects.follow(&state);
+    let following = Following::new();
+    following.follow(&state);
     let Capacity {
         flows,
         sessions,
@@ -299,6 +304,7 @@ async fn build(
         expiry,
         state,
         redirects,
+        following,
         _discard: sockets.discard,
         _lifeline: sockets.lifeline,
     };
@@ -342,6 +348,7 @@ async fn first_state(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<(State, 
         loaded,
         tcx: plan.tcx,
         interfaces: Vec::new(),
+        answering: Vec::new(),
         rules: kept.map(|state| state.rules.clone()).unwrap_or_default(),
         next_rule: kept.map_or(0, |state| state.next_rule),
         sets: kept.map(|state| state.sets.clone()).unwrap_or_default(),

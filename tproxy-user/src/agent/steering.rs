@@ -18,7 +18,10 @@ use tproxy_common::{
 use crate::{
     delivery::Assignment,
     instance::{Instance, State},
-    kernel::{self, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters, WorkerCounters},
+    kernel::{
+        self, FlowFilter, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters,
+        WorkerCounters,
+    },
     relay::{Admission, FlowRecord, Load, Policy, RuleTag},
 };
 
@@ -29,6 +32,7 @@ pub(super) struct Steering {
     stand_ins: [IpAddr; 2],
     counters: RelayCounters,
     intake: IntakeCounters,
+    flow_filter: FlowFilter,
     workers: WorkerCounters,
     instance: Instance,
     maps: Maps,
@@ -38,8 +42,16 @@ pub(super) struct Steering {
 /// The rules of one generation as the workers need them.
 struct Rules {
     tables: Option<Generation>,
-    tags: Vec<RuleTag>,
+    known: Vec<Known>,
     interfaces: Vec<u32>,
+}
+
+/// A rule as its flows need it.
+#[derive(Clone)]
+struct Known {
+    tag: RuleTag,
+    /// Whether servers see the client's address.
+    from_client: bool,
 }
 
 impl Steering {
@@ -59,13 +71,14 @@ impl Steering {
                 assignment.stand_in_v6().into(),
             ],
             intake: IntakeCounters::open(maps)?,
+            flow_filter: FlowFilter::open(maps)?,
             workers: WorkerCounters::open(maps)?,
             counters,
             instance: instance.clone(),
             maps: maps.clone(),
             rules: ArcSwap::from_pointee(Rules {
                 tables: None,
-                tags: Vec::new(),
+                known: Vec::new(),
                 interfaces: Vec::new(),
             }),
         })
@@ -73,13 +86,16 @@ impl Steering {
 
     /// Takes up the state in force.
     pub(super) fn follow(&self, state: &State, tables: Generation) {
-        let tags = state.rules.iter().map(|rule| RuleTag {
-            name: rule.name().into(),
-            slot: rule.slot,
+        let known = state.rules.iter().map(|rule| Known {
+            tag: RuleTag {
+                name: rule.name().into(),
+                slot: rule.slot,
+            },
+            from_client: rule.spec.uses_client_address(),
         });
         self.rules.store(Arc::new(Rules {
             tables: Some(tables),
-            tags: tags.collect(),
+            known: known.collect(),
             interfaces: state.attached().collect(),
         }));
     }
@@ -88,19 +104,22 @@ impl Steering {
 impl Steering {
     /// The rule with this counter slot. One that was deleted a moment ago has no name any more, but
     /// it took the flow, so the flow is served.
-    fn tag(&self, slot: u32) -> RuleTag {
-        if let Some(tag) = self.rules.load().tag(slot) {
-            return tag;
+    fn rule(&self, slot: u32) -> Known {
+        if let Some(known) = self.rules.load().rule(slot) {
+            return known;
         }
         // A rule that was added a moment ago, and not taken up yet.
         if let Ok((state, tables)) = self.instance.in_force() {
             self.follow(&state, tables);
         }
-        let nameless = || RuleTag {
-            name: "-".into(),
-            slot,
+        let nameless = || Known {
+            tag: RuleTag {
+                name: "-".into(),
+                slot,
+            },
+            from_client: false,
         };
-        self.rules.load().tag(slot).unwrap_or_else(nameless)
+        self.rules.load().rule(slot).unwrap_or_else(nameless)
     }
 
     /// What the hook that took the flow said of it.
@@ -127,9 +146,9 @@ impl Steering {
         }
     }
 
-    fn classify(&self, ends: &Ends) -> RuleTag {
+    fn classify(&self, ends: &Ends) -> Known {
         let found = self.rules.load().classify(ends);
-        self.tag(found.unwrap_or(UNATTRIBUTED_SLOT))
+        self.rule(found.unwrap_or(UNATTRIBUTED_SLOT))
     }
 }
 
@@ -147,11 +166,15 @@ impl Policy for Steering {
             destination: destination.ip().into(),
             destination_port: destination.port(),
         };
-        let tag = match self.taken(&ends) {
-            Some(taken) => self.tag(taken.slot),
+        let Known { tag, from_client } = match self.taken(&ends) {
+            Some(taken) => self.rule(taken.slot),
             None => self.classify(&ends),
         };
-        Some(Admission::direct(tag, self.answered_at(client), destination))
+        let direct = Admission::direct(tag, self.answered_at(client), destination);
+        Some(Admission {
+            source: from_client.then(|| client.ip()),
+            ..direct
+        })
     }
 
     fn is_own(&self, address: IpAddr) -> bool {
@@ -180,6 +203,20 @@ impl Policy for Steering {
         self.intake.paused();
     }
 
+    fn fell_back(&self) {
+        self.intake.fell_back();
+    }
+
+    fn awaits_answers(&self, protocol: Protocol, own: SocketAddr, server: SocketAddr) {
+        self.flow_filter.stamp(&Ends {
+            protocol,
+            source: server.ip().into(),
+            source_port: server.port(),
+            destination: own.ip().into(),
+            destination_port: own.port(),
+        });
+    }
+
     fn serving(&self, worker: usize, load: Load) {
         let Load {
             flows,
@@ -196,8 +233,9 @@ impl Policy for Steering {
 }
 
 impl Rules {
-    fn tag(&self, slot: u32) -> Option<RuleTag> {
-        self.tags.iter().find(|tag| tag.slot == slot).cloned()
+    fn rule(&self, slot: u32) -> Option<Known> {
+        let mut known = self.known.iter();
+        known.find(|known| known.tag.slot == slot).cloned()
     }
 
     /// The slot of the rule by the tables in force, for a flow whose word another one has overwritten. The
@@ -206,21 +244,11 @@ impl Rules {
         let found = self.tables.as_ref().and_then(|tables| {
             self.interfaces
                 .iter()
-                .filter_map(|interface| classify(tables, &flow(ends, *interface)))
+                .filter_map(|interface| {
+                    classify(tables, &Flow::between(ends, Scope::Forward, *interface))
+                })
                 .min_by_key(|found| found.rule)
         });
         Some(found?.entry.slot())
-    }
-}
-
-fn flow(ends: &Ends, interface: u32) -> Flow {
-    Flow {
-        scope: Scope::Forward,
-        protocol: ends.protocol,
-        interface,
-        source: ends.source,
-        source_port: ends.source_port,
-        destination: ends.destination,
-        destination_port: ends.destination_port,
     }
 }

@@ -67,6 +67,7 @@ async fn follow(
         mut state_directory,
         _restores,
     } = watches;
+    let mut ways_out = running.following.ways_out(&running.netlink);
     let mut flow_filter = pin!(keep_young(FlowFilter::open(&running.maps)?));
     // Changes that came before the watches began.
     take_up(running).await;
@@ -92,6 +93,10 @@ async fn follow(
                 Some(reload) => reload.run(running).await,
                 None => debug!("SIGHUP: there is no file to read again"),
             },
+            ways = ways_out.changed() => match ways {
+                Ok(ways) => follow_ways_out(running, ways).await,
+                Err(error) => warn!("servers behind interfaces that come now do not see clients' addresses: {error}"),
+            },
             prefixes = local.changed() => {
                 let stored = running.maps.set_local_prefixes(prefixes?);
                 stored.unwrap_or_else(|error| warn!("the addresses of this host are out of date: {error}"));
@@ -105,7 +110,7 @@ async fn catch_up(running: &Parts, links: &[Link]) {
     let Ok(state) = running.instance.state() else {
         return;
     };
-    for interface in &state.interfaces {
+    for interface in state.interfaces.iter().chain(&state.answering) {
         let Some(index) = interface.attached else {
             continue;
         };
@@ -145,7 +150,9 @@ async fn take_up(running: &Parts) {
         running.steering.follow(&state, tables);
         running.expiry.follow(&state)?;
         running.redirects.follow(&state);
-        let interfaces = state.interface_names();
+        running.following.follow(&state);
+        state.declare_interfaces(&running.maps)?;
+        let interfaces = state.delivering();
         running.delivery.apply(&state.flows(&interfaces)).await?;
         Ok(())
     }
@@ -190,7 +197,7 @@ async fn follow_link(running: &Parts, event: LinkEvent) {
 
 /// An interface is gone. Most are none of ours.
 async fn gone(running: &Parts, index: u32) {
-    if is_attached(running, index) {
+    if is_carrying(running, index) {
         let edit = async move |change: Change, netlink: &Netlink| {
             change.interface_gone(netlink, index).await
         };
@@ -199,7 +206,7 @@ async fn gone(running: &Parts, index: u32) {
 }
 
 async fn renamed(running: &Parts, link: &Link) {
-    if !is_attached(running, link.index) {
+    if !is_carrying(running, link.index) {
         return;
     }
     let renamed = link.clone();
@@ -227,9 +234,23 @@ async fn appeared(running: &Parts, link: &Link) {
     }
 }
 
-fn is_attached(running: &Parts, index: u32) -> bool {
+/// Looks for answers on interfaces that lead to servers now.
+async fn follow_ways_out(running: &Parts, ways: Vec<Link>) {
+    let Ok(state) = running.instance.state() else {
+        return;
+    };
+    let is_new = |link: &Link| state.carrying().all(|index| index != link.index);
+    if ways.iter().any(is_new) {
+        let edit = async move |change: Change, netlink: &Netlink| {
+            change.follow_ways_out(netlink, &ways).await
+        };
+        change_or_warn(running, edit).await;
+    }
+}
+
+fn is_carrying(running: &Parts, index: u32) -> bool {
     let state = running.instance.state();
-    state.is_ok_and(|state| state.attached().any(|of| of == index))
+    state.is_ok_and(|state| state.carrying().any(|of| of == index))
 }
 
 /// Makes one change and takes it up; what fails is logged, because the agent goes on without.

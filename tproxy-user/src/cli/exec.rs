@@ -47,7 +47,8 @@ pub(super) fn execute(
         ("cgroup", !rule.cgroup.is_empty()),
     ] {
         if given {
-            let text = format!("--{key}: the rule is about the command and nothing else: leave it out");
+            let text =
+                format!("--{key}: the rule is about the command and nothing else: leave it out");
             return Err(Usage(text).into());
         }
     }

@@ -211,7 +211,7 @@ fn ask_kernel(
 ) -> anyhow::Result<Option<String>> {
     ensure!(
         flow.scope == Scope::Forward,
-        "its programs take forwarded flows only"
+        "it can be asked about forwarded flows only"
     );
     let pins = instance.pins().context("there are no pins")?;
     ensure!(
@@ -256,9 +256,7 @@ fn judge(
     index: u32,
 ) -> anyhow::Result<Verdict> {
     let rules = considered(state, sets, named)?;
-    if named.scope == Scope::Forward
-        && let Some(reason) = not_forwarded(instance, named)?
-    {
+    if let Some(reason) = out_of_scope(instance, named)? {
         return Ok(Verdict {
             rule: None,
             action: "pass".into(),
@@ -298,7 +296,29 @@ fn judge(
         .rules
         .get(found.rule as usize)
         .map(|rule| rule.name().to_owned());
-    let rules: Vec<Considered> = rules.into_iter().take(found.rule as usize + 1).collect();
+    let mut rules: Vec<Considered> = rules.into_iter().take(found.rule as usize + 1).collect();
+    if found.entry.shuns(&flow.destination) {
+        let text = format!("{} is link-local and not named", named.destination.ip());
+        let reason = format!(
+            "{}: rule {} takes such addresses only if a dst of it lies within 169.254.0.0/16",
+            text,
+            name.as_deref().unwrap_or("-")
+        );
+        if let Some(rule) = rules.last_mut() {
+            rule.takes = false;
+            rule.conditions.push(Asked {
+                key: "dst",
+                met: false,
+                text,
+            });
+        }
+        return Ok(Verdict {
+            rule: None,
+            action: "pass".into(),
+            reason,
+            rules,
+        });
+    }
     let action = rules
         .last()
         .map_or_else(|| "relay".into(), |rule| rule.action.clone());
@@ -310,24 +330,36 @@ fn judge(
     })
 }
 
-/// Why a flow between these ends is no rule's to decide about.
-fn not_forwarded(instance: &Instance, flow: &NamedFlow) -> anyhow::Result<Option<String>> {
-    let destination = flow.destination.ip();
-    if !Address::from(destination).is_forwardable() {
-        return Ok(Some(format!(
-            "{destination} is no address that is forwarded to"
-        )));
-    }
+/// Why a flow between these ends is no rule's of this scope to decide about.
+fn out_of_scope(instance: &Instance, flow: &NamedFlow) -> anyhow::Result<Option<String>> {
+    let (source, destination) = (flow.source.ip(), flow.destination.ip());
     let maps = instance.maps()?;
-    for (end, role) in [(flow.destination, "to"), (flow.source, "from")] {
-        if maps.is_local(end.ip())? {
-            return Ok(Some(format!(
-                "{} is an address of this host, and traffic {role} it is not forwarded",
-                end.ip()
-            )));
+    let is_forwardable = Address::from(destination).is_forwardable();
+    let reason = match flow.scope {
+        Scope::Forward if !is_forwardable => {
+            format!("{destination} is no address that is forwarded to")
         }
-    }
-    Ok(None)
+        Scope::Forward if maps.is_local(destination)? => {
+            format!("{destination} is an address of this host, and traffic to it is not forwarded")
+        }
+        Scope::Forward if maps.is_local(source)? => {
+            format!("{source} is an address of this host, and traffic from it is not forwarded")
+        }
+        Scope::Local if !is_forwardable => {
+            format!("{destination} is no address of a host beyond this one's links")
+        }
+        Scope::Local if maps.is_local(destination)? => format!(
+            "{destination} is an address of this host, and what it says to itself is left alone"
+        ),
+        Scope::Inbound if !maps.is_local(destination)? => {
+            format!("{destination} is no address of this host, and traffic to it is not inbound")
+        }
+        Scope::Inbound if maps.is_local(source)? => {
+            format!("{source} is an address of this host, and what it says to itself is left alone")
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(reason))
 }
 
 fn considered(state: &State, sets: &Sets, flow: &NamedFlow) -> anyhow::Result<Vec<Considered>> {

@@ -23,6 +23,8 @@ struct Status {
     /// Those of `interfaces` that do not exist at the moment, or whose program something else took
     /// off.
     absent: Vec<String>,
+    /// Those on which only answers to upstream connections from clients' addresses are looked for.
+    answers_only: Vec<String>,
     generation: u64,
     rules: usize,
     sets: usize,
@@ -48,6 +50,8 @@ struct Status {
     shed: u64,
     /// How often a worker stopped accepting for want of them.
     pauses: u64,
+    /// Flows that were to reach their server from the client's address, and did from this host's.
+    fallbacks: u64,
     counters: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -122,7 +126,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
     let maps = instance.maps()?;
     let agent = AgentLock::holder(instance);
     let mut absent = Vec::new();
-    for interface in &state.interfaces {
+    for interface in state.interfaces.iter().chain(&state.answering) {
         if !instance.is_attached(&state, interface)? {
             absent.push(interface.name.clone());
         }
@@ -136,6 +140,11 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         agent,
         interfaces: state.interface_names(),
         absent,
+        answers_only: state
+            .answering
+            .iter()
+            .map(|interface| interface.name.clone())
+            .collect(),
         generation: state.generation,
         rules: state.rules.len(),
         sets: state.sets.len(),
@@ -159,6 +168,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         totals: Totals::of(&rules),
         shed: intake.shed,
         pauses: intake.pauses,
+        fallbacks: intake.fallbacks,
         counters: counters
             .outcomes()?
             .into_iter()
@@ -267,14 +277,17 @@ fn print(status: &Status) -> anyhow::Result<()> {
         ),
         None => "none: on-missing of each rule decides".to_owned(),
     };
-    let interfaces: Vec<String> = status
-        .interfaces
-        .iter()
-        .map(|name| {
-            let absent = status.absent.contains(name);
-            format!("{name}{}", if absent { " (not attached)" } else { "" })
-        })
-        .collect();
+    let shown = |name: &String, otherwise: &str| {
+        let absent = status.absent.contains(name);
+        format!(
+            "{name}{}",
+            if absent { " (not attached)" } else { otherwise }
+        )
+    };
+    let full = status.interfaces.iter().map(|name| shown(name, ""));
+    let answering = status.answers_only.iter();
+    let answering = answering.map(|name| shown(name, " (answers only)"));
+    let interfaces: Vec<String> = full.chain(answering).collect();
     let interfaces = if interfaces.is_empty() {
         "none".to_owned()
     } else {
@@ -316,6 +329,10 @@ fn print(status: &Status) -> anyhow::Result<()> {
                 "{} connections reset, {} pauses",
                 status.shed, status.pauses
             ),
+        ),
+        (
+            "fallbacks",
+            format!("{} flows from this host's address", status.fallbacks),
         ),
         ("mark", format!("{:#x}", status.mark)),
         ("table", status.table.to_string()),

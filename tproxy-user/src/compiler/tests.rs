@@ -6,8 +6,9 @@ use std::{
 use ipnet::IpNet;
 use proptest::prelude::*;
 use tproxy_common::{
-    classifier::{Match, classify, classify_local},
-    flow::{Flow, Owner, Protocol, Scope},
+    classifier::{Match, classify, classify_local, group_class, may_match},
+    flow::{Flow, Protocol, Scope},
+    limits::CGROUP_LEVELS,
     tables::{Action, OnMissing, Tables as _},
 };
 
@@ -19,6 +20,23 @@ use crate::{
 
 const INTERFACES: [(&str, u32); 3] = [("eth0", 2), ("eth1", 3), ("wg0", 17)];
 const CGROUPS: [(&str, u64); 2] = [("system.slice", 1 << 40), ("user.slice/x", u64::MAX)];
+
+/// Who opens a flow: the groups are those from the one below the root on.
+#[derive(Clone, Debug)]
+struct Owner {
+    uid: u32,
+    groups: Vec<u64>,
+}
+
+impl Owner {
+    /// A user, in the root of the groups.
+    const fn user(uid: u32) -> Self {
+        Self {
+            uid,
+            groups: Vec::new(),
+        }
+    }
+}
 
 /// A packet as the tests make it; addresses of one family.
 #[derive(Clone, Debug)]
@@ -47,6 +65,41 @@ impl Probe {
 
 /// First match by the plain reading of the rules.
 fn oracle(rules: &[Rule], sets: &Sets, probe: &Probe) -> Option<usize> {
+    let port = |wanted: &[PortRange], port: u16| {
+        wanted.is_empty()
+            || wanted
+                .iter()
+                .any(|range| (range.first()..=range.last()).contains(&port))
+    };
+    // To this host's own SSH only by rules that say so.
+    let spared = |rule: &Rule| {
+        let ssh: PortRange = "22".parse().unwrap();
+        rule.scope == Scope::Inbound
+            && probe.destination.1 == 22
+            && !rule.destination_ports.contains(&ssh)
+    };
+    let user = |wanted: &[UidRange]| {
+        let holds = |range: &UidRange| (range.first..=range.last).contains(&probe.owner.uid);
+        wanted.is_empty() || wanted.iter().any(holds)
+    };
+    let seen = &probe.owner.groups[..probe.owner.groups.len().min(CGROUP_LEVELS as usize)];
+    let cgroup = |wanted: &[Cgroup]| {
+        let holds = |(name, id): &(&str, u64)| {
+            seen.contains(id) && wanted.iter().any(|group| group.to_string() == *name)
+        };
+        wanted.is_empty() || CGROUPS.iter().any(holds)
+    };
+    rules.iter().position(|rule| {
+        (rule.scope != Scope::Local || (user(&rule.users) && cgroup(&rule.cgroups)))
+            && is_between(rule, sets, probe)
+            && port(&rule.source_ports, probe.source.1)
+            && port(&rule.destination_ports, probe.destination.1)
+            && !spared(rule)
+    })
+}
+
+/// Whether the rule may hold for the flow, whoever opens it and whatever its ports are.
+fn is_between(rule: &Rule, sets: &Sets, probe: &Probe) -> bool {
     let address = |wanted: &AddressMatch, address: IpAddr| {
         let any = |prefixes: &[IpNet], named: &BTreeSet<SetName>| {
             let of_sets = named.iter().flat_map(|name| sets[name].iter());
@@ -61,44 +114,29 @@ fn oracle(rules: &[Rule], sets: &Sets, probe: &Probe) -> Option<usize> {
         } = wanted;
         (wanted.includes_all() || any(include, include_sets)) && !any(exclude, exclude_sets)
     };
-    let port = |wanted: &[PortRange], port: u16| {
-        wanted.is_empty()
-            || wanted
-                .iter()
-                .any(|range| (range.first()..=range.last()).contains(&port))
-    };
     let interface = |wanted: &[String]| {
         wanted.is_empty()
             || INTERFACES.iter().any(|(name, index)| {
                 *index == probe.interface && wanted.iter().any(|wanted| wanted == name)
             })
     };
-    let user = |wanted: &[UidRange]| {
-        let holds = |range: &UidRange| (range.first..=range.last).contains(&probe.owner.uid);
-        wanted.is_empty() || wanted.iter().any(holds)
-    };
-    let cgroup = |wanted: &[Cgroup]| {
-        wanted.is_empty()
-            || CGROUPS.iter().any(|(name, id)| {
-                *id == probe.owner.cgroup && wanted.iter().any(|group| group.to_string() == *name)
-            })
-    };
-    rules.iter().position(|rule| {
-        (rule.scope != Scope::Local || (user(&rule.users) && cgroup(&rule.cgroups)))
-            && rule.scope == probe.scope
-            && rule.protocols.contains(&probe.protocol)
-            && interface(&rule.interfaces)
-            && address(&rule.source, probe.source.0)
-            && address(&rule.destination, probe.destination.0)
-            && port(&rule.source_ports, probe.source.1)
-            && port(&rule.destination_ports, probe.destination.1)
-    })
+    rule.scope == probe.scope
+        && rule.protocols.contains(&probe.protocol)
+        && interface(&rule.interfaces)
+        && address(&rule.source, probe.source.0)
+        && address(&rule.destination, probe.destination.0)
 }
 
 /// What the hook of the probe's scope finds.
 fn classified(tables: &[Block], probe: &Probe) -> Option<Match> {
     match probe.scope {
-        Scope::Local => classify_local(tables, &probe.flow(), &probe.owner),
+        Scope::Local => {
+            let Owner { uid, groups } = &probe.owner;
+            classify_local(tables, &probe.flow(), *uid, |header, level| {
+                let group = groups.get(level as usize - 1)?;
+                group_class(tables, header, *group)
+            })
+        }
         Scope::Forward | Scope::Inbound => classify(tables, &probe.flow()),
     }
 }
@@ -142,6 +180,7 @@ fn rule(index: usize) -> Rule {
         action: Action::Relay,
         listener: None,
         life: None,
+        from_client: false,
         on_missing: OnMissing::Drop,
     }
 }
@@ -215,13 +254,14 @@ fn any_sets() -> impl Strategy<Value = Sets> {
 }
 
 fn any_port() -> impl Strategy<Value = u16> {
-    prop_oneof![1_u16..6, Just(65534), Just(65535)]
+    prop_oneof![1_u16..6, Just(22), Just(65534), Just(65535)]
 }
 
 fn any_ports() -> impl Strategy<Value = Vec<PortRange>> {
     let range = (any_port(), any_port())
         .prop_map(|(a, b)| format!("{}-{}", a.min(b), a.max(b)).parse().unwrap());
-    prop::collection::vec(range, 0..3)
+    let ssh = Just("22".parse().unwrap());
+    prop::collection::vec(prop_oneof![6 => range, 1 => ssh], 0..3)
 }
 
 fn any_protocol() -> impl Strategy<Value = Protocol> {
@@ -258,8 +298,10 @@ fn any_cgroups() -> impl Strategy<Value = Vec<Cgroup>> {
 }
 
 fn any_owner() -> impl Strategy<Value = Owner> {
-    let cgroup = prop_oneof![Just(1_u64), Just(1 << 40), Just(u64::MAX)];
-    (any_uid(), cgroup).prop_map(|(uid, cgroup)| Owner { uid, cgroup })
+    // Mostly groups that no rule names; a process is in one of each level, some deeper than is looked.
+    let group = prop_oneof![8 => 2_u64..9, 1 => Just(1 << 40), 1 => Just(u64::MAX)];
+    let groups = prop::collection::vec(group, 0..CGROUP_LEVELS as usize + 3);
+    (any_uid(), groups).prop_map(|(uid, groups)| Owner { uid, groups })
 }
 
 /// Owners are asked for with the scope local only, as the check of rules sees to.
@@ -345,6 +387,20 @@ proptest! {
             if let Some(found) = found {
                 prop_assert_eq!(found.entry.slot(), 100 + found.rule);
             }
+            // What is asked about a fragment without ports.
+            let flow = probe.flow();
+            prop_assert_eq!(
+                may_match(
+                    tables.as_slice(),
+                    flow.scope,
+                    flow.protocol,
+                    flow.interface,
+                    &flow.source,
+                    &flow.destination,
+                ),
+                Some(rules.iter().any(|rule| is_between(rule, &sets, probe))),
+                "{:?}", probe
+            );
         }
     }
 }
@@ -358,7 +414,7 @@ fn probe(destination: &str, port: u16) -> Probe {
     };
     Probe {
         scope: Scope::Forward,
-        owner: Owner { uid: 0, cgroup: 1 },
+        owner: Owner::user(0),
         protocol: Protocol::Tcp,
         interface: 2,
         source: (source.parse().unwrap(), 50000),
@@ -386,23 +442,117 @@ fn users_and_control_groups_are_asked_of_local_flows() {
         local(&["0"], &["gone.slice"]),
         local(&["0"], &["user.slice/x"]),
     ];
-    let opened_by = |uid, cgroup| {
+    let opened_by = |uid, groups: &[u64]| {
         let probe = Probe {
             scope: Scope::Local,
-            owner: Owner { uid, cgroup },
+            owner: Owner {
+                uid,
+                groups: groups.to_vec(),
+            },
             ..probe("10.0.0.1", 80)
         };
         let found = classified(&compiled(&rules, &Sets::new()), &probe)?;
         assert_eq!(found.entry.action(), Action::Redirect);
         Some(found.rule)
     };
-    assert_eq!(opened_by(999, 1), None);
-    assert_eq!(opened_by(1000, 1), Some(0));
-    assert_eq!(opened_by(1999, 1 << 40), Some(0));
-    assert_eq!(opened_by(2000, 1 << 40), Some(1));
-    assert_eq!(opened_by(0, u64::MAX), Some(3));
-    assert_eq!(opened_by(1, u64::MAX), None);
+    let (system, user) = (1 << 40, u64::MAX);
+    assert_eq!(opened_by(999, &[]), None);
+    assert_eq!(opened_by(1000, &[]), Some(0));
+    assert_eq!(opened_by(1999, &[system]), Some(0));
+    assert_eq!(opened_by(2000, &[system]), Some(1));
+    assert_eq!(opened_by(0, &[5, user]), Some(3));
+    assert_eq!(opened_by(1, &[5, user]), None);
+    assert_eq!(opened_by(1, &[5, 6]), None);
+    // In a group below one that a rule names; of several, the first rule decides.
+    assert_eq!(opened_by(1, &[system, 5, 6]), Some(1));
+    assert_eq!(opened_by(0, &[user, system]), Some(1));
+    // As deep as is looked, and no deeper.
+    let deep = |levels: u32| [vec![5; levels as usize - 1], vec![system]].concat();
+    assert_eq!(opened_by(1, &deep(CGROUP_LEVELS)), Some(1));
+    assert_eq!(opened_by(1, &deep(CGROUP_LEVELS + 1)), None);
     assert_eq!(found(&rules, &probe("10.0.0.1", 80)), None, "forwarded");
+}
+
+/// The port of SSH of this host's own is for rules that name it by itself.
+#[test]
+fn who_administers_the_host_is_not_caught_by_the_way() {
+    let of = |scope, ports: &[&str]| Rule {
+        scope,
+        destination_ports: ports.iter().map(|port| port.parse().unwrap()).collect(),
+        ..rule(0)
+    };
+    let to = |scope, port| Probe {
+        scope,
+        ..probe("10.0.0.1", port)
+    };
+    for ports in [
+        &[][..],
+        &["1-65535"],
+        &["20-22"],
+        &["22-23"],
+        &["21-23", "80"],
+    ] {
+        let inbound = [of(Scope::Inbound, ports)];
+        assert_eq!(found(&inbound, &to(Scope::Inbound, 22)), None, "{ports:?}");
+        for port in [21, 23] {
+            let is_wanted = ports.is_empty()
+                || inbound[0]
+                    .destination_ports
+                    .iter()
+                    .any(|range| range.first() <= port && port <= range.last());
+            let expected = is_wanted.then_some(0);
+            assert_eq!(found(&inbound, &to(Scope::Inbound, port)), expected);
+        }
+        for scope in [Scope::Forward, Scope::Local] {
+            assert_eq!(found(&[of(scope, ports)], &to(scope, 22)), Some(0));
+        }
+    }
+    for ports in [&["22"][..], &["22-22"], &["1-65535", "22"], &["80", "22"]] {
+        let inbound = [of(Scope::Inbound, ports)];
+        assert_eq!(
+            found(&inbound, &to(Scope::Inbound, 22)),
+            Some(0),
+            "{ports:?}"
+        );
+    }
+}
+
+#[test]
+fn rules_that_name_link_local_destinations_are_known_by_their_entries() {
+    let naming = |action, nets: &[&str]| {
+        let mut rule = Rule { action, ..rule(0) };
+        rule.destination.include = nets.iter().map(|net| net.parse().unwrap()).collect();
+        let found = classified(
+            &compiled(&[rule], &Sets::new()),
+            &probe("169.254.169.254", 80),
+        );
+        let shuns = |address: &str| {
+            let address: IpAddr = address.parse().unwrap();
+            found.unwrap().entry.shuns(&address.into())
+        };
+        assert!(!shuns("169.253.255.255") && !shuns("169.255.0.0") && !shuns("fe80::1"));
+        shuns("169.254.169.254")
+    };
+    for action in [Action::Relay, Action::Redirect] {
+        for nets in [
+            &[][..],
+            &["0.0.0.0/0"],
+            &["169.254.0.0/15"],
+            &["10.0.0.0/8", "128.0.0.0/1"],
+        ] {
+            assert!(naming(action, nets), "{action:?} {nets:?}");
+        }
+        for nets in [
+            &["169.254.0.0/16"][..],
+            &["169.254.169.254/32"],
+            &["0.0.0.0/0", "169.254.169.0/24"],
+        ] {
+            assert!(!naming(action, nets), "{action:?} {nets:?}");
+        }
+    }
+    for action in [Action::Pass, Action::Drop, Action::Reject] {
+        assert!(!naming(action, &[]), "{action:?}");
+    }
 }
 
 #[test]
@@ -417,7 +567,7 @@ fn more_owners_than_the_limit_are_refused_and_as_many_are_told_apart() {
     let rules = [users(OWNERS)];
     let opened_by = |uid| Probe {
         scope: Scope::Local,
-        owner: Owner { uid, cgroup: 1 },
+        owner: Owner::user(uid),
         ..probe("10.0.0.1", 80)
     };
     let tables = compiled(&rules, &Sets::new());

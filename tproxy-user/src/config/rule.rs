@@ -163,13 +163,11 @@ impl Typed {
             document.warn(offset, format!("{}: {}", masked.key, masked.text));
         }
         match checked {
-            Ok(rule) => {
-                Some(FileRule {
-                    rule,
-                    lines: self.lines(document),
-                    spec: self.spec,
-                })
-            }
+            Ok(rule) => Some(FileRule {
+                rule,
+                lines: self.lines(document),
+                spec: self.spec,
+            }),
             Err(errors) => {
                 for error in errors.iter() {
                     let offset = self.offset(error.key, error.word);

@@ -17,7 +17,8 @@
 //! - [`Delivery`] writes, restores and removes the rules and routes; [`remove_leftovers`] removes
 //!   those of an agent that was killed.
 //! - [`LinkWatch`] tells of interfaces that come, go or change their name.
-//! - [`for_each_tcp_flow`] lists the flows of the TCP sockets.
+//! - [`for_each_flow`] lists the flows of the sockets.
+//! - [`ways_out`] finds the interfaces that lead to servers; [`WaysOut`] tells when there are others.
 //! - [`LocalAddresses`] is the set of prefixes that are this host's own.
 //!
 //! All but the list of sockets speaks rtnetlink over a [`Netlink`], which belongs to the network
@@ -42,6 +43,7 @@ mod source;
 mod source_v6;
 mod transaction;
 mod watch;
+mod ways_out;
 
 pub use apply::{Delivery, Flows, remove_leftovers};
 pub use assignment::Assignment;
@@ -54,5 +56,6 @@ pub use local::{LocalAddresses, local_addresses};
 pub use netlink::Netlink;
 pub use object::PRIORITY;
 pub use plan::{Wanted, choose};
-pub use sockets::for_each_tcp_flow;
+pub use sockets::for_each_flow;
 pub use watch::Watch;
+pub use ways_out::{WaysOut, ways_out};

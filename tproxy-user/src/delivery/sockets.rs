@@ -1,10 +1,10 @@
-//! The TCP sockets of a network namespace, as the kernel lists them (`sock_diag(7)`).
+//! The connected sockets of a network namespace, as the kernel lists them (`sock_diag(7)`).
 
 use std::io;
 
 use netlink_packet_sock_diag::{
     SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP},
     inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
@@ -19,33 +19,40 @@ use super::{Error, Refusal};
 /// Octets of an answer: the kernel makes none of more than 32 KiB.
 const ANSWER: usize = 64 * 1024;
 
-/// What a list of sockets is called in errors.
-const SOCKETS: &str = "TCP sockets";
-
 /// Calls `each` for every flow that a TCP socket of the calling thread's network namespace has, in
-/// whatever state, with its ends as its peer's packets show them. Blocks. A socket that comes or
-/// goes meanwhile may or may not be among them, and so may, rarely, one that shares a hash chain
-/// with it.
+/// whatever state, or a connected UDP socket, with its ends as its peer's packets show them. Blocks.
+/// A socket that comes or goes meanwhile may or may not be among them, and so may, rarely, one that
+/// shares a hash chain with it.
 ///
 /// # Errors
 ///
 /// When the kernel does not list them all.
-pub fn for_each_tcp_flow(mut each: impl FnMut(&Ends)) -> Result<(), Error> {
-    for family in [AF_INET, AF_INET6] {
-        // One of its own for each: what is left of a list that failed would be in the way.
-        let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(Error::Open)?;
-        socket.bind_auto().map_err(Error::Open)?;
-        list(&socket, family, &mut each).map_err(|refusal| Error::Read {
-            what: SOCKETS,
-            refusal,
-        })?;
+pub fn for_each_flow(mut each: impl FnMut(&Ends)) -> Result<(), Error> {
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for family in [AF_INET, AF_INET6] {
+            // One of its own for each: what is left of a list that failed would be in the way.
+            let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(Error::Open)?;
+            socket.bind_auto().map_err(Error::Open)?;
+            list(&socket, protocol, family, &mut each).map_err(|refusal| Error::Read {
+                what: match protocol {
+                    Protocol::Tcp => "TCP sockets",
+                    Protocol::Udp => "UDP sockets",
+                },
+                refusal,
+            })?;
+        }
     }
     Ok(())
 }
 
-fn list(socket: &Socket, family: u8, each: &mut impl FnMut(&Ends)) -> Result<(), Refusal> {
+fn list(
+    socket: &Socket,
+    protocol: Protocol,
+    family: u8,
+    each: &mut impl FnMut(&Ends),
+) -> Result<(), Refusal> {
     socket
-        .send_to(&request(family), &SocketAddr::new(0, 0), 0)
+        .send_to(&request(protocol, family), &SocketAddr::new(0, 0), 0)
         .map_err(|error| refused(&error))?;
     let mut answer = Vec::with_capacity(ANSWER);
     loop {
@@ -61,7 +68,7 @@ fn list(socket: &Socket, family: u8, each: &mut impl FnMut(&Ends)) -> Result<(),
             rest = rest.get(length..).unwrap_or_default();
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
-                    each(&ends(&found.header.socket_id));
+                    each(&ends(protocol, &found.header.socket_id));
                 }
                 NetlinkPayload::Done(done) if done.code == 0 => return Ok(()),
                 NetlinkPayload::Done(done) => return Err(Refusal::from_kernel(done.code)),
@@ -72,15 +79,22 @@ fn list(socket: &Socket, family: u8, each: &mut impl FnMut(&Ends)) -> Result<(),
     }
 }
 
-fn request(family: u8) -> Vec<u8> {
+fn request(protocol: Protocol, family: u8) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let request = InetRequest {
         family,
-        protocol: IPPROTO_TCP,
+        protocol: match protocol {
+            Protocol::Tcp => IPPROTO_TCP,
+            Protocol::Udp => IPPROTO_UDP,
+        },
         extensions: ExtensionFlags::empty(),
-        // Of a handshake that is not complete as well; listeners have no flow.
-        states: StateFlags::all() - StateFlags::LISTEN,
+        states: match protocol {
+            // Of a handshake that is not complete as well; listeners have no flow.
+            Protocol::Tcp => StateFlags::all() - StateFlags::LISTEN,
+            // This is what a UDP socket is in that is connected.
+            Protocol::Udp => StateFlags::ESTABLISHED,
+        },
         socket_id: SocketId::new_v4(),
     };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
@@ -92,9 +106,9 @@ fn request(family: u8) -> Vec<u8> {
 
 /// The kernel calls the socket's own end the source. A dual-stack socket has IPv4 flows under
 /// v4-mapped addresses.
-fn ends(socket: &SocketId) -> Ends {
+fn ends(protocol: Protocol, socket: &SocketId) -> Ends {
     Ends {
-        protocol: Protocol::Tcp,
+        protocol,
         source: socket.destination_address.to_canonical().into(),
         source_port: socket.destination_port,
         destination: socket.source_address.to_canonical().into(),

@@ -6,9 +6,8 @@ use ipnet::IpNet;
 
 use super::RuleNotFound;
 use crate::{
-    listener,
     config::Problems,
-    delivery, kernel,
+    delivery, kernel, listener,
     rule::SpecErrors,
     set::{LoadError, SetName},
 };
@@ -70,7 +69,7 @@ pub enum Error {
     #[error(transparent)]
     Listener(#[from] listener::Error),
     /// A listener is in another network namespace.
-    #[error("{0}")]
+    #[error("{0}, or give --on-missing to let the rule wait for a listener here")]
     ListenerElsewhere(listener::Absence),
     /// The hooks of scope local have nothing to be attached to.
     #[error("scope local is not possible: {0}")]

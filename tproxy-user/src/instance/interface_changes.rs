@@ -2,6 +2,8 @@
 
 use std::mem;
 
+use tproxy_common::attachment::FULL;
+
 use super::{
     Change, ChangeLock, Error, Instance, Interface, NamespaceId, State, attachments::Attachments,
 };
@@ -39,7 +41,8 @@ impl Change {
         let links_undone = self.remove_stray_links();
         let filters_undone = self.remove_stray_filters(&netlink).await;
         let delivery = Delivery::new(netlink, self.state.assignment());
-        let names = self.state.interface_names();
+        self.declare_interfaces()?;
+        let names = self.state.delivering();
         let delivery_undone = if names.is_empty() && !self.state.local {
             delivery.remove().await
         } else {
@@ -55,7 +58,7 @@ impl Change {
         delivery: &Delivery,
         links: &[Link],
     ) -> Result<(), Error> {
-        let mut wanted = self.state.interface_names();
+        let mut wanted = self.state.delivering();
         wanted.extend(links.iter().map(|link| link.name.clone()));
         delivery.apply(&self.state.flows(&wanted)).await?;
         for link in links {
@@ -76,14 +79,17 @@ impl Change {
         if let Some(missing) = self.first_unattached(names) {
             return Err(missing);
         }
-        self.state
-            .interfaces
-            .retain(|interface| !names.contains(&interface.name));
+        let (detached, others) = mem::take(&mut self.state.interfaces)
+            .into_iter()
+            .partition(|interface| names.contains(&interface.name));
+        self.state.interfaces = others;
+        self.keep_for_answers(netlink, detached).await?;
         self.put_in_force()?;
+        self.declare_interfaces()?;
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
-        let names = self.state.interface_names();
+        let names = self.state.delivering();
         delivery.apply(&self.state.flows(&names)).await?;
         Ok(self.state)
     }
@@ -94,10 +100,11 @@ impl Change {
     ///
     /// When the kernel refuses.
     pub async fn interface_gone(mut self, netlink: &Netlink, index: u32) -> Result<State, Error> {
-        let Some(place) = self.place_of_interface(index) else {
-            return Ok(self.state);
-        };
-        self.state.interfaces[place].attached = None;
+        match self.place_of_interface(index) {
+            Some(place) => self.state.interfaces[place].attached = None,
+            None if self.is_carrying(index) => self.forget_answering(index),
+            None => return Ok(self.state),
+        }
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
         self.commit()
@@ -130,7 +137,7 @@ impl Change {
     /// When the kernel refuses.
     pub fn interface_renamed(mut self, link: &Link) -> Result<State, Error> {
         let Some(place) = self.place_of_interface(link.index) else {
-            return Ok(self.state);
+            return self.answering_renamed(link);
         };
         let old = mem::replace(&mut self.state.interfaces[place].name, link.name.clone());
         // An absent one of that name has come with it.
@@ -168,6 +175,15 @@ impl Change {
                 interface.attached = None;
             }
         }
+        let mut held = Vec::new();
+        for interface in mem::take(&mut self.state.answering) {
+            if let Some(index) = interface.attached
+                && attachments.holds(netlink, index).await?
+            {
+                held.push(interface);
+            }
+        }
+        self.state.answering = held;
         Ok(())
     }
 
@@ -197,17 +213,30 @@ impl Change {
         check_attachable(&self.instance, netlink, link, self.state.namespace).await
     }
 
-    async fn attach_link(&self, netlink: &Netlink, link: &Link) -> Result<Interface, Error> {
-        self.maps.add_interface(link.index)?;
+    async fn attach_link(&mut self, netlink: &Netlink, link: &Link) -> Result<Interface, Error> {
+        if self.is_carrying(link.index) {
+            // It has the program already, for answers.
+            self.maps.set_interface(link.index, FULL)?;
+            self.forget_answering(link.index);
+            return Ok(Interface::from(link));
+        }
+        self.attach_for(netlink, link, FULL).await
+    }
+
+    /// Attaches an interface that has no program of ours.
+    pub(super) async fn attach_for(
+        &self,
+        netlink: &Netlink,
+        link: &Link,
+        attachment: u32,
+    ) -> Result<Interface, Error> {
+        self.maps.set_interface(link.index, attachment)?;
         let attachments = self.attachments()?;
         let attached = attachments.attach(netlink, link, self.state.tcx).await;
         attached.inspect_err(|_| {
             let _ = self.maps.remove_interface(link.index);
         })?;
-        Ok(Interface {
-            name: link.name.clone(),
-            attached: Some(link.index),
-        })
+        Ok(Interface::from(link))
     }
 
     /// Takes off the tcx links of interfaces that the state does not name: a killed command put
@@ -215,7 +244,7 @@ impl Change {
     pub(super) fn remove_stray_links(&self) -> Result<(), Error> {
         let attachments = self.attachments()?;
         for index in attachments.links()? {
-            if self.place_of_interface(index).is_none() {
+            if !self.is_carrying(index) {
                 attachments.detach_link(index)?;
                 self.maps.remove_interface(index)?;
             }
@@ -228,7 +257,7 @@ impl Change {
     async fn remove_stray_filters(&self, netlink: &Netlink) -> Result<(), Error> {
         let attachments = self.attachments()?;
         for index in attachments.filters() {
-            if self.place_of_interface(index).is_none() {
+            if !self.is_carrying(index) {
                 attachments.detach_filter(netlink, index).await?;
                 self.maps.remove_interface(index)?;
             }
@@ -240,6 +269,10 @@ impl Change {
         let pins = self.instance.pins();
         let pins = pins.ok_or_else(|| Error::NotThere(self.instance.name().to_owned()))?;
         Ok(Attachments::new(&self.instance, &pins))
+    }
+
+    pub(super) fn is_carrying(&self, index: u32) -> bool {
+        self.state.carrying().any(|carrying| carrying == index)
     }
 
     fn place_of_interface(&self, index: u32) -> Option<usize> {

@@ -14,6 +14,7 @@
 //! the map of generations, commits both.
 
 mod agent_lock;
+mod answering;
 mod attachments;
 mod change;
 mod change_lock;
@@ -217,7 +218,7 @@ impl Instance {
         in_force == *state
             && state.loaded.is_whole_and_current(&pins)
             && kernel::lookup_is_attached(&pins, state.namespace.inode()).unwrap_or(false)
-            && state.attached().all(holds)
+            && state.carrying().all(holds)
     }
 
     /// Whether an interface of the state in force has its program, as far as that can be told from
@@ -254,7 +255,7 @@ impl Instance {
         let attachments = Attachments::new(self, &pins);
         let links = attachments.links().unwrap_or_default();
         let mut carrying = links.into_iter().chain(attachments.filters());
-        carrying.any(|index| state.attached().all(|attached| attached != index))
+        carrying.any(|index| state.carrying().all(|named| named != index))
     }
 
     /// Where the instance is, even if its state is damaged.

@@ -9,11 +9,11 @@ use tproxy_common::{
     tables::Action,
 };
 
-use super::{AgentLock, Change, Error, StoredRule};
+use super::{AgentLock, Change, Error, Interface, StoredRule};
 use crate::{
     delivery::{Delivery, Flows, Netlink},
     kernel::{self, Maps, Settings},
-    listener,
+    listener::{self, Absence},
     rule::{Cgroup, Rule},
 };
 
@@ -24,25 +24,30 @@ impl Change {
         let redirects = self.new_redirects(rules);
         let opens_local = rules.iter().any(|rule| rule.scope == Scope::Local)
             && !kernel::process_hooks_are_attached(&self.pins()?);
-        if redirects.is_empty() && !opens_local {
+        let opens_answering = self.opens_answering(rules);
+        if redirects.is_empty() && !opens_local && !opens_answering {
             return Ok(());
         }
         let agent = AgentLock::holder(&self.instance).and_then(|agent| agent.process());
-        let prepare = || -> Result<(), Error> {
+        let prepare = || -> Result<Vec<Interface>, Error> {
             if !self.state.namespace.enter(agent).map_err(Error::Entering)? {
                 return Err(Error::Namespace(self.instance.name().to_owned()));
             }
-            for (rule, slot) in &redirects {
-                take_listeners(&self.maps, rule, *slot)?;
+            for (rule, stored) in &redirects {
+                take_listeners(&self.maps, rule, stored)?;
             }
             if opens_local {
                 self.open_local()?;
             }
-            Ok(())
+            if opens_answering {
+                return block_on(async { self.open_answering(&Netlink::open()?).await })?;
+            }
+            Ok(Vec::new())
         };
         // A network namespace belongs to a thread, and the caller's is to stay where it is.
         let prepared = thread::scope(|scope| scope.spawn(prepare).join());
-        prepared.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let answering = prepared.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        self.state.answering.extend(answering);
         self.state.local |= opens_local;
         Ok(())
     }
@@ -61,8 +66,8 @@ impl Change {
         }
     }
 
-    /// Rules that hand flows to other programs and were not in force before, with their slots.
-    fn new_redirects<'r>(&self, rules: &'r [Rule]) -> Vec<(&'r Rule, u32)> {
+    /// Rules that hand flows to other programs and were not in force before.
+    fn new_redirects<'r>(&'r self, rules: &'r [Rule]) -> Vec<(&'r Rule, &'r StoredRule)> {
         let is_new = |stored: &StoredRule| {
             let before = self.before.iter().flat_map(|state| &state.rules);
             before.into_iter().all(|known| known != stored)
@@ -70,7 +75,6 @@ impl Change {
         let pairs = rules.iter().zip(&self.state.rules);
         pairs
             .filter(|(rule, stored)| rule.action == Action::Redirect && is_new(stored))
-            .map(|(rule, stored)| (rule, stored.slot))
             .collect()
     }
 
@@ -83,19 +87,15 @@ impl Change {
     /// the instance's network namespace.
     fn open_local(&self) -> Result<(), Error> {
         let assignment = self.state.assignment();
-        let interfaces = self.state.interface_names();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(Error::Runtime)?;
-        runtime.block_on(async {
+        let interfaces = self.state.delivering();
+        block_on(async {
             let delivery = Delivery::new(Netlink::open()?, assignment);
             let flows = Flows {
                 interfaces: &interfaces,
                 local: true,
             };
             delivery.apply(&flows).await
-        })?;
+        })??;
         let settings = Settings::of_this_namespace(assignment).map_err(Error::Entering)?;
         let root = Cgroup::root().map_err(Error::Cgroups)?;
         kernel::attach_process_hooks(&self.pins()?, &root, &settings)?;
@@ -103,9 +103,17 @@ impl Change {
     }
 }
 
+fn block_on<T>(action: impl Future<Output = T>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    Ok(runtime.block_on(action))
+}
+
 /// Puts the sockets of a rule's listener where its flows find them. Nobody being there is for
 /// `on_missing` to deal with.
-fn take_listeners(maps: &Maps, rule: &Rule, slot: u32) -> Result<(), Error> {
+fn take_listeners(maps: &Maps, rule: &Rule, stored: &StoredRule) -> Result<(), Error> {
     let Some(address) = rule.listener else {
         return Ok(());
     };
@@ -117,22 +125,26 @@ fn take_listeners(maps: &Maps, rule: &Rule, slot: u32) -> Result<(), Error> {
             }
         }
         if found.is_empty() {
-            missing(rule, *protocol, listener::absence(*protocol, address)?)?;
+            let absence = listener::absence(*protocol, address)?;
+            // One of another network namespace will never do. But containers listen at many a port,
+            // so that who has thought of a listener that is not there yet is not refused.
+            if absence.elsewhere.is_some() && stored.spec.on_missing.is_none() {
+                return Err(Error::ListenerElsewhere(absence));
+            }
+            warn_of_absence(rule, *protocol, &absence);
         }
         let sockets = found.iter().map(|found| &found.socket);
-        maps.set_redirect(*protocol, slot, sockets)?;
+        maps.set_redirect(*protocol, stored.slot, sockets)?;
     }
     Ok(())
 }
 
-/// A listener in another namespace will never do; one that is not there yet may.
-fn missing(rule: &Rule, protocol: Protocol, absence: listener::Absence) -> Result<(), Error> {
-    if absence.elsewhere.is_some() {
-        return Err(Error::ListenerElsewhere(absence));
-    }
+fn warn_of_absence(rule: &Rule, protocol: Protocol, absence: &Absence) {
     // Where a rule is for both protocols, one of them often has no listener.
     if rule.protocols.len() == 1 || protocol == Protocol::Tcp {
-        warn!("rule {}: {absence}; on_missing decides until then", rule.name);
+        warn!(
+            "rule {}: {absence}; on_missing decides until then",
+            rule.name
+        );
     }
-    Ok(())
 }

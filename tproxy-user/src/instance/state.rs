@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, NamespaceId, StoredSet};
 use crate::{
-    delivery::{Assignment, Flows},
+    delivery::{Assignment, Flows, Link},
     kernel::Loaded,
     rule::{Deadline, RuleSpec},
 };
@@ -38,6 +38,11 @@ pub struct State {
     pub tcx: bool,
     /// Attached interfaces, in the order they were named.
     pub interfaces: Vec<Interface>,
+    /// Interfaces that lead to servers, on which only answers to upstream connections are looked for
+    /// that have the addresses of clients. They stay as long as the instance is there: running flows
+    /// need them.
+    #[serde(default)]
+    pub answering: Vec<Interface>,
     /// Rules in their order.
     pub rules: Vec<StoredRule>,
     /// The number of the next rule that has no name.
@@ -71,6 +76,16 @@ pub struct Interface {
     pub name: String,
     /// Its index once it is attached; `None` while it does not exist.
     pub attached: Option<u32>,
+}
+
+impl From<&Link> for Interface {
+    /// One that is attached.
+    fn from(link: &Link) -> Self {
+        Self {
+            name: link.name.clone(),
+            attached: Some(link.index),
+        }
+    }
 }
 
 impl Interface {
@@ -140,14 +155,35 @@ impl State {
             .filter_map(|interface| interface.attached)
     }
 
+    /// Indexes of all interfaces that have a program: those that are attached, and those where only
+    /// answers are looked for.
+    pub fn carrying(&self) -> impl Iterator<Item = u32> {
+        let all = self.interfaces.iter().chain(&self.answering);
+        all.filter_map(|interface| interface.attached)
+    }
+
+    /// Names of the interfaces whose marked packets are delivered here.
+    #[must_use]
+    pub fn delivering(&self) -> Vec<String> {
+        let all = self.interfaces.iter().chain(&self.answering);
+        all.map(|interface| interface.name.clone()).collect()
+    }
+
+    /// Whether a rule has the relay connect from the addresses of clients.
+    #[must_use]
+    pub fn uses_client_addresses(&self) -> bool {
+        let mut rules = self.rules.iter();
+        rules.any(|rule| rule.spec.uses_client_address())
+    }
+
     /// When the next rule is gone.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Deadline> {
         self.rules.iter().filter_map(|rule| rule.deadline).min()
     }
 
-    /// The flows that policy rules and routes are to bring here. `interfaces` are the names of its
-    /// interfaces.
+    /// The flows that policy rules and routes are to bring here. `interfaces` are those of
+    /// [`State::delivering`].
     #[must_use]
     pub const fn flows<'a>(&self, interfaces: &'a [String]) -> Flows<'a, String> {
         Flows {

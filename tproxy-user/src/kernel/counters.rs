@@ -197,7 +197,8 @@ impl RelayCounters {
     }
 }
 
-/// The counters that the relay's workers write of flows that they could not take at once.
+/// The counters that the relay's workers write of flows that they could not take at once, or
+/// not as they were told to.
 pub struct IntakeCounters {
     memory: SharedArray<IntakeCounter>,
 }
@@ -205,6 +206,7 @@ pub struct IntakeCounters {
 /// Words of an [`IntakeCounter`].
 const SHED: usize = 0;
 const PAUSES: usize = 1;
+const FALLBACKS: usize = 2;
 
 impl IntakeCounters {
     /// Creates the map and pins it in `directory`.
@@ -236,6 +238,11 @@ impl IntakeCounters {
         self.memory.words()[PAUSES].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A flow that was to come from the client's address came from this host's.
+    pub fn fell_back(&self) {
+        self.memory.words()[FALLBACKS].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What was counted since the instance was loaded.
     #[must_use]
     pub fn get(&self) -> IntakeCounter {
@@ -243,6 +250,7 @@ impl IntakeCounters {
         IntakeCounter {
             shed: word(SHED),
             pauses: word(PAUSES),
+            fallbacks: word(FALLBACKS),
         }
     }
 }

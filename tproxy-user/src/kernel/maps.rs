@@ -146,13 +146,14 @@ impl Maps {
         }
     }
 
-    /// Declares an interface attached.
+    /// Declares an interface attached, for one of [`tproxy_common::attachment`]. One that is attached
+    /// already gets this in the place of what it was attached for.
     ///
     /// # Errors
     ///
     /// When the map is full or cannot be written.
-    pub fn add_interface(&self, index: u32) -> Result<(), Error> {
-        match self.attached()?.insert(index, 0, 0) {
+    pub fn set_interface(&self, index: u32, attachment: u32) -> Result<(), Error> {
+        match self.attached()?.insert(index, attachment, 0) {
             Err(MapError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
             {

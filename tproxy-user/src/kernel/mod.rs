@@ -26,9 +26,7 @@ pub use links::{
 pub use local_udp::LocalUdp;
 pub use maps::Maps;
 pub use object::{Loaded, Settings, load};
-pub use process_hooks::{
-    attach_process_hooks, detach_process_hooks, process_hooks_are_attached,
-};
+pub use process_hooks::{attach_process_hooks, detach_process_hooks, process_hooks_are_attached};
 
 use std::{io, path::PathBuf};
 

@@ -123,7 +123,13 @@ pub fn load(settings: Settings, directory: &Path) -> Result<Loaded, Error> {
         .loader()
         .load(OBJECT)
         .map_err(|cause| Error::Object { cause })?;
-    load_programs(&mut object, directory)?;
+    load_programs(&mut object, &PROGRAMS)?;
+    for (name, program) in object
+        .programs_mut()
+        .filter(|(name, _)| PROGRAMS.contains(name))
+    {
+        pin(&directory.join(name), |path| program.pin(path))?;
+    }
     for (name, map) in object.maps() {
         // Read-only globals belong to the programs alone.
         if !name.starts_with('.') {
@@ -164,20 +170,24 @@ pub(super) fn over_pinned_maps(
             loader.map_pin_path(name, pin.path());
         }
     }
-    loader
-        .load(OBJECT)
-        .map_err(|cause| Error::Object { cause })
+    loader.load(OBJECT).map_err(|cause| Error::Object { cause })
 }
 
-/// The verifier takes most of the time of a start, so each program has a thread of its own.
-fn load_programs(object: &mut Ebpf, directory: &Path) -> Result<(), Error> {
+/// Loads the programs with these names. The verifier takes most of the time, so each program has a
+/// thread of its own.
+pub(super) fn load_programs(object: &mut Ebpf, names: &[&str]) -> Result<(), Error> {
     thread::scope(|scope| {
         let loading: Vec<_> = object
             .programs_mut()
-            .filter(|(name, _)| PROGRAMS.contains(name))
+            .filter(|(name, _)| names.contains(name))
             .map(|(name, program)| {
-                let name = name.to_owned();
-                scope.spawn(move || load_program(&name, program, &directory.join(&name)))
+                let program_name = name.to_owned();
+                scope.spawn(move || {
+                    load_program(program).map_err(|cause| Error::Program {
+                        program: program_name,
+                        cause,
+                    })
+                })
             })
             .collect();
         loading.into_iter().try_for_each(|thread| {
@@ -187,17 +197,14 @@ fn load_programs(object: &mut Ebpf, directory: &Path) -> Result<(), Error> {
     })
 }
 
-fn load_program(name: &str, program: &mut Program, path: &Path) -> Result<(), Error> {
-    let loaded = match program {
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
         Program::SchedClassifier(program) => program.load(),
         Program::SkLookup(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType {}),
-    };
-    loaded.map_err(|cause| Error::Program {
-        program: name.to_owned(),
-        cause,
-    })?;
-    pin(path, |path| program.pin(path))
+    }
 }
 
 fn pin(

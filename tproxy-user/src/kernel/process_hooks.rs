@@ -1,7 +1,7 @@
 //! The programs that see what processes of this host connect to: attached to the root of the control
 //! groups while a rule has the scope local, so that nobody else pays for them.
 
-use std::{fs, io, path::Path, thread};
+use std::{fs, io, path::Path};
 
 use aya::{
     Ebpf,
@@ -10,7 +10,7 @@ use aya::{
 
 use super::{
     Error,
-    object::{Settings, over_pinned_maps},
+    object::{Settings, load_programs, over_pinned_maps},
 };
 use crate::sys::{self, open_pin};
 
@@ -44,7 +44,7 @@ pub fn attach_process_hooks(
     // Some may be: of a command that was killed.
     detach_process_hooks(directory)?;
     let mut object = over_pinned_maps(Some(settings), directory)?;
-    load_programs(&mut object)?;
+    load_programs(&mut object, &PROGRAMS)?;
     let attached = PROGRAMS
         .iter()
         .try_for_each(|name| attach(&mut object, name, directory, group));
@@ -52,34 +52,6 @@ pub fn attach_process_hooks(
         let _ = detach_process_hooks(directory);
     }
     attached
-}
-
-/// The verifier takes most of the time, so each program has a thread of its own.
-fn load_programs(object: &mut Ebpf) -> Result<(), Error> {
-    thread::scope(|scope| {
-        let loading: Vec<_> = object
-            .programs_mut()
-            .filter(|(name, _)| PROGRAMS.contains(name))
-            .map(|(name, program)| {
-                let name = name.to_owned();
-                scope.spawn(move || {
-                    let loaded = match program {
-                        Program::CgroupSockAddr(program) => program.load(),
-                        Program::SockOps(program) => program.load(),
-                        _ => Err(ProgramError::UnexpectedProgramType {}),
-                    };
-                    loaded.map_err(|cause| Error::Program {
-                        program: name,
-                        cause,
-                    })
-                })
-            })
-            .collect();
-        loading.into_iter().try_for_each(|thread| {
-            let died = |_| Error::LoaderDied;
-            thread.join().map_err(died)?
-        })
-    })
 }
 
 fn attach(object: &mut Ebpf, name: &str, directory: &Path, group: &Path) -> Result<(), Error> {

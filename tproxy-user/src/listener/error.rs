@@ -74,7 +74,7 @@ pub(super) fn advice(command: &str) -> &'static str {
         "haproxy" => "write `transparent` behind the address in its line `bind`",
         "envoy" => "set `transparent: true` in its listener",
         "nginx" => {
-            "nginx cannot set it (`listen` has no parameter for it), so take another listener"
+            "nginx cannot set it by itself, so start it with a socket that has it (`NGINX=\"3;\"` in its environment, or systemd.socket with Transparent=yes)"
         }
         _ => {
             "let it set that option before it listens (Squid: `http_port 3129 tproxy`; HAProxy: `bind :3129 transparent`; Envoy: `transparent: true`)"

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::sys;
+use super::{source, sys};
 
 /// A socket on its way to upstream.
 #[derive(Debug)]
@@ -31,10 +31,12 @@ pub(super) fn socket(upstream: SocketAddr) -> io::Result<Socket> {
 ///
 /// `speaks_first` says that bytes of the client are waiting to be sent. They then carry the ACK
 /// that completes the handshake, which saves a packet. With `mark` every packet of it carries this
-/// mark, by which the kernel programs leave the relay's own connections alone.
+/// mark, by which the kernel programs leave the relay's own connections alone. With `source` it comes
+/// from this address, if [`source::is_unusable`] says nothing else of the error.
 pub(super) fn start(
     socket: Socket,
     upstream: SocketAddr,
+    source: Option<IpAddr>,
     mark: Option<u32>,
     speaks_first: bool,
 ) -> io::Result<Attempt> {
@@ -49,6 +51,9 @@ pub(super) fn start(
     socket.set_out_of_band_inline(true)?;
     if speaks_first {
         sys::defer_handshake_ack(&socket)?;
+    }
+    if let Some(source) = source {
+        source::bind_to(&socket, source)?;
     }
     let connected = match socket.connect(&upstream.into()) {
         Ok(()) => true,

@@ -20,6 +20,7 @@ mod policy;
 mod record;
 mod settings;
 mod side;
+mod source;
 mod stats;
 mod sys;
 mod token;
@@ -160,9 +161,13 @@ impl Relay {
         let mut counters = Vec::new();
         for (number, listener) in listeners.into_iter().enumerate() {
             let own_counters = Arc::new(Counters::default());
-            let (worker, waker) =
-                Worker::new(number, listener, Arc::clone(&shared), Arc::clone(&own_counters))
-                    .map_err(failed("epoll"))?;
+            let (worker, waker) = Worker::new(
+                number,
+                listener,
+                Arc::clone(&shared),
+                Arc::clone(&own_counters),
+            )
+            .map_err(failed("epoll"))?;
             workers.push(worker);
             wakers.push(waker);
             counters.push(own_counters);

@@ -46,6 +46,16 @@ pub trait Policy: Send + Sync + 'static {
     /// A worker stopped accepting, because no descriptor or no place was free.
     fn paused(&self) {}
 
+    /// A flow that was to come from the client's address comes from this host's.
+    fn fell_back(&self) {}
+
+    /// A socket with the address `own`, which is a client's, is about to send to `server` for the
+    /// first time: the answers have to be delivered here. Called for UDP; the answer to a SYN has
+    /// to be recognised without it.
+    fn awaits_answers(&self, protocol: Protocol, own: SocketAddr, server: SocketAddr) {
+        let _ = (protocol, own, server);
+    }
+
     /// What a worker serves has changed.
     fn serving(&self, _worker: usize, _load: Load) {}
 }
@@ -68,6 +78,8 @@ pub struct Admission {
     pub rule: RuleTag,
     /// Where the relay connects to.
     pub upstream: SocketAddr,
+    /// The address to connect from, a client's; `None` for one of this host.
+    pub source: Option<IpAddr>,
     /// Where replies of a UDP session go to. If that is not where its datagrams come from, those keep
     /// coming to the worker's socket, and the session is still known by the address that they come
     /// from. Not used for TCP, whose replies go where the connection came from.
@@ -81,6 +93,7 @@ impl Admission {
         Self {
             rule,
             upstream: destination,
+            source: None,
             client,
         }
     }

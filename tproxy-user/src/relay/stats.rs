@@ -15,6 +15,7 @@ pub(super) struct Counters {
     pub(super) connect_failed: Counter,
     pub(super) shed: Counter,
     pub(super) pauses: Counter,
+    pub(super) fallbacks: Counter,
     pub(super) pipes: Counter,
     pub(super) sessions: Counter,
     pub(super) sessions_opened: Counter,
@@ -42,6 +43,7 @@ impl Counters {
             connect_failed: self.connect_failed.get(),
             shed: self.shed.get(),
             pauses: self.pauses.get(),
+            fallbacks: self.fallbacks.get(),
             pipes: self.pipes.get(),
             sessions: self.sessions.get(),
             sessions_opened: self.sessions_opened.get(),
@@ -72,6 +74,8 @@ pub struct WorkerStats {
     pub shed: u64,
     /// How often it stopped accepting because no descriptor or no place was free.
     pub pauses: u64,
+    /// Flows that were to come from the client's address and came from this host's.
+    pub fallbacks: u64,
     /// Pipes that flows hold now.
     pub pipes: u64,
     /// UDP sessions it serves now.

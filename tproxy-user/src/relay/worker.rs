@@ -19,13 +19,14 @@ use super::connect::Attempt;
 use super::control::{Command, Control};
 use super::flow::{Flow, Outcome, Readiness, Resources};
 use super::intake::{Accepted, Arrival, Intake, is_exhaustion};
+use super::occasional::Occasional;
 use super::pipe::PipePool;
 use super::side::Side;
 use super::stats::Counters;
 use super::token::Origin;
 use super::udp::Datagrams;
 use super::wheel::Wheel;
-use super::{End, FlowRecord, Load, Listener, Policy, Settings, connect};
+use super::{Admission, End, FlowRecord, Listener, Load, Policy, Settings, connect, source};
 
 /// How many events one call of the poll returns at most.
 const EVENTS: usize = 512;
@@ -84,6 +85,7 @@ pub(super) struct Worker {
     now: Duration,
     next_serial: u32,
     command: Command,
+    warned_of_fallback: Occasional,
     /// What the policy was last told that it serves.
     told_load: Load,
 }
@@ -143,6 +145,7 @@ impl Worker {
             now: Duration::ZERO,
             next_serial: 0,
             command: Command::Run,
+            warned_of_fallback: Occasional::default(),
             told_load: Load::default(),
         };
         Ok((worker, waker))
@@ -259,7 +262,7 @@ impl Worker {
             return;
         }
         self.shared.policy.opened(&admission.rule);
-        let attempt = match self.attempt(&client, admission.upstream) {
+        let attempt = match self.attempt(&client, client_address, &admission) {
             Ok(attempt) => attempt,
             Err((side, error)) => {
                 if is_exhaustion(&error) {
@@ -314,14 +317,36 @@ impl Worker {
     fn attempt(
         &mut self,
         client: &Socket,
-        upstream: SocketAddr,
+        client_address: SocketAddr,
+        admission: &Admission,
     ) -> Result<Attempt, (Side, io::Error)> {
         let speaks_first = connect::speaks_first(client).map_err(|error| (Side::Client, error))?;
         let mark = self.shared.settings.mark;
-        self.intake
-            .upstream_socket(upstream)
-            .and_then(|socket| connect::start(socket, upstream, mark, speaks_first))
-            .map_err(|error| (Side::Upstream, error))
+        let upstream = admission.upstream;
+        let mut start = |source| {
+            self.intake
+                .upstream_socket(upstream)
+                .and_then(|socket| connect::start(socket, upstream, source, mark, speaks_first))
+        };
+        let attempt = match start(admission.source) {
+            Err(error) if admission.source.is_some() && source::is_unusable(&error) => {
+                let attempt = start(None);
+                if attempt.is_ok() {
+                    self.fell_back(client_address, upstream, &error);
+                }
+                attempt
+            }
+            attempt => attempt,
+        };
+        attempt.map_err(|error| (Side::Upstream, error))
+    }
+
+    fn fell_back(&mut self, client: SocketAddr, server: SocketAddr, error: &io::Error) {
+        self.counters.fallbacks.add(1);
+        self.shared.policy.fell_back();
+        if self.warned_of_fallback.is_due() {
+            source::warn_of_fallback("tcp", client, server, error);
+        }
     }
 
     /// Whether connecting to `upstream` would reach a listener of this relay.

@@ -60,6 +60,8 @@ pub struct Rule {
     pub action: Action,
     /// The listener on this host that gets them; with [`Action::Redirect`], and only then.
     pub listener: Option<SocketAddr>,
+    /// Whether the relay connects from the client's address rather than from one of this host.
+    pub from_client: bool,
     /// What is done when nobody is there to take them.
     pub on_missing: OnMissing,
     /// How long it is there, from when it was added.

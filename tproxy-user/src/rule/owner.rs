@@ -187,7 +187,10 @@ mod tests {
     fn a_control_group_holds_those_below_it() {
         let group = |word: &str| word.parse::<Cgroup>().unwrap();
         let session = group("user.slice/user-1000.slice/session-1.scope");
-        let above: Vec<String> = session.path_from_root().map(|group| group.to_string()).collect();
+        let above: Vec<String> = session
+            .path_from_root()
+            .map(|group| group.to_string())
+            .collect();
         assert_eq!(
             above,
             [

@@ -86,8 +86,10 @@ mod tests {
     #[test]
     fn a_port_is_taken_out_of_a_range() {
         let without = |first, last| {
-            let left = PortRange(first..=last).without(22);
-            left.map(|range| (range.first(), range.last())).collect::<Vec<_>>()
+            let range = PortRange(first..=last);
+            let left = range.without(22);
+            left.map(|range| (range.first(), range.last()))
+                .collect::<Vec<_>>()
         };
         assert_eq!(without(0, 65535), [(0, 21), (23, 65535)]);
         assert_eq!(without(22, 30), [(23, 30)]);

@@ -59,9 +59,7 @@ impl Owner {
     /// When the hierarchy of groups cannot be read.
     pub fn groups(&self) -> io::Result<Vec<u64>> {
         let groups = self.cgroup.iter().flat_map(Cgroup::path_from_root);
-        groups
-            .map(|group| Ok(group.id()?.unwrap_or(0)))
-            .collect()
+        groups.map(|group| Ok(group.id()?.unwrap_or(0))).collect()
     }
 }
 
@@ -103,7 +101,7 @@ impl Rule {
         let source = address("src", &self.source, sets, flow.source);
         let destination = address("dst", &self.destination, sets, flow.destination);
         let source_port = port("sport", &self.source_ports, flow.source.port());
-        let destination_port = port("dport", &self.destination_ports, flow.destination.port());
+        let destination_port = self.destination_port(flow.destination.port());
         let owner = flow.owner.as_ref();
         [
             scope,
@@ -119,6 +117,24 @@ impl Rule {
         .into_iter()
         .flatten()
         .collect()
+    }
+}
+
+impl Rule {
+    fn destination_port(&self, destination: u16) -> Option<Condition> {
+        let named = port("dport", &self.destination_ports, destination);
+        let is_spared = named.as_ref().is_none_or(|named| named.met)
+            && !holds(&self.reached_ports(), destination);
+        if is_spared {
+            return Some(Condition {
+                key: "dport",
+                met: false,
+                text: format!(
+                    "{destination} of this host is left out unless it is named by itself"
+                ),
+            });
+        }
+        named
     }
 }
 
@@ -214,11 +230,15 @@ fn port(key: &'static str, wanted: &[PortRange], port: u16) -> Option<Condition>
     }
     Some(Condition {
         key,
-        met: wanted
-            .iter()
-            .any(|range| (range.first()..=range.last()).contains(&port)),
+        met: holds(wanted, port),
         text: against(&port, wanted),
     })
+}
+
+/// Whether a port is one of these; no ranges stand for all.
+fn holds(ranges: &[PortRange], port: u16) -> bool {
+    let holds = |range: &PortRange| (range.first()..=range.last()).contains(&port);
+    ranges.is_empty() || ranges.iter().any(holds)
 }
 
 fn against(value: &impl Display, wanted: &[impl Display]) -> String {
@@ -358,6 +378,84 @@ mod tests {
                 ("uid", "no known user against 0,900-1000".into())
             ]
         );
+    }
+
+    #[test]
+    fn a_group_below_one_that_is_named_is_in_it() {
+        let opened_in = |group: Option<&str>, named: &str| {
+            let spec = RuleSpec {
+                scope: Some("local".into()),
+                cgroup: vec![named.into()],
+                ..RuleSpec::default()
+            };
+            let flow = NamedFlow {
+                scope: Scope::Local,
+                owner: Some(Owner {
+                    uid: 1000,
+                    cgroup: group.map(|group| group.parse().unwrap()),
+                }),
+                ..flow()
+            };
+            let conditions = rule(spec).conditions(&flow, &Sets::new());
+            let asked = conditions.into_iter().find(|asked| asked.key == "cgroup");
+            asked.map(|asked| (asked.met, asked.text)).unwrap()
+        };
+        let session = "user.slice/user-1000.slice/session-1.scope";
+        for named in ["user.slice", "user.slice/user-1000.slice", session] {
+            let text = format!("{session} against {named}");
+            assert_eq!(opened_in(Some(session), named), (true, text));
+        }
+        for named in ["user.slice/user-100.slice", "system.slice"] {
+            let text = format!("{session} against {named}");
+            assert_eq!(opened_in(Some(session), named), (false, text));
+        }
+        assert_eq!(
+            opened_in(None, "user.slice"),
+            (false, "no known control group against user.slice".into())
+        );
+    }
+
+    #[test]
+    fn the_port_of_ssh_of_this_host_is_named_by_itself() {
+        let asked = |scope: &str, dport: &[&str], port: u16| {
+            let spec = RuleSpec {
+                scope: Some(scope.into()),
+                dport: dport.iter().map(ToString::to_string).collect(),
+                ..RuleSpec::default()
+            };
+            let rule = rule(spec);
+            let flow = NamedFlow {
+                scope: rule.scope,
+                destination: SocketAddr::new([192, 0, 2, 9].into(), port),
+                ..flow()
+            };
+            let conditions = rule.conditions(&flow, &Sets::new());
+            let asked = conditions.into_iter().find(|asked| asked.key == "dport");
+            asked.map(|asked| (asked.met, asked.text))
+        };
+        let spared = Some((
+            false,
+            "22 of this host is left out unless it is named by itself".to_owned(),
+        ));
+        for dport in [&[][..], &["1-65535"], &["22-23"]] {
+            assert_eq!(asked("inbound", dport, 22), spared, "{dport:?}");
+        }
+        assert_eq!(asked("inbound", &[], 23), None);
+        assert_eq!(
+            asked("inbound", &["22"], 22),
+            Some((true, "22 against 22".into()))
+        );
+        assert_eq!(
+            asked("inbound", &["80"], 22),
+            Some((false, "22 against 80".into()))
+        );
+        for scope in ["forward", "local"] {
+            assert_eq!(asked(scope, &[], 22), None);
+            assert_eq!(
+                asked(scope, &["1-65535"], 22),
+                Some((true, "22 against 1-65535".into()))
+            );
+        }
     }
 
     #[test]

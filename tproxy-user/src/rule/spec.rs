@@ -71,7 +71,8 @@ pub struct RuleSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
 
-    /// For relay, whose address the server sees: agent [default: agent]
+    /// For relay, whose address the server sees: agent or client; client with --scope forward
+    /// [default: agent]
     #[arg(long, value_name = "WHOSE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
@@ -108,6 +109,12 @@ impl RuleSpec {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Whether servers are to see the client's address.
+    #[must_use]
+    pub fn uses_client_address(&self) -> bool {
+        self.source.as_deref() == Some("client")
     }
 
     /// Where it takes flows, as it is typed.

@@ -78,6 +78,7 @@ impl Problems {
             cgroups: self.words("cgroup", &spec.cgroup),
             action,
             listener: self.listener(spec, action),
+            from_client: spec.uses_client_address(),
             on_missing: self.on_missing(spec),
             life: self.life(spec),
         }
@@ -109,6 +110,17 @@ impl Problems {
                 "iface",
                 "scope local has no interface that flows arrive on: leave iface out",
             );
+        }
+        match scope {
+            Scope::Local if spec.uses_client_address() => self.refuse(
+                "source",
+                "with scope local the client is this host, whose address servers see anyway: leave source out",
+            ),
+            Scope::Inbound if spec.uses_client_address() => self.refuse(
+                "source",
+                "with scope inbound the server is this host, and its answers would go to the client, past the relay: leave source out",
+            ),
+            _ => {}
         }
         for (key, words) in [("uid", &spec.uid), ("cgroup", &spec.cgroup)] {
             if scope != Scope::Local && !words.is_empty() {
@@ -242,15 +254,10 @@ impl Problems {
         }
     }
 
-    /// The relay connects from an address of this host, and from no other so far.
     fn whose_address(&mut self, spec: &RuleSpec) {
         match spec.source.as_deref() {
-            None | Some("agent") => {}
-            Some("client") => self.refuse(
-                "source",
-                "the relay cannot use the client's address yet: only agent is there",
-            ),
-            Some(word) => self.refuse("source", format!("\"{word}\" is not agent")),
+            None | Some("agent" | "client") => {}
+            Some(word) => self.refuse("source", format!("\"{word}\" is not agent or client")),
         }
     }
 

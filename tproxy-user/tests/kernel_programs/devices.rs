@@ -14,7 +14,7 @@ use nix::{
         sendto, socket,
     },
 };
-use tproxy_common::{limits::INTERFACES, outcome::Outcome};
+use tproxy_common::{attachment::FULL, limits::INTERFACES, outcome::Outcome};
 use tproxy_user::{
     delivery::{Framing, Link},
     kernel::attach_link,
@@ -123,7 +123,7 @@ fn syns() -> [Vec<u8>; 2] {
 }
 
 /// Sends a frame out of an interface.
-fn send(frame: &[u8], interface: &str) {
+pub(crate) fn send(frame: &[u8], interface: &str) {
     let packets = socket(
         AddressFamily::Packet,
         SockType::Raw,
@@ -204,9 +204,12 @@ fn there_is_a_limit_of_interfaces() {
     in_sandbox(|sandbox| {
         let last = u32::try_from(INTERFACES).expect("a small number");
         for index in 1..=last {
-            sandbox.maps.add_interface(index).expect("there is room");
+            sandbox
+                .maps
+                .set_interface(index, FULL)
+                .expect("there is room");
         }
-        let refusal = sandbox.maps.add_interface(last + 1).unwrap_err();
+        let refusal = sandbox.maps.set_interface(last + 1, FULL).unwrap_err();
         assert!(
             refusal.to_string().contains("at most 256 interfaces"),
             "{refusal}"
@@ -214,7 +217,7 @@ fn there_is_a_limit_of_interfaces() {
         sandbox.maps.remove_interface(1).expect("it is there");
         sandbox
             .maps
-            .add_interface(last + 1)
+            .set_interface(last + 1, FULL)
             .expect("there is room again");
     });
 }

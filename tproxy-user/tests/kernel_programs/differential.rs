@@ -9,11 +9,13 @@ use std::{
     collections::HashSet,
     env,
     fmt::Debug,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::OwnedFd,
     rc::Rc,
     str::FromStr,
 };
 
+use aya::maps::{HashMap, Map, MapData};
 use ipnet::IpNet;
 use proptest::{
     prelude::*,
@@ -21,10 +23,13 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner},
 };
 use tproxy_common::{
+    address::Family,
     agent::AgentState,
-    flow::Protocol,
+    flow::{Protocol, Scope},
     flow_filter::GRACE,
+    fragment::{Fate, FragmentedPacket},
     outcome::{OUTCOMES, Outcome},
+    sockets::MEMBERS,
     tables::{Action, OnMissing},
 };
 use tproxy_user::{
@@ -35,10 +40,10 @@ use tproxy_user::{
 
 use crate::{
     frame::{ACK, ETHERNET_HEADER, Extension, Frame, SYN, Transport, shortest},
-    model::{Handovers, Interface, Model, directions},
+    model::{ComparableEnds, Interface, Memory, Model, directions},
     sandbox::{
-        MARK, Metadata, Sandbox, UPSTREAM_MARK, Workers, compiled, connection, expected,
-        in_sandbox, index_of, ip, is_lookup, make_local, rule,
+        FIRST_SLOT, MARK, Metadata, Sandbox, UPSTREAM_MARK, Workers, compiled, connection,
+        expected, in_sandbox, index_of, ip, is_of_others, make_local, rule,
     },
 };
 
@@ -54,7 +59,10 @@ const LISTENERS: u32 = 2;
 const ADDRESS: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const INTERFACES: [&str; 2] = ["d0", "d1"];
 
-/// Connections that are there all the time, of this small world's addresses.
+/// Most rules of a case.
+const RULES: usize = 40;
+
+/// Connections that are there all the time, of this small world's addresses, of either protocol.
 const CONNECTIONS: [(&str, &str); 2] = [
     ("10.1.1.255:5", "10.3.2.255:4"),
     ("[2001:0:1:1::]:5", "[2001:0:2:1:1:1:1:1]:4"),
@@ -95,17 +103,20 @@ fn from_environment<T: FromStr<Err: Debug>>(name: &str, default: T) -> T {
 struct World<'a> {
     sandbox: &'a Sandbox,
     interfaces: [u32; 2],
-    awaited: HashSet<(
-        tproxy_common::address::Address,
-        u16,
-        tproxy_common::address::Address,
-        u16,
-    )>,
-    handovers: Rc<RefCell<Handovers>>,
+    awaited: HashSet<ComparableEnds>,
+    memory: Rc<RefCell<Memory>>,
+    fates: RefCell<HashMap<MapData, FragmentedPacket, Fate>>,
     /// How often each outcome should have occurred so far.
     counted: RefCell<[u64; OUTCOMES]>,
-    /// They keep their sockets for as long as this lives.
-    _sockets: (Workers, Vec<(std::net::TcpStream, std::net::TcpStream)>),
+    _sockets: Sockets,
+}
+
+/// They are there for as long as this lives.
+struct Sockets {
+    _workers: Workers,
+    _listeners: Vec<OwnedFd>,
+    _connections: Vec<(TcpStream, TcpStream)>,
+    _datagrams: Vec<(UdpSocket, UdpSocket)>,
 }
 
 impl<'a> World<'a> {
@@ -113,7 +124,8 @@ impl<'a> World<'a> {
         ip(
             "link add d0 address 02:00:00:00:00:01 type veth peer name d1 address 02:00:00:00:00:01",
         );
-        let listeners = sandbox.start_workers(LISTENERS);
+        let workers = sandbox.start_workers(LISTENERS);
+        let listeners = open_listeners(sandbox);
         let ends = CONNECTIONS.map(|(client, server)| -> (SocketAddr, SocketAddr) {
             (client.parse().unwrap(), server.parse().unwrap())
         });
@@ -130,16 +142,36 @@ impl<'a> World<'a> {
         for _ in 0..=GRACE {
             turn(&filter).expect("the sockets are listed");
         }
+        let datagrams = ends
+            .iter()
+            .map(|(client, server)| connected(*client, *server));
+        let datagrams = datagrams.collect();
+        let both = |protocol| {
+            let each = ends.iter();
+            each.flat_map(move |(client, server)| directions(protocol, *client, *server))
+        };
+        let mut memory = Memory::default();
+        for connection in both(Protocol::Tcp) {
+            memory.stamp(&connection.ends());
+        }
+        // Those of UDP came too late to be listed: a flow has a stamp when it has been taken. One has it
+        // now.
+        let stamped = both(Protocol::Udp).next().expect("a flow").ends();
+        filter.stamp(&stamped);
+        memory.stamp(&stamped);
         Self {
             sandbox,
             interfaces: INTERFACES.map(|name| index_of(name).expect("the interface")),
-            awaited: ends
-                .iter()
-                .flat_map(|(client, server)| directions(*client, *server))
-                .collect(),
-            handovers: Rc::default(),
+            awaited: both(Protocol::Tcp).chain(both(Protocol::Udp)).collect(),
+            memory: Rc::new(RefCell::new(memory)),
+            fates: RefCell::new(fates(sandbox)),
             counted: RefCell::new(sandbox.outcomes()),
-            _sockets: (listeners, connections),
+            _sockets: Sockets {
+                _workers: workers,
+                _listeners: listeners,
+                _connections: connections,
+                _datagrams: datagrams,
+            },
         }
     }
 
@@ -151,17 +183,29 @@ impl<'a> World<'a> {
         maps.set_agent(case.agent).expect("the agent");
         maps.set_local_prefixes(&case.local)
             .expect("local prefixes");
+        self.forget_fragments();
         let model = Model {
             blocks,
             local: case.local.clone(),
             agent: case.agent,
             listeners: LISTENERS,
-            handovers: Rc::clone(&self.handovers),
+            is_listened_to,
+            memory: Rc::clone(&self.memory),
+            fates: RefCell::default(),
             awaited: self.awaited.clone(),
         };
         case.packets
             .iter()
             .try_for_each(|packet| self.check_packet(&model, packet))
+    }
+
+    /// Each case has packets of its own, however long they would be remembered.
+    fn forget_fragments(&self) {
+        let mut fates = self.fates.borrow_mut();
+        let known: Vec<_> = fates.keys().map(|key| key.expect("a packet")).collect();
+        for packet in known {
+            fates.remove(&packet).expect("it is there");
+        }
     }
 
     fn check_packet(&self, model: &Model, packet: &Packet) -> Result<(), TestCaseError> {
@@ -203,9 +247,15 @@ impl<'a> World<'a> {
             "some outcome was counted beside"
         );
         for (outcome, name) in Outcome::ALL {
-            // A tag cannot be given to a test run, a cookie and a quoted segment cannot be guessed.
-            let impossible = [Outcome::Vlan, Outcome::SynCookie, Outcome::IcmpError];
-            let possible = !is_lookup(*outcome) && !impossible.contains(outcome);
+            // A tag cannot be given to a test run, a cookie and a quoted segment cannot be guessed, and
+            // no interface is one for answers.
+            let impossible = [
+                Outcome::Vlan,
+                Outcome::SynCookie,
+                Outcome::IcmpError,
+                Outcome::AnswersOnly,
+            ];
+            let possible = !is_of_others(*outcome) && !impossible.contains(outcome);
             let times = counted[*outcome as usize];
             println!("{name:20} {times:8}");
             assert_eq!(
@@ -215,6 +265,59 @@ impl<'a> World<'a> {
             );
         }
     }
+}
+
+/// The ways of fragments as the programs know them.
+fn fates(sandbox: &Sandbox) -> HashMap<MapData, FragmentedPacket, Fate> {
+    let pin = sandbox.directory.join("FRAGMENTED_PACKETS");
+    let map = MapData::from_pin(pin).and_then(Map::from_map_data);
+    map.and_then(TryInto::try_into)
+        .expect("the ways of fragments")
+}
+
+/// Two UDP sockets that are connected to each other.
+fn connected(client: SocketAddr, server: SocketAddr) -> (UdpSocket, UdpSocket) {
+    let one = UdpSocket::bind(client).expect("a free address");
+    let other = UdpSocket::bind(server).expect("a free address");
+    one.connect(server).expect("a connection");
+    other.connect(client).expect("a connection");
+    (one, other)
+}
+
+/// Of four rules that redirect, one has a listener for both families, one for IPv4 alone, one for both
+/// but not for UDP, and one has none.
+fn is_listened_to(protocol: Protocol, family: Family, slot: u32) -> bool {
+    match slot % 4 {
+        0 => true,
+        1 => family == Family::V4,
+        2 => protocol == Protocol::Tcp,
+        _ => false,
+    }
+}
+
+/// Puts sockets where [`is_listened_to`] says that there are some, each rule's in another place.
+fn open_listeners(sandbox: &Sandbox) -> Vec<OwnedFd> {
+    let mut kept = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for (family, address) in [(Family::V6, "[::]:0"), (Family::V4, "127.0.0.1:0")] {
+            let socket: OwnedFd = match protocol {
+                Protocol::Tcp => TcpListener::bind(address).expect("a listener").into(),
+                Protocol::Udp => UdpSocket::bind(address).expect("a socket").into(),
+            };
+            for slot in FIRST_SLOT..FIRST_SLOT + u32::try_from(RULES).expect("a small number") {
+                let serves_both = is_listened_to(protocol, Family::V6, slot);
+                let is_wanted = is_listened_to(protocol, family, slot);
+                if is_wanted && serves_both == (family == Family::V6) {
+                    let member = (slot / 4 % MEMBERS) as usize;
+                    let maps = &sandbox.maps;
+                    let set = maps.set_redirect_member(protocol, slot, member, &socket);
+                    set.expect("the socket is taken");
+                }
+            }
+            kept.push(socket);
+        }
+    }
+    kept
 }
 
 /// Rules, the state of the agent, and packets that meet them.
@@ -288,18 +391,23 @@ impl Packet {
 }
 
 fn any_case() -> impl Strategy<Value = Case> {
-    let packets = 2 * FRAMES_OF_A_CASE as usize;
+    let groups = prop_oneof![
+        5 => any_packet().prop_map(|packet| vec![packet]).boxed(),
+        1 => any_fragments().boxed(),
+    ];
+    // One in six is of three and a half.
+    let most = 2 * FRAMES_OF_A_CASE as usize * 10 / 14;
     (
-        prop::collection::vec(any_rule(), 0..40),
+        prop::collection::vec(any_rule(), 0..RULES),
         any_agent(),
         prop::collection::vec(any_local_prefix(), 0..4),
-        prop::collection::vec(any_packet(), 1..packets),
+        prop::collection::vec(groups, 1..most),
     )
-        .prop_map(|(rules, agent, local, packets)| Case {
+        .prop_map(|(rules, agent, local, groups)| Case {
             rules,
             agent,
             local,
-            packets,
+            packets: groups.into_iter().flatten().collect(),
         })
 }
 
@@ -319,6 +427,7 @@ fn any_v4() -> impl Strategy<Value = Ipv4Addr> {
     prop_oneof![
         30 => (0_u8..4, 0_u8..4).prop_map(|(a, b)| Ipv4Addr::new(10, a, b, 255 * (a & 1))),
         2 => (0_u8..4).prop_map(|a| Ipv4Addr::new(255, 255, 255, 0xfc | a)),
+        2 => (0_u8..4).prop_map(|a| Ipv4Addr::new(169, 254, 169, 0xfc | a)),
         1 => select(vec![Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(224, 0, 0, 1)]),
     ]
 }
@@ -386,10 +495,18 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         (any_match(), any_match()),
         (any_ports(), any_ports()),
         select(protocols),
+        // Those of other scopes are none of this program's business.
+        prop_oneof![
+            6 => Just(Scope::Forward),
+            1 => Just(Scope::Inbound),
+            1 => Just(Scope::Local),
+        ],
         prop::collection::vec(select(vec!["d0", "d1", "gone"]), 0..2),
         select(vec![
             Action::Relay,
             Action::Relay,
+            Action::Redirect,
+            Action::Redirect,
             Action::Pass,
             Action::Drop,
             Action::Reject,
@@ -397,7 +514,8 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         select(vec![OnMissing::Pass, OnMissing::Drop]),
     )
         .prop_map(
-            |(addresses, ports, protocols, interfaces, action, on_missing)| Rule {
+            |(addresses, ports, protocols, scope, interfaces, action, on_missing)| Rule {
+                scope,
                 protocols: match action {
                     Action::Reject => vec![Protocol::Tcp],
                     _ => protocols,
@@ -407,6 +525,8 @@ fn any_rule() -> impl Strategy<Value = Rule> {
                 source_ports: ports.0,
                 destination_ports: ports.1,
                 interfaces: interfaces.into_iter().map(String::from).collect(),
+                listener: (action == Action::Redirect)
+                    .then(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
                 action,
                 on_missing,
                 ..rule(|_| ())
@@ -414,24 +534,55 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         )
 }
 
-fn any_packet() -> impl Strategy<Value = Packet> {
-    let mark = prop_oneof![
+fn any_mark() -> impl Strategy<Value = u32> {
+    prop_oneof![
         8 => Just(0),
         1 => select(vec![UPSTREAM_MARK, UPSTREAM_MARK | 1, MARK, MARK | 1, 1, 0x0010_0000]),
         1 => any::<u32>(),
-    ];
+    ]
+}
+
+/// Fragments of one packet, in any order, some twice and some missing; those of another packet may have
+/// the same number.
+fn any_fragments() -> impl Strategy<Value = Vec<Packet>> {
+    let offsets = prop::collection::vec((0_u16..4, any::<bool>()), 2..6);
+    (any_frame(), offsets, any_mark(), 0..INTERFACES.len()).prop_map(
+        |(frame, offsets, mark, interface)| {
+            let fragments = offsets.into_iter().map(|(offset, more)| {
+                let mut extensions = frame.extensions.clone();
+                extensions.truncate(2);
+                extensions.push(Extension::Fragment {
+                    field: offset << 3 | u16::from(more),
+                });
+                Packet {
+                    frame: Frame {
+                        fragment: u16::from(more) << 13 | offset,
+                        extensions,
+                        ..frame.clone()
+                    },
+                    damage: Vec::new(),
+                    mark,
+                    interface,
+                }
+            });
+            fragments.collect()
+        },
+    )
+}
+
+fn any_packet() -> impl Strategy<Value = Packet> {
     let damage = prop_oneof![
         2 => Just(Vec::new()).boxed(),
         1 => prop::collection::vec(any_damage(), 1..4).boxed(),
     ];
-    (any_frame(), damage, mark, 0..INTERFACES.len()).prop_map(|(frame, damage, mark, interface)| {
-        Packet {
+    (any_frame(), damage, any_mark(), 0..INTERFACES.len()).prop_map(
+        |(frame, damage, mark, interface)| Packet {
             frame,
             damage,
             mark,
             interface,
-        }
-    })
+        },
+    )
 }
 
 fn any_damage() -> impl Strategy<Value = Damage> {
@@ -479,11 +630,20 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         ends,
         (link, ether_type),
         (option_words, fragment, extensions),
+        0_u32..4,
         any_transport(),
         0_u16..40,
     )
         .prop_map(
-            |((source, destination), (link, ether_type), header, transport, payload)| Frame {
+            |(
+                (source, destination),
+                (link, ether_type),
+                header,
+                identification,
+                transport,
+                payload,
+            )| Frame {
+                identification,
                 link,
                 ether_type,
                 option_words: header.0,
@@ -514,7 +674,7 @@ fn any_transport() -> impl Strategy<Value = Transport> {
     prop_oneof![
         12 => (flags, data_offset)
             .prop_map(|(flags, data_offset)| Transport::Tcp { flags, data_offset }),
-        4 => Just(Transport::Udp),
+        8 => Just(Transport::Udp),
         1 => select(vec![1, 6, 17, 50, 58, 59, 132])
             .prop_map(|protocol| Transport::Other { protocol }),
     ]

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use nix::libc;
 use socket2::SockRef;
 use tproxy_common::outcome::Outcome;
@@ -235,7 +236,12 @@ fn a_miss_is_one_probe_of_the_lookup_program() {
     for_each_family(|sandbox, client, server| {
         attach_lookup(sandbox.directory).expect("the program is attached");
         let probes = || sandbox.occurred(Outcome::Probe);
+        let own = [client, server].map(|end| IpNet::from(end.ip()));
+        let maps = &sandbox.maps;
+        maps.set_local_prefixes(&own).expect("local prefixes");
         let (mut at_client, mut at_server) = connection(client, server);
+        // What this host says to itself would not be forwarded.
+        maps.set_local_prefixes(&[]).expect("local prefixes");
         assert_eq!(probes(), 0);
         assert!(sandbox.occurred(Outcome::NotOurs) > 0);
         assert_eq!(segment(sandbox, client, server, ACK), Outcome::Established);

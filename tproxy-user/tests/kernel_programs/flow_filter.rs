@@ -3,20 +3,20 @@
 
 use std::{
     io::Read as _,
-    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
 };
 
 use nix::errno::Errno;
-use tproxy_common::{flow_filter::GRACE, handover::Ends, outcome::Outcome};
+use tproxy_common::{flow::Protocol, flow_filter::GRACE, handover::Ends, outcome::Outcome};
 use tproxy_user::{
     agent::turn,
-    delivery::for_each_tcp_flow,
+    delivery::for_each_flow,
     kernel::{FlowFilter, attach_lookup},
 };
 
 use crate::{
     established::{beside, defer_accept, for_each_family, segment, wait_for_time_wait},
-    frame::{ACK, FIN, RST, SYN},
+    frame::{ACK, FIN, Frame, RST, SYN},
     sandbox::{Sandbox, bound, connection, in_sandbox, make_local, rule},
 };
 
@@ -34,6 +34,7 @@ fn fill(filter: &FlowFilter) {
 /// The ends of a flow as the packets from `source` show them.
 fn ends(source: SocketAddr, destination: SocketAddr) -> Ends {
     Ends {
+        protocol: Protocol::Tcp,
         source: source.ip().into(),
         source_port: source.port(),
         destination: destination.ip().into(),
@@ -44,7 +45,7 @@ fn ends(source: SocketAddr, destination: SocketAddr) -> Ends {
 /// The flows of all sockets of this namespace.
 fn listed() -> Vec<Ends> {
     let mut flows = Vec::new();
-    for_each_tcp_flow(|ends| flows.push(*ends)).expect("the sockets are listed");
+    for_each_flow(|ends| flows.push(*ends)).expect("the sockets are listed");
     flows
 }
 
@@ -186,6 +187,39 @@ fn a_connection_that_begins_here_is_found_by_its_answer() {
             Outcome::Established
         );
         assert_eq!(segment(sandbox, server, client, ACK), Outcome::Established);
+    });
+}
+
+/// Answers to a connected UDP socket are found as long as it is there, however long none has come.
+#[test]
+fn a_connected_udp_socket_is_found_in_every_epoch() {
+    for_each_family(|sandbox, client, server| {
+        let filter = filter(sandbox);
+        fill(&filter);
+        let answer = |port: u16| {
+            let to = SocketAddr::new(client.ip(), port);
+            sandbox.outcome(&Frame::udp(&server.to_string(), &to.to_string()))
+        };
+        let socket = UdpSocket::bind(client).expect("a free address");
+        assert_eq!(answer(client.port()), Outcome::Dropped);
+        assert_eq!(listed(), []);
+        socket.connect(server).expect("a route");
+        let found = Ends {
+            protocol: Protocol::Udp,
+            ..ends(server, client)
+        };
+        assert_eq!(listed(), [found]);
+        // Nobody knows of the new flow yet but who has opened it.
+        assert_eq!(answer(client.port()), Outcome::Dropped);
+        filter.stamp(&found);
+        assert_eq!(answer(client.port()), Outcome::EstablishedUdp);
+        assert_eq!(answer(client.port() ^ 1), Outcome::Dropped);
+        for _ in 0..10 {
+            fill(&filter);
+            assert_eq!(answer(client.port()), Outcome::EstablishedUdp);
+        }
+        drop(socket);
+        assert_eq!(answer(client.port()), Outcome::Dropped);
     });
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Frame {
     pub(crate) option_words: u8,
     /// Flags and fragment offset of an IPv4 header, as they stand there.
     pub(crate) fragment: u16,
+    /// What fragments of one packet have in common; of an IPv4 header, the lower half.
+    pub(crate) identification: u32,
     /// Extension headers of an IPv6 packet.
     pub(crate) extensions: Vec<Extension>,
     /// What the packet carries.
@@ -89,6 +91,7 @@ impl Frame {
             destination: destination.ip(),
             option_words: 0,
             fragment: 0,
+            identification: 0,
             extensions: Vec::new(),
             transport: Transport::Tcp {
                 flags,
@@ -144,6 +147,8 @@ impl Frame {
         let mut header = vec![0; 20];
         header[0] = 0x40 | (5 + self.option_words);
         header[2..4].copy_from_slice(&length.to_be_bytes());
+        let [_, _, identification @ ..] = self.identification.to_be_bytes();
+        header[4..6].copy_from_slice(&identification);
         header[6..8].copy_from_slice(&self.fragment.to_be_bytes());
         header[8] = 64;
         header[9] = self.transport.protocol();
@@ -163,7 +168,7 @@ impl Frame {
             .collect();
         let mut payload = Vec::new();
         for (extension, next) in self.extensions.iter().zip(&numbers[1..]) {
-            payload.extend(extension.bytes(*next));
+            payload.extend(extension.bytes(*next, self.identification));
         }
         payload.extend(transport);
         let length = u16::try_from(payload.len()).expect("a short packet");
@@ -214,7 +219,7 @@ impl Extension {
         }
     }
 
-    fn bytes(self, next: u8) -> Vec<u8> {
+    fn bytes(self, next: u8, identification: u32) -> Vec<u8> {
         let (mut bytes, length) = match self {
             Self::HopByHop { units } | Self::DestinationOptions { units } => {
                 (vec![next, units], (usize::from(units) + 1) * 8)
@@ -228,7 +233,8 @@ impl Extension {
             ),
             Self::Fragment { field } => {
                 let [high, low] = field.to_be_bytes();
-                (vec![next, 0, high, low], 8)
+                let number = identification.to_be_bytes();
+                ([&[next, 0, high, low], &number[..]].concat(), 8)
             }
             Self::Authentication { words } => (vec![next, words], (usize::from(words) + 2) * 4),
         };

@@ -2,15 +2,21 @@
 //! need root.
 
 mod answer;
+mod budgets;
 mod devices;
 mod differential;
 mod established;
 mod explanation;
 mod flow_filter;
+mod fragments;
 mod frame;
+mod inbound;
 mod model;
+mod neighbour;
 mod outcomes;
+mod process_hooks;
 mod reject;
 mod sandbox;
 mod set_edits;
+mod steered;
 mod syn_cookie;

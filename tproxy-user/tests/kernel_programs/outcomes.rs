@@ -3,9 +3,10 @@
 
 use tproxy_common::{
     agent::AgentState,
+    attachment::{ANSWERS_ONLY, FULL},
     counters::RuleCounter,
-    flow::worker_of,
-    handover::{Ends, Place},
+    flow::{Protocol, worker_of},
+    handover::{Ends, Place, Taken},
     outcome::Outcome,
 };
 use tproxy_user::{
@@ -125,8 +126,9 @@ fn ipv4_packets_that_can_and_cannot_be_read() {
         (Frame::udp(CLIENT, SERVER), Outcome::Dropped),
         (with_option_words(10), Outcome::Dropped),
         (with_fragment(0x4000), Outcome::Dropped),
-        (with_fragment(0x2000), Outcome::Fragment),
-        (with_fragment(0x00b9), Outcome::Fragment),
+        // The first of several has ports, the others follow it.
+        (with_fragment(0x2000), Outcome::Dropped),
+        (with_fragment(0x00b9), Outcome::FragmentDropped),
         (with_data_offset(5), Outcome::Dropped),
         (with_data_offset(4), Outcome::Malformed),
         (of_ipv6, Outcome::Malformed),
@@ -161,8 +163,8 @@ fn ipv6_packets_that_can_and_cannot_be_read() {
         (with(&[options; 9]), Outcome::TooManyExtensions),
         (with(&[check_value]), Outcome::Dropped),
         (with(&[hop_by_hop, fragment(0)]), Outcome::Dropped),
-        (with(&[fragment(1)]), Outcome::Fragment),
-        (with(&[fragment(8)]), Outcome::Fragment),
+        (with(&[fragment(1)]), Outcome::Dropped),
+        (with(&[fragment(8)]), Outcome::FragmentDropped),
         (with(&[routing(0)]), Outcome::Dropped),
         (with(&[routing(1)]), Outcome::OtherProtocol),
         (of_ipv4, Outcome::Malformed),
@@ -326,6 +328,32 @@ fn a_rule_holds_for_the_interfaces_that_it_names() {
     });
 }
 
+/// Nothing but answers is looked for where only servers are, until the interface is attached in full.
+#[test]
+fn new_flows_on_an_interface_for_answers_are_left_alone() {
+    in_sandbox(|sandbox| {
+        let interface = index_of("lo").expect("the interface");
+        sandbox.install(&[drop_all()]);
+        let datagram = Frame::udp(CLIENT, SERVER);
+        for (attachment, outcome) in [
+            (ANSWERS_ONLY, Outcome::AnswersOnly),
+            (FULL, Outcome::Dropped),
+        ] {
+            sandbox
+                .maps
+                .set_interface(interface, attachment)
+                .expect("there is room");
+            for frame in [syn(), syn_v6(), datagram.clone()] {
+                assert_eq!(sandbox.outcome(&frame), outcome);
+            }
+            assert_eq!(
+                sandbox.outcome(&Frame::tcp(CLIENT, SERVER, ACK)),
+                Outcome::Foreign
+            );
+        }
+    });
+}
+
 #[test]
 fn flows_to_and_from_this_host_are_not_forwarded() {
     in_sandbox(|sandbox| {
@@ -412,14 +440,21 @@ fn a_flow_to_relay_is_taken_and_announced() {
             let client: std::net::SocketAddr = client.parse().unwrap();
             let server: std::net::SocketAddr = server.parse().unwrap();
             let place = Place::of(&Ends {
+                protocol: Protocol::Tcp,
                 source: client.ip().into(),
                 source_port: client.port(),
                 destination: server.ip().into(),
                 destination_port: server.port(),
             });
-            assert_eq!(handover.slot(place), None);
+            assert_eq!(handover.taken(place), None);
             assert_eq!(sandbox.outcome(&frame), Outcome::Taken);
-            assert_eq!(handover.slot(place), Some(FIRST_SLOT + 1));
+            assert_eq!(
+                handover.taken(place),
+                Some(Taken {
+                    slot: FIRST_SLOT + 1,
+                    redirected: false,
+                })
+            );
         }
         assert_eq!(rule_counter(sandbox, FIRST_SLOT + 1).flows, 2);
         assert_eq!(rule_counter(sandbox, FIRST_SLOT + 1).packets, 0);

@@ -27,7 +27,8 @@ use tproxy_user::{
     compiler::{Source, compile},
     delivery::Assignment,
     kernel::{Generation, Maps, Settings, load},
-    relay,
+    listener::{Discard, discard},
+    relay::{self, Listener},
     rule::{Rule, RuleSpec},
     set::Sets,
 };
@@ -39,16 +40,12 @@ use crate::frame::Frame;
 pub(crate) const MARK: u32 = 0x7470_0000;
 
 /// The mark of the agent's own connections.
-pub(crate) const UPSTREAM_MARK: u32 = Assignment {
-    mark: MARK,
-    table: 0,
-}
-.upstream_mark();
+pub(crate) const UPSTREAM_MARK: u32 = ASSIGNMENT.upstream_mark();
 
-/// What the programs are loaded with.
-pub(crate) const SETTINGS: Settings = Settings {
+/// What the instance has of its own.
+pub(crate) const ASSIGNMENT: Assignment = Assignment {
     mark: MARK,
-    upstream_mark: UPSTREAM_MARK,
+    table: 7470,
 };
 
 /// The counter slot of the first rule; the others follow.
@@ -112,13 +109,14 @@ pub(crate) fn in_sandbox<R: Send + 'static>(
 /// What an agent holds while it lives.
 pub(crate) struct Workers {
     /// One for each worker.
-    pub(crate) listeners: Vec<TcpListener>,
+    pub(crate) listeners: Vec<Listener>,
+    _discard: Discard,
     _lifeline: UnixDatagram,
 }
 
 impl Sandbox {
     fn load() -> Self {
-        load(SETTINGS, Path::new(BPFFS)).expect("the programs load");
+        load(settings(), Path::new(BPFFS)).expect("the programs load");
         let counters = MapData::from_pin(pin("OUTCOME_COUNTERS")).and_then(Map::from_map_data);
         Self {
             directory: Path::new(BPFFS),
@@ -138,16 +136,17 @@ impl Sandbox {
     #[must_use]
     pub(crate) fn start_workers(&self, workers: u32) -> Workers {
         let listeners = relay::bind(0, workers as usize).expect("listeners");
-        let listeners: Vec<_> = listeners.into_iter().map(|listener| listener.tcp).collect();
+        let discard = discard().expect("sockets that discard");
         let lifeline = UnixDatagram::unbound().expect("a socket");
         self.maps
-            .set_listeners(&listeners, &lifeline)
-            .expect("listeners");
-        let port = listeners[0].local_addr().expect("an address").port();
+            .set_sockets(&listeners, &discard, &lifeline)
+            .expect("sockets");
+        let port = listeners[0].tcp.local_addr().expect("an address").port();
         let state = AgentState::accepting(workers, port);
         self.maps.set_agent(state).expect("an agent");
         Workers {
             listeners,
+            _discard: discard,
             _lifeline: lifeline,
         }
     }
@@ -166,7 +165,10 @@ impl Sandbox {
         let mut after = Vec::new();
         let ran = self.run(frame, Some(&mut after), metadata);
         let moved = self.moved_since(&before);
-        let of_tc: Vec<_> = moved.iter().filter(|(name, _)| !is_lookup(*name)).collect();
+        let of_tc: Vec<_> = moved
+            .iter()
+            .filter(|(name, _)| !is_of_others(*name))
+            .collect();
         let [(outcome, 1)] = of_tc.as_slice() else {
             panic!("not one outcome, once: {moved:?}");
         };
@@ -227,6 +229,11 @@ impl Sandbox {
     }
 }
 
+/// What the programs of an instance in this thread's network namespace are loaded with.
+pub(crate) fn settings() -> Settings {
+    Settings::of_this_namespace(ASSIGNMENT).expect("the namespace has a cookie")
+}
+
 /// Rules as they would be typed: `rule(|spec| spec.dport = words(&["443"]))`.
 pub(crate) fn rule(edit: impl FnOnce(&mut RuleSpec)) -> Rule {
     let mut spec = RuleSpec {
@@ -255,7 +262,11 @@ pub(crate) fn compiled(rules: &[Rule]) -> Vec<tproxy_common::tables::Block> {
                 .iter()
                 .filter_map(|name| index_of(name))
                 .collect(),
-            cgroups: Vec::new(),
+            cgroups: rule
+                .cgroups
+                .iter()
+                .filter_map(|group| group.id().expect("control groups"))
+                .collect(),
         })
         .collect();
     let compiled = compile(&sources, &Sets::new(), 1).expect("the rules compile");
@@ -274,7 +285,10 @@ pub(crate) const fn expected(outcome: Outcome, mark: u32) -> Ran {
     const TC_ACT_SHOT: i32 = 2;
     const TC_ACT_REDIRECT: i32 = 7;
     match outcome {
-        Outcome::Dropped | Outcome::DroppedMissing | Outcome::RejectedUnanswered => Ran {
+        Outcome::Dropped
+        | Outcome::FragmentDropped
+        | Outcome::DroppedMissing
+        | Outcome::RejectedUnanswered => Ran {
             verdict: TC_ACT_SHOT,
             mark,
         },
@@ -283,7 +297,9 @@ pub(crate) const fn expected(outcome: Outcome, mark: u32) -> Ran {
             mark,
         },
         Outcome::Taken
+        | Outcome::FragmentTaken
         | Outcome::Established
+        | Outcome::EstablishedUdp
         | Outcome::SynCookie
         | Outcome::Orphaned
         | Outcome::IcmpError => Ran {
@@ -297,8 +313,8 @@ pub(crate) const fn expected(outcome: Outcome, mark: u32) -> Ran {
     }
 }
 
-/// Whether the sk_lookup program counts this outcome.
-pub(crate) const fn is_lookup(outcome: Outcome) -> bool {
+/// Whether another program than that of tc counts this outcome.
+pub(crate) const fn is_of_others(outcome: Outcome) -> bool {
     outcome as u32 >= Outcome::NotOurs as u32
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Read as _,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use nix::{
 };
 use socket2::SockRef;
 use tproxy_common::{address::Family, flow_filter::GRACE, outcome::Outcome, packet::parse};
-use tproxy_user::{agent::turn, kernel::FlowFilter};
+use tproxy_user::{agent::turn, kernel::FlowFilter, relay::Listener};
 
 use crate::{
     frame::{ACK, ETHERNET_HEADER, RST, SYN},
@@ -139,8 +139,8 @@ struct Handshake {
 }
 
 impl Handshake {
-    fn by_cookie(sandbox: &Sandbox, listeners: &[TcpListener], client: &str, server: &str) -> Self {
-        let port = listeners[0].local_addr().expect("an address").port();
+    fn by_cookie(sandbox: &Sandbox, listeners: &[Listener], client: &str, server: &str) -> Self {
+        let port = listeners[0].tcp.local_addr().expect("an address").port();
         let server = SocketAddr::new(server.parse().unwrap(), port);
         let capture = Capture::start();
         let socket = bound(SocketAddr::new(client.parse().unwrap(), 0));
@@ -167,15 +167,16 @@ impl Handshake {
 }
 
 /// The connection that one of these listeners has.
-fn accept(listeners: &[TcpListener]) -> TcpStream {
+fn accept(listeners: &[Listener]) -> TcpStream {
     let mut waiting: Vec<PollFd<'_>> = listeners
         .iter()
-        .map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN))
+        .map(|listener| PollFd::new(listener.tcp.as_fd(), PollFlags::POLLIN))
         .collect();
     let limit = PollTimeout::from(10_000_u16);
     assert_eq!(poll(&mut waiting, limit), Ok(1), "one connection");
     let ready = waiting.iter().position(|of| of.any() == Some(true));
     let (accepted, _) = listeners[ready.expect("one listener")]
+        .tcp
         .accept()
         .expect("a connection");
     accepted

@@ -166,6 +166,25 @@ pub(crate) fn steer_errors() {
     );
 }
 
+/// Lets nothing out that the relay sends, to a client or to the port of an upstream server, unless it
+/// carries `mark`.
+pub(crate) fn require_mark(mark: u32, upstream: u16) {
+    run(
+        "nft -f -",
+        &format!(
+            "table inet marks {{
+                 chain output {{
+                     type filter hook output priority filter
+                     ip saddr 198.51.100.0/24 meta mark != {mark} drop
+                     ip6 saddr 2001:db8:9::/64 meta mark != {mark} drop
+                     udp dport {upstream} meta mark != {mark} drop
+                 }}
+             }}
+            "
+        ),
+    );
+}
+
 /// Makes datagrams to far addresses local, and no more: only a socket at the very address gets them.
 pub(crate) fn steer_to_sessions_only() {
     nft("iifname gw0 ip daddr 198.51.100.0/24 meta mark set 1 accept

@@ -2,13 +2,13 @@
 //! `--pending` asks for it.
 
 /// `tproxy run --proto udp`.
-pub(crate) const RELAYS_DATAGRAMS: bool = false;
+pub(crate) const RELAYS_DATAGRAMS: bool = true;
 
 /// `tproxy run --scope local`.
-pub(crate) const TAKES_LOCAL_FLOWS: bool = false;
+pub(crate) const TAKES_LOCAL_FLOWS: bool = true;
 
 /// `tproxy run --action redirect --to ADDR:PORT`.
-pub(crate) const REDIRECTS: bool = false;
+pub(crate) const REDIRECTS: bool = true;
 
 /// `tproxy run --source client`.
 pub(crate) const KEEPS_THE_SOURCE: bool = false;

@@ -106,21 +106,31 @@ fn bytes_in_pipe(path: &Path) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::{
+        io::Write as _,
+        process::{Command, Stdio},
+    };
 
-    use nix::unistd::getpid;
+    use nix::unistd::Pid;
 
     use super::Footprint;
 
     #[test]
     fn bytes_in_pipes_are_found() {
-        let (reader, mut writer) = std::io::pipe().expect("a pipe");
-        let before = Footprint::of(&[getpid()]).expect("this process is there");
-        writer.write_all(&[0; 1234]).expect("it fits");
-        let more = Footprint::of(&[getpid()])
-            .expect("this process is there")
-            .since(before);
-        assert!(more.in_pipes >= 1234.0, "{more:?}");
-        drop(reader);
+        // A process of its own: other tests use pipes in this one.
+        let mut idle = Command::new("sleep")
+            .arg("60")
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("start sleep");
+        let process = Pid::from_raw(idle.id().try_into().expect("a process number"));
+        let before = Footprint::of(&[process]).expect("it is there");
+        let mut pipe = idle.stdin.take().expect("its standard input is a pipe");
+        pipe.write_all(&[0; 1234]).expect("it fits");
+        let after = Footprint::of(&[process]).expect("it is there");
+        idle.kill().expect("end it");
+        idle.wait().expect("wait for it");
+        let in_pipes = after.since(before).in_pipes;
+        assert!((in_pipes - 1234.0).abs() < 1.0, "{in_pipes}");
     }
 }

@@ -67,7 +67,15 @@ pub(crate) const PROGRAMS: &[Package] = &[
     package("openssl", "openssl"),
     package("strace", "strace"),
     package("python3-minimal", "python3"),
+    package("squid", "squid"),
+    package("dnsmasq-base", "dnsmasq"),
+    package("bind9-dnsutils", "dig"),
+    package("git", "git"),
 ];
+
+/// What a Python of Debian's may lack to make the environment of `python.rs`, which tries it.
+/// No file of its own shows it.
+pub(crate) const VIRTUAL_ENVIRONMENTS: Package = package("python3-venv", "python3 -m venv");
 
 /// What `cargo xtask vm` needs to boot another kernel.
 pub(crate) const EMULATOR: &[Package] = &[

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the packages named as arguments and leaves no service of theirs running, now or after a
-# boot: Debian starts what it installs, and nginx and HAProxy are here for the tests only.
+# boot: Debian starts what it installs, and nginx, HAProxy and Squid are here for the tests only.
 
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
@@ -12,7 +12,7 @@ fi
 
 # A service that was there before is the administrator's.
 fresh=
-for service in nginx haproxy; do
+for service in nginx haproxy squid; do
     [ -e /lib/systemd/system/$service.service ] || fresh="$fresh $service"
 done
 apt-get install -y -q -o Dpkg::Use-Pty=0 --no-install-recommends "$@" || exit

@@ -5,6 +5,7 @@
 
 mod cargo_tools;
 mod debian;
+mod python;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -23,19 +24,24 @@ use self::{
 /// sudo; or what failed to install.
 pub(crate) fn for_tests() -> Result<()> {
     let toolchain = ebpf_toolchain::find();
-    let mut packages = missing(debian::PROGRAMS);
-    let mut tools = Vec::new();
+    let mut wanted = Missing::packages(debian::PROGRAMS);
+    if !python::is_complete() {
+        wanted.python = true;
+        if !python::can_be_made() {
+            wanted.packages.push(&debian::VIRTUAL_ENVIRONMENTS);
+        }
+    }
     if let Err(reason) = &toolchain {
         eprintln!("setup: {reason}");
         if !ebpf_toolchain::has_compiler() {
-            packages.extend(debian::COMPILER);
+            wanted.packages.extend(debian::COMPILER);
         }
         if !ebpf_toolchain::has_bpf_linker() {
-            packages.extend(missing(debian::LLVM));
-            tools.push(cargo_tools::BPF_LINKER);
+            wanted.packages.extend(missing(debian::LLVM));
+            wanted.tools.push(cargo_tools::BPF_LINKER);
         }
     }
-    install(&packages, &tools)?;
+    wanted.install()?;
     if toolchain.is_err() {
         let found = ebpf_toolchain::find().map_err(anyhow::Error::msg);
         let found =
@@ -56,16 +62,16 @@ pub(crate) fn for_tests() -> Result<()> {
 pub(crate) fn for_lint() -> Result<()> {
     for_tests()?;
     let distribution = ebpf_toolchain::find().is_ok_and(|found| found.is_of_distribution());
-    let packages = if distribution {
-        missing(debian::LINTERS)
+    let mut wanted = if distribution {
+        Missing::packages(debian::LINTERS)
     } else {
-        Vec::new()
+        Missing::default()
     };
-    let tools: Vec<_> = [cargo_tools::CARGO_DENY, cargo_tools::TYPOS]
+    wanted.tools = [cargo_tools::CARGO_DENY, cargo_tools::TYPOS]
         .into_iter()
         .filter(|tool| command::find_program(tool.program).is_none())
         .collect();
-    install(&packages, &tools)
+    wanted.install()
 }
 
 /// What `cargo xtask vm` needs beside that.
@@ -75,79 +81,107 @@ pub(crate) fn for_lint() -> Result<()> {
 /// As [`for_tests`].
 pub(crate) fn for_vm() -> Result<()> {
     for_tests()?;
-    install(&missing(debian::EMULATOR), &[])
+    Missing::packages(debian::EMULATOR).install()
 }
 
-/// Says what is missing, then installs it, or says how to.
-fn install(packages: &[&Package], tools: &[CargoTool]) -> Result<()> {
-    if packages.is_empty() && tools.is_empty() {
-        return Ok(());
-    }
-    announce(packages, tools);
-    if !packages.is_empty() {
-        let instructions = || instructions(packages, tools);
-        if command::find_program("apt-get").is_none() {
-            return Err(Refusal(without_apt(packages)).into());
-        }
-        let privilege = Privilege::without_asking().ok_or_else(|| Refusal(instructions()))?;
-        debian::install(privilege, packages)?;
-    }
-    for tool in tools {
-        command::run(&mut tool.install())?;
-        if command::find_program(tool.program).is_none() && !ebpf_toolchain::has_bpf_linker() {
-            bail!(
-                "cargo installed {} where PATH does not lead: add ~/.cargo/bin to it",
-                tool.name
-            );
+/// What is not there and has to be installed.
+#[derive(Debug, Default)]
+struct Missing {
+    packages: Vec<&'static Package>,
+    tools: Vec<CargoTool>,
+    /// The environment of [`python`].
+    python: bool,
+}
+
+impl Missing {
+    fn packages(needed: &'static [Package]) -> Self {
+        Self {
+            packages: missing(needed),
+            ..Self::default()
         }
     }
-    Ok(())
-}
 
-fn without_apt(packages: &[&Package]) -> String {
-    let missing: Vec<_> = packages.iter().map(|package| package.proof).collect();
-    format!(
-        "this host has no apt-get. Install what provides {}. In place of Debian's compiler a nightly does:\n\n    \
-         rustup toolchain install nightly --component rust-src\n    \
-         cargo install bpf-linker\n\nthen run this command again",
-        missing.join(", ")
-    )
-}
+    /// Says what is missing, then installs it, or says how to.
+    fn install(&self) -> Result<()> {
+        self.announce();
+        if !self.packages.is_empty() {
+            if command::find_program("apt-get").is_none() {
+                return Err(Refusal(self.without_apt()).into());
+            }
+            let privilege = Privilege::without_asking();
+            let privilege = privilege.ok_or_else(|| Refusal(self.instructions()))?;
+            debian::install(privilege, &self.packages)?;
+        }
+        for tool in &self.tools {
+            command::run(&mut tool.install())?;
+            if command::find_program(tool.program).is_none() && !ebpf_toolchain::has_bpf_linker() {
+                bail!(
+                    "cargo installed {} where PATH does not lead: add ~/.cargo/bin to it",
+                    tool.name
+                );
+            }
+        }
+        if self.python {
+            python::install()?;
+        }
+        Ok(())
+    }
 
-fn announce(packages: &[&Package], tools: &[CargoTool]) {
-    if !packages.is_empty() {
-        let names: Vec<_> = packages.iter().map(|package| package.name).collect();
-        eprintln!(
-            "setup: missing Debian packages, to be installed: {}",
-            names.join(" ")
-        );
-        if names.contains(&"rustc-web") {
+    fn announce(&self) {
+        if !self.packages.is_empty() {
+            let names = self.names();
             eprintln!(
-                "setup: Debian's compiler goes to /usr/bin for the kernel programs; a rustup toolchain stays what `cargo` and `rustc` mean"
+                "setup: missing Debian packages, to be installed: {}",
+                names.join(" ")
+            );
+            if names.contains(&"rustc-web") {
+                eprintln!(
+                    "setup: Debian's compiler goes to /usr/bin for the kernel programs; a rustup toolchain stays what `cargo` and `rustc` mean"
+                );
+            }
+        }
+        for tool in &self.tools {
+            eprintln!(
+                "setup: missing {}, to be compiled by cargo (about {} on two cores)",
+                tool.name, tool.takes
+            );
+        }
+        if self.python {
+            eprintln!(
+                "setup: missing {}, to be installed into {} by pip",
+                python::CONTENT,
+                python::environment().display()
             );
         }
     }
-    for tool in tools {
-        eprintln!(
-            "setup: missing {}, to be compiled by cargo (about {} on two cores)",
-            tool.name, tool.takes
-        );
-    }
-}
 
-fn instructions(packages: &[&Package], tools: &[CargoTool]) -> String {
-    let names: Vec<_> = packages.iter().map(|package| package.name).collect();
-    let mut commands = vec![
-        "sudo apt-get update".to_owned(),
+    fn without_apt(&self) -> String {
+        let missing: Vec<_> = self.packages.iter().map(|package| package.proof).collect();
         format!(
-            "sudo apt-get install -y --no-install-recommends {}",
-            names.join(" ")
-        ),
-    ];
-    commands.extend(tools.iter().map(|tool| command::line(&tool.install())));
-    format!(
-        "packages are missing and there is neither root nor sudo without a password. Type:\n\n    {}\n\n\
-         then run this command again",
-        commands.join("\n    ")
-    )
+            "this host has no apt-get. Install what provides {}. In place of Debian's compiler a nightly does:\n\n    \
+             rustup toolchain install nightly --component rust-src\n    \
+             cargo install bpf-linker\n\nthen run this command again",
+            missing.join(", ")
+        )
+    }
+
+    fn instructions(&self) -> String {
+        let mut commands = vec![
+            "sudo apt-get update".to_owned(),
+            format!(
+                "sudo apt-get install -y --no-install-recommends {}",
+                self.names().join(" ")
+            ),
+        ];
+        commands.extend(self.tools.iter().map(|tool| command::line(&tool.install())));
+        format!(
+            "packages are missing and there is neither root nor sudo without a password. Type:\n\n    {}\n\n\
+             then run this command again",
+            commands.join("\n    ")
+        )
+    }
+
+    fn names(&self) -> Vec<&'static str> {
+        self.packages.iter().map(|package| package.name).collect()
+    }
 }

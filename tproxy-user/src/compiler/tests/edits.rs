@@ -33,7 +33,7 @@ fn probes_at(addresses: &[IpAddr]) -> Vec<Probe> {
         .filter(|(one, other)| one.is_ipv4() == other.is_ipv4())
         .map(|(source, destination)| Probe {
             scope: Scope::Forward,
-            owner: Owner { uid: 0, cgroup: 1 },
+            owner: Owner::user(0),
             protocol: Protocol::Tcp,
             interface: 2,
             source: (source, 2),

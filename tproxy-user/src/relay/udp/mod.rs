@@ -37,7 +37,7 @@ use super::side::Side;
 use super::stats::Counters;
 use super::token::Origin;
 use super::worker::Shared;
-use sessions::Sessions;
+use sessions::{Opened, Sessions};
 pub(super) use socket::prepare;
 use sys::{BATCH, Inbox, overflow};
 use table::Flow;
@@ -59,7 +59,7 @@ pub(super) struct Datagrams {
     inbox: Inbox,
     sessions: Sessions,
     /// Sessions whose first datagrams may still wait at the worker's socket, the oldest first.
-    unsettled: Vec<usize>,
+    unsettled: Vec<Opened>,
     /// How many batches of the worker's socket have been read since the first of them was opened.
     batches: u32,
     last_error: Occasional,
@@ -197,8 +197,8 @@ impl Datagrams {
 
     /// Lets the first `number` of the sessions that wait for it read their reply sockets.
     fn settle(&mut self, number: usize) {
-        for key in self.unsettled.drain(..number) {
-            self.sessions.settle(key);
+        for opened in self.unsettled.drain(..number) {
+            self.sessions.settle(opened);
         }
         if !self.unsettled.is_empty() {
             self.batches = 0;

@@ -16,6 +16,8 @@ use super::unreachable::{self, Reason};
 /// The raw sockets of a worker, made when they are first needed.
 #[derive(Debug, Default)]
 pub(super) struct RawSockets {
+    /// What their packets carry, as those of the sockets of sessions do.
+    mark: Option<u32>,
     udp_v4: Option<Socket>,
     udp_v6: Option<Socket>,
     icmp_v4: Option<Socket>,
@@ -23,6 +25,13 @@ pub(super) struct RawSockets {
 }
 
 impl RawSockets {
+    pub(super) fn new(mark: Option<u32>) -> Self {
+        Self {
+            mark,
+            ..Self::default()
+        }
+    }
+
     /// Sends a datagram from `source`. The kernel fragments it as needed.
     pub(super) fn reply(
         &mut self,
@@ -36,7 +45,7 @@ impl RawSockets {
             SocketAddr::V6(_) => (&mut self.udp_v6, Protocol::UDP),
         };
         send(
-            made(socket, source, protocol)?,
+            made(socket, source, protocol, self.mark)?,
             source,
             client,
             &[&header.to_bytes(), payload],
@@ -58,7 +67,7 @@ impl RawSockets {
             SocketAddr::V6(_) => (&mut self.icmp_v6, Protocol::ICMPV6),
         };
         send(
-            made(socket, destination, protocol)?,
+            made(socket, destination, protocol, self.mark)?,
             destination,
             client,
             &[&message],
@@ -93,15 +102,16 @@ fn made(
     socket: &mut Option<Socket>,
     address: SocketAddr,
     protocol: Protocol,
+    mark: Option<u32>,
 ) -> io::Result<&Socket> {
     match socket {
         Some(socket) => Ok(socket),
-        socket => Ok(socket.insert(make(address, protocol)?)),
+        socket => Ok(socket.insert(make(address, protocol, mark)?)),
     }
 }
 
 /// Makes a raw socket that sends from any address and receives nothing.
-fn make(address: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
+fn make(address: SocketAddr, protocol: Protocol, mark: Option<u32>) -> io::Result<Socket> {
     // `BPF_RET` of linux/bpf_common.h, with a constant: how many bytes to keep.
     const RETURN: u16 = 0x06;
 
@@ -121,6 +131,9 @@ fn make(address: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
     };
     socket.bind(&SocketAddr::from((nobody, 0)).into())?;
     allow_fragments(&socket, address)?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
     Ok(socket)
 }
 

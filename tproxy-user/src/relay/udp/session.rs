@@ -26,6 +26,8 @@ pub(super) struct Session {
     pub(super) upstream: Socket,
     /// When it was opened, since the worker's epoch.
     pub(super) opened: Duration,
+    /// Tells this session from others that had or will have its place in the table.
+    pub(super) serial: u32,
     /// Payload of the last datagram of the client, in bytes.
     pub(super) last_length: u16,
     pub(super) to_upstream: Account,
@@ -79,6 +81,7 @@ impl Session {
         (reply, upstream): (Option<Socket>, Socket),
         rule: RuleTag,
         opened: Duration,
+        serial: u32,
     ) -> Self {
         Self {
             destination,
@@ -87,6 +90,7 @@ impl Session {
             reply,
             upstream,
             opened,
+            serial,
             last_length: 0,
             to_upstream: Account::default(),
             to_client: Account::default(),

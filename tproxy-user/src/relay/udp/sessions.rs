@@ -45,6 +45,7 @@ pub(super) struct Sessions {
     counters: Arc<Counters>,
     /// The time since the worker's epoch, as of this round.
     now: Duration,
+    next_serial: u32,
     draining: bool,
     warnings: Warnings,
 }
@@ -53,9 +54,17 @@ pub(super) struct Sessions {
 #[derive(Debug, Default)]
 struct Warnings {
     own_port: Occasional,
+    fallback: Occasional,
     limit: Occasional,
     exhaustion: Occasional,
     raw: Occasional,
+}
+
+/// A session that was opened a moment ago, and may be over by now.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opened {
+    key: usize,
+    serial: u32,
 }
 
 /// A datagram that came to the reply socket of somebody else, before that was connected.
@@ -71,11 +80,12 @@ impl Sessions {
             ready: VecDeque::new(),
             unreported: Vec::new(),
             report_at: Duration::ZERO,
-            raw: RawSockets::default(),
+            raw: RawSockets::new(shared.settings.mark),
             registry,
             shared,
             counters,
             now: Duration::ZERO,
+            next_serial: 0,
             draining: false,
             warnings: Warnings::default(),
         }
@@ -108,26 +118,32 @@ impl Sessions {
         }
     }
 
-    /// Passes on datagrams of one flow that came to the worker's socket. Gives the key of the session
-    /// if they have opened it.
+    /// Passes on datagrams of one flow that came to the worker's socket, and names the session if they
+    /// have opened it.
     pub(super) fn arrive(
         &mut self,
         flow: Flow,
         inbox: &Inbox,
         range: Range<usize>,
-    ) -> Option<usize> {
-        let found = self.table.find(&flow);
-        let key = found.or_else(|| self.open(flow, inbox, &range));
-        match key {
-            Some(key) => self.pass_to_upstream(key, inbox, range),
-            None => self.counters.dropped.add(range.len() as u64),
+    ) -> Option<Opened> {
+        if let Some(key) = self.table.find(&flow) {
+            self.pass_to_upstream(key, inbox, range);
+            return None;
         }
-        if found.is_some() { None } else { key }
+        let Some(key) = self.open(flow, inbox, &range) else {
+            self.counters.dropped.add(range.len() as u64);
+            return None;
+        };
+        let serial = self.table.get_mut(key)?.serial;
+        self.pass_to_upstream(key, inbox, range);
+        Some(Opened { key, serial })
     }
 
     /// What had come to the worker's socket before this session was opened has been handled.
-    pub(super) fn settle(&mut self, key: usize) {
-        if let Some(session) = self.table.get_mut(key) {
+    pub(super) fn settle(&mut self, Opened { key, serial }: Opened) {
+        if let Some(session) = self.table.get_mut(key)
+            && session.serial == serial
+        {
             session.settled = true;
             self.queue(key);
         }

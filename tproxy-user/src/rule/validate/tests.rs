@@ -23,7 +23,6 @@ fn defaults_are_tcp_and_relay_that_fails_closed() {
     assert_eq!(rule.on_missing, OnMissing::Drop);
     assert_eq!((rule.life, rule.listener), (None, None));
     assert!(rule.source.is_any() && rule.destination.is_any());
-    assert_eq!(rule.without_effect(), None);
 }
 
 #[test]
@@ -48,10 +47,6 @@ fn every_key_has_its_meaning() {
     assert_eq!(rule.listener, Some("127.0.0.1:8080".parse().unwrap()));
     assert_eq!(rule.on_missing, OnMissing::Pass);
     assert_eq!(rule.life, Some(Duration::from_hours(2)));
-    assert_eq!(
-        rule.without_effect().unwrap(),
-        "takes nothing: scope local is not there yet"
-    );
 }
 
 #[test]
@@ -63,7 +58,7 @@ fn scopes_and_actions_are_told_apart() {
     ] {
         let rule = spec(|spec| spec.scope = word(name)).validate().unwrap();
         assert_eq!((rule.scope, scope_name(rule.scope)), (scope, name));
-        assert_eq!(rule.without_effect().is_none(), scope == Scope::Forward);
+        assert_eq!(rule.needs_transparent_listener(), scope != Scope::Inbound);
     }
     for (name, action) in [
         ("relay", Action::Relay),
@@ -73,6 +68,24 @@ fn scopes_and_actions_are_told_apart() {
     ] {
         let rule = spec(|spec| spec.action = word(name)).validate().unwrap();
         assert_eq!(rule.action, action);
+    }
+}
+
+#[test]
+fn every_action_is_there_for_every_protocol() {
+    for action in ["relay", "redirect", "pass", "drop", "reject"] {
+        for (proto, protocols) in [
+            ("tcp", &[Protocol::Tcp][..]),
+            ("udp", &[Protocol::Udp]),
+            ("any", &[Protocol::Tcp, Protocol::Udp]),
+        ] {
+            let rule = spec(|spec| {
+                spec.action = word(action);
+                spec.proto = word(proto);
+                spec.to = (action == "redirect").then(|| "127.0.0.1:80".into());
+            });
+            assert_eq!(rule.validate().unwrap().protocols, protocols, "{action}");
+        }
     }
 }
 
@@ -134,11 +147,7 @@ fn each_bad_word_is_named_with_its_flag() {
         ),
         (
             |spec| spec.source = word("server"),
-            "--source: \"server\" is not agent",
-        ),
-        (
-            |spec| spec.source = word("client"),
-            "--source: the relay cannot use the client's address yet: only agent is there",
+            "--source: \"server\" is not agent or client",
         ),
         (
             |spec| spec.expires = word("30"),
@@ -215,18 +224,24 @@ fn targets_fit_their_action() {
     });
     let redirect = redirect.validate().unwrap();
     assert_eq!(redirect.listener, Some("[::1]:8080".parse().unwrap()));
-    assert_eq!(
-        redirect.without_effect().unwrap(),
-        "takes nothing: action redirect is not there yet"
-    );
 }
 
 #[test]
 fn combinations_that_make_no_sense_name_both_keys() {
     assert_refused(&[
         (
-            |spec| spec.proto = word("udp"),
-            "--proto: relay takes tcp only: use action redirect, pass, drop or reject for udp and any",
+            |spec| {
+                spec.scope = word("local");
+                spec.source = word("client");
+            },
+            "--source: with scope local the client is this host, whose address servers see anyway: leave source out",
+        ),
+        (
+            |spec| {
+                spec.scope = word("inbound");
+                spec.source = word("client");
+            },
+            "--source: with scope inbound the server is this host, and its answers would go to the client, past the relay: leave source out",
         ),
         (
             |spec| spec.uid = vec!["0".into()],

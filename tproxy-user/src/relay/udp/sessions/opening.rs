@@ -16,6 +16,7 @@ use tproxy_common::flow::Protocol;
 use super::{Sessions, last_length};
 use crate::relay::intake::is_exhaustion;
 use crate::relay::side::Side;
+use crate::relay::source::{is_unusable, warn_of_fallback};
 use crate::relay::token::Origin;
 use crate::relay::udp::session::Session;
 use crate::relay::udp::socket;
@@ -58,12 +59,14 @@ impl Sessions {
             return None;
         }
         policy.opened(&admission.rule);
-        let mark = self.shared.settings.mark;
-        let sockets = open_sockets(flow, &admission, mark);
+        let sockets = self.open_sockets(&flow, &admission);
         let Admission { rule, client, .. } = admission;
         match sockets {
             Ok(sockets) => {
-                let session = Session::new((destination, client), sockets, rule, self.now);
+                let serial = self.next_serial;
+                self.next_serial = serial.wrapping_add(1);
+                let ends = (destination, client);
+                let session = Session::new(ends, sockets, rule, self.now, serial);
                 self.insert(flow, session)
             }
             Err((side, error)) => {
@@ -158,6 +161,55 @@ impl Sessions {
         Some(key)
     }
 
+    /// The sockets of a session. An error comes with the side that it is of.
+    fn open_sockets(
+        &mut self,
+        flow: &Flow,
+        admission: &Admission,
+    ) -> Result<(Option<Socket>, Socket), (Side, io::Error)> {
+        let upstream = self
+            .upstream_socket(flow, admission)
+            .map_err(|error| (Side::Upstream, error))?;
+        // A resolver of this host that binds its port to the wildcard, and does not share it, could
+        // not start while a socket has the port, at whatever address. A question has one answer, for
+        // which a socket would hardly be worth its making.
+        if Class::of(flow) == Class::Dns {
+            return Ok((None, upstream));
+        }
+        let mark = self.shared.settings.mark;
+        let reply = socket::reply(flow.destination, admission.client, mark)
+            .map_err(|error| (Side::Client, error))?;
+        Ok((reply, upstream))
+    }
+
+    /// The socket to upstream, from this host's address where it cannot be had from the client's.
+    fn upstream_socket(&mut self, flow: &Flow, admission: &Admission) -> io::Result<Socket> {
+        let mark = self.shared.settings.mark;
+        let upstream = admission.upstream;
+        if admission.source.is_none() {
+            return socket::upstream(upstream, None, mark);
+        }
+        match socket::upstream(upstream, admission.source, mark) {
+            Err(error) if is_unusable(&error) => {
+                let socket = socket::upstream(upstream, None, mark)?;
+                self.counters.fallbacks.add(1);
+                self.shared.policy.fell_back();
+                if self.warnings.fallback.is_due() {
+                    warn_of_fallback("udp", flow.client, upstream, &error);
+                }
+                Ok(socket)
+            }
+            opened => {
+                let socket = opened?;
+                if let Some(own) = socket.local_addr()?.as_socket() {
+                    let policy = &self.shared.policy;
+                    policy.awaits_answers(Protocol::Udp, own, upstream);
+                }
+                Ok(socket)
+            }
+        }
+    }
+
     fn not_opened(&mut self, side: Side, error: &io::Error) {
         if is_exhaustion(error) {
             self.counters.shed.add(1);
@@ -171,23 +223,4 @@ impl Sessions {
             self.counters.connect_failed.add(1);
         }
     }
-}
-
-/// The sockets of a session. An error comes with the side that it is of.
-fn open_sockets(
-    flow: Flow,
-    admission: &Admission,
-    mark: Option<u32>,
-) -> Result<(Option<Socket>, Socket), (Side, io::Error)> {
-    let upstream =
-        socket::upstream(admission.upstream, mark).map_err(|error| (Side::Upstream, error))?;
-    // A resolver of this host that binds its port to the wildcard, and does not share it, could not
-    // start while a socket has the port, at whatever address. A question has one answer, for which a
-    // socket would hardly be worth its making.
-    if Class::of(&flow) == Class::Dns {
-        return Ok((None, upstream));
-    }
-    let reply =
-        socket::reply(flow.destination, admission.client).map_err(|error| (Side::Client, error))?;
-    Ok((reply, upstream))
 }

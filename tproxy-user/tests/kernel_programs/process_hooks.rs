@@ -1,0 +1,680 @@
+//! Flows that processes of this host open, from the system call to the socket that gets them.
+
+use std::{
+    fs,
+    io::{self, ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
+    path::PathBuf,
+    process::Command,
+    thread,
+};
+
+use nix::errno::Errno;
+use socket2::{Domain, SockRef, Socket, Type};
+use tproxy_common::{
+    address::Address,
+    flow::Protocol,
+    handover::{Ends, Taken},
+    outcome::Outcome,
+};
+use tproxy_user::{
+    kernel::{LocalUdp, attach_process_hooks, detach_process_hooks},
+    rule::{Cgroup, Rule, RuleSpec},
+};
+
+use crate::{
+    neighbour::{
+        Addresses, FAR, NEAR, Neighbour, accept, any, attach_to_link, canonical, datagrams_at,
+        deliver, families, is_idle, listen, patient, receive,
+    },
+    sandbox::{
+        ASSIGNMENT, FIRST_SLOT, MARK, Sandbox, UPSTREAM_MARK, Workers, in_sandbox, ip, rule,
+        settings,
+    },
+};
+
+/// One port for each thing that can become of a flow, and one that no rule names.
+const RELAYED: u16 = 80;
+const PASSED: u16 = 81;
+const REJECTED: u16 = 82;
+const DROPPED: u16 = 83;
+const REDIRECTED: u16 = 84;
+const OPEN: u16 = 85;
+const UNNAMED: u16 = 86;
+
+fn to_port(port: u16, edit: impl FnOnce(&mut RuleSpec)) -> Rule {
+    local(|spec| {
+        spec.dport = vec![port.to_string()];
+        edit(spec);
+    })
+}
+
+fn local(edit: impl FnOnce(&mut RuleSpec)) -> Rule {
+    rule(|spec| {
+        spec.scope = Some("local".into());
+        spec.proto = Some("any".into());
+        edit(spec);
+    })
+}
+
+fn action(word: &str) -> impl FnOnce(&mut RuleSpec) {
+    move |spec| spec.action = Some(word.into())
+}
+
+fn redirect(spec: &mut RuleSpec) {
+    spec.action = Some("redirect".into());
+    spec.to = Some("127.0.0.1:8080".into());
+}
+
+fn rules() -> [Rule; 6] {
+    [
+        to_port(REDIRECTED, redirect),
+        to_port(RELAYED, |_| ()),
+        to_port(PASSED, action("pass")),
+        to_port(REJECTED, action("reject")),
+        to_port(DROPPED, action("drop")),
+        to_port(OPEN, |spec| spec.on_missing = Some("pass".into())),
+    ]
+}
+
+/// The hooks, attached while this lives, in a namespace with a neighbour that has servers.
+struct Setting<'a> {
+    sandbox: &'a Sandbox,
+    neighbour: Neighbour,
+    servers: Vec<(u16, TcpListener, UdpSocket)>,
+}
+
+fn in_setting(test: impl FnOnce(&Setting<'_>) + Send + 'static) {
+    in_sandbox(|sandbox| {
+        let neighbour = Neighbour::on_link();
+        attach_to_link(sandbox);
+        for Addresses { client, server, .. } in families() {
+            ip(&format!("route add {server} via {client}"));
+            neighbour.run(|| ip(&format!("addr add {server} dev lo")));
+        }
+        // It mirrors the routes.
+        deliver(&[NEAR], true);
+        sandbox.install(&rules());
+        let root = Cgroup::root().expect("control groups");
+        attach_process_hooks(sandbox.directory, &root, &settings()).expect("the hooks");
+        let servers = neighbour.run(servers);
+        let setting = Setting {
+            sandbox,
+            neighbour,
+            servers,
+        };
+        test(&setting);
+    });
+}
+
+impl Drop for Setting<'_> {
+    fn drop(&mut self) {
+        // They would stay as long as their pins, and these go with the namespace of mounts.
+        let _ = detach_process_hooks(self.sandbox.directory);
+    }
+}
+
+fn servers() -> Vec<(u16, TcpListener, UdpSocket)> {
+    let ports = [
+        RELAYED, PASSED, REJECTED, DROPPED, REDIRECTED, OPEN, UNNAMED,
+    ];
+    let server = |port| {
+        let address = SocketAddr::from(([0_u16; 8], port));
+        let udp = UdpSocket::bind(address).expect("a free port");
+        (port, listen(address), patient(udp))
+    };
+    ports.map(server).into()
+}
+
+impl Setting<'_> {
+    fn tcp(&self, port: u16) -> &TcpListener {
+        let mut servers = self.servers.iter();
+        &servers
+            .find(|server| server.0 == port)
+            .expect("it is there")
+            .1
+    }
+
+    fn udp(&self, port: u16) -> &UdpSocket {
+        let mut servers = self.servers.iter();
+        &servers
+            .find(|server| server.0 == port)
+            .expect("it is there")
+            .2
+    }
+
+    /// Has the rule for redirected flows hand them to these sockets.
+    fn redirect_to(&self, tcp: &TcpListener, udp: &UdpSocket) {
+        let maps = &self.sandbox.maps;
+        let tcp = tcp.try_clone().expect("a duplicate").into();
+        let udp = udp.try_clone().expect("a duplicate").into();
+        for (protocol, socket) in [(Protocol::Tcp, &tcp), (Protocol::Udp, &udp)] {
+            let set = maps.set_redirect_member(protocol, FIRST_SLOT, 2, socket);
+            set.expect("the socket is taken");
+        }
+    }
+
+    /// How often each of these occurred while something was done.
+    fn occurred<R>(&self, action: impl FnOnce() -> R) -> (R, Vec<(Outcome, u64)>) {
+        let before = self.sandbox.outcomes();
+        let result = action();
+        let mut moved = self.sandbox.moved_since(&before);
+        moved.retain(|(outcome, _)| *outcome as u32 >= Outcome::LocalMarked as u32);
+        (result, moved)
+    }
+}
+
+/// Sockets of a worker that fail a test rather than to hang it.
+fn of_worker(workers: &Workers) -> (TcpListener, UdpSocket) {
+    let listener = &workers.listeners[0];
+    let tcp = listener.tcp.try_clone().expect("a duplicate");
+    let limit = Some(crate::neighbour::PATIENCE);
+    SockRef::from(&tcp)
+        .set_read_timeout(limit)
+        .expect("an option");
+    (tcp, patient(listener.udp.try_clone().expect("a duplicate")))
+}
+
+fn at(family: Addresses, port: u16) -> SocketAddr {
+    SocketAddr::new(family.server, port)
+}
+
+#[track_caller]
+fn assert_errno<T: std::fmt::Debug>(result: io::Result<T>, errno: Errno) {
+    let error = result.expect_err("it is refused");
+    assert_eq!(error.raw_os_error(), Some(errno as i32), "{error}");
+}
+
+/// A connection comes to this listener as what it is: with the address that it would have without us.
+#[track_caller]
+fn assert_accepted(family: Addresses, port: u16, listener: &TcpListener) {
+    let target = at(family, port);
+    let mut client = TcpStream::connect(target).expect("a connection");
+    let (mut accepted, destination, source) = accept(listener);
+    assert_eq!(destination, target);
+    assert_eq!(source, client.local_addr().expect("an address"));
+    assert_eq!(source.ip(), family.own);
+    client.write_all(b"?").expect("a connection");
+    accepted.read_exact(&mut [0]).expect("a connection");
+    accepted.write_all(b"!").expect("a connection");
+    client.read_exact(&mut [0]).expect("a connection");
+}
+
+#[test]
+fn connections_of_this_host_go_where_their_rules_say() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        let redirected = listen("[::]:0".parse().unwrap());
+        setting.redirect_to(&redirected, &datagrams_at("[::]:0".parse().unwrap()));
+        for family in families() {
+            for (port, listener, outcome) in [
+                (RELAYED, &relay, Outcome::LocalTaken),
+                (OPEN, &relay, Outcome::LocalTaken),
+                (REDIRECTED, &redirected, Outcome::LocalTaken),
+                (PASSED, setting.tcp(PASSED), Outcome::LocalPassed),
+                (UNNAMED, setting.tcp(UNNAMED), Outcome::LocalNoRule),
+            ] {
+                let ((), moved) = setting.occurred(|| assert_accepted(family, port, listener));
+                assert_eq!(moved, [(outcome, 1)], "{family:?} {port}");
+            }
+            for (port, errno, outcome) in [
+                (REJECTED, Errno::ECONNREFUSED, Outcome::LocalRejected),
+                (DROPPED, Errno::EPERM, Outcome::LocalDropped),
+            ] {
+                let connect = || TcpStream::connect(at(family, port));
+                let (result, moved) = setting.occurred(connect);
+                assert_errno(result, errno);
+                assert_eq!(moved, [(outcome, 1)], "{family:?} {port}");
+            }
+        }
+        for port in [RELAYED, REJECTED, DROPPED, REDIRECTED, OPEN] {
+            assert!(is_idle(setting.tcp(port)), "{port}");
+        }
+    });
+}
+
+/// An IPv6 socket that names an IPv4 address goes by the rules for IPv4.
+#[test]
+fn a_connection_to_a_mapped_address_is_one_of_ipv4() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, datagrams) = of_worker(&workers);
+        let [v4, _] = families();
+        setting
+            .sandbox
+            .install(&[local(|spec| spec.dst = vec!["192.0.2.0/24".into()])]);
+        let std::net::IpAddr::V4(server) = v4.server else {
+            panic!("an IPv4 address");
+        };
+        let mapped = SocketAddr::new(server.to_ipv6_mapped().into(), RELAYED);
+        let client = TcpStream::connect(mapped).expect("a connection");
+        let (_accepted, destination, source) = accept(&relay);
+        assert_eq!(destination, at(v4, RELAYED));
+        assert_eq!(source, canonical(client.local_addr().expect("an address")));
+        let socket = UdpSocket::bind("[::]:0").expect("a socket");
+        socket.connect(mapped).expect("a way");
+        socket.send(b"question").expect("a datagram");
+        assert_eq!(receive(&datagrams).0, b"question");
+    });
+}
+
+/// A connected socket has the address that it would have without us, and is answered from where it is
+/// connected to.
+#[test]
+fn datagrams_of_connected_sockets_go_where_their_rules_say() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (_, relay) = of_worker(&workers);
+        let redirected = datagrams_at("[::]:0".parse().unwrap());
+        setting.redirect_to(&listen("[::]:0".parse().unwrap()), &redirected);
+        for family in families() {
+            for (port, socket) in [
+                (RELAYED, &relay),
+                (OPEN, &relay),
+                (REDIRECTED, &redirected),
+                (PASSED, setting.udp(PASSED)),
+                (UNNAMED, setting.udp(UNNAMED)),
+            ] {
+                let target = at(family, port);
+                let client = patient(UdpSocket::bind(any(target)).expect("a socket"));
+                client.connect(target).expect("a way");
+                let own = client.local_addr().expect("an address");
+                assert_eq!(own.ip(), family.own, "{port}");
+                client.send(b"question").expect("a datagram");
+                let (question, source) = receive(socket);
+                assert_eq!((question.as_slice(), source), (&b"question"[..], own));
+                if ![PASSED, UNNAMED].contains(&port) {
+                    let answering = datagrams_at(target);
+                    answering.send_to(b"answer", own).expect("a datagram");
+                    assert_eq!(receive(&client), (b"answer".to_vec(), target));
+                }
+            }
+            let connect = |port| {
+                let client = UdpSocket::bind(any(at(family, port))).expect("a socket");
+                client.connect(at(family, port))
+            };
+            assert_errno(connect(REJECTED), Errno::ECONNREFUSED);
+            assert_errno(connect(DROPPED), Errno::EPERM);
+        }
+    });
+}
+
+/// One that names a destination with each datagram is answered at a stand-in for its address.
+#[test]
+fn datagrams_of_other_sockets_go_where_their_rules_say() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (_, relay) = of_worker(&workers);
+        let redirected = datagrams_at("[::]:0".parse().unwrap());
+        setting.redirect_to(&listen("[::]:0".parse().unwrap()), &redirected);
+        for family in families() {
+            let client = patient(UdpSocket::bind(any(at(family, 0))).expect("a socket"));
+            let port_of_client = client.local_addr().expect("an address").port();
+            let stand_in = if family.own.is_ipv4() {
+                ASSIGNMENT.stand_in_v4().into()
+            } else {
+                ASSIGNMENT.stand_in_v6().into()
+            };
+            // To one after another, by one socket.
+            for (port, socket, from) in [
+                (RELAYED, &relay, stand_in),
+                (PASSED, setting.udp(PASSED), family.own),
+                (REDIRECTED, &redirected, stand_in),
+                (UNNAMED, setting.udp(UNNAMED), family.own),
+                (OPEN, &relay, stand_in),
+            ] {
+                let target = at(family, port);
+                client.send_to(b"question", target).expect("a datagram");
+                let (question, source) = receive(socket);
+                assert_eq!(question, b"question");
+                assert_eq!(source, SocketAddr::new(from, port_of_client), "{port}");
+                if from == stand_in {
+                    let answering = datagrams_at(target);
+                    answering.send_to(b"answer", source).expect("a datagram");
+                    assert_eq!(receive(&client), (b"answer".to_vec(), target));
+                }
+            }
+            let send = |port| client.send_to(b"question", at(family, port));
+            assert_errno(send(REJECTED), Errno::ECONNREFUSED);
+            assert_errno(send(DROPPED), Errno::EPERM);
+        }
+    });
+}
+
+#[test]
+fn on_missing_decides_when_nobody_is_there() {
+    in_setting(|setting| {
+        drop(setting.sandbox.start_workers(1));
+        for family in families() {
+            assert_accepted(family, OPEN, setting.tcp(OPEN));
+            for port in [RELAYED, REDIRECTED] {
+                assert_errno(TcpStream::connect(at(family, port)), Errno::ECONNREFUSED);
+                let client = UdpSocket::bind(any(at(family, port))).expect("a socket");
+                let sent = client.send_to(b"question", at(family, port));
+                assert_errno(sent, Errno::ECONNREFUSED);
+                assert_errno(client.connect(at(family, port)), Errno::ECONNREFUSED);
+            }
+        }
+        // An agent that drains leaves new flows alone.
+        let workers = setting.sandbox.start_workers(1);
+        let maps = &setting.sandbox.maps;
+        let state = maps.agent().expect("the state").draining();
+        maps.set_agent(state).expect("the state");
+        for family in families() {
+            assert_accepted(family, RELAYED, setting.tcp(RELAYED));
+        }
+        drop(workers);
+    });
+}
+
+/// Sockets with a mark of somebody's, addresses of this host and of its links, and other namespaces.
+#[test]
+fn what_is_none_of_ours_is_left_alone() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, datagrams) = of_worker(&workers);
+        setting.sandbox.install(&[local(|_| ())]);
+        for family in families() {
+            for mark in [UPSTREAM_MARK, 1] {
+                let target = at(family, RELAYED);
+                let socket = Socket::new(Domain::for_address(target), Type::STREAM, None);
+                let socket = socket.expect("a socket");
+                socket.set_mark(mark).expect("an option");
+                socket.connect(&target.into()).expect("a connection");
+                assert_eq!(accept(setting.tcp(RELAYED)).1, target);
+                assert_eq!(socket.mark().expect("an option"), mark);
+            }
+            // To itself.
+            let own = listen(SocketAddr::new(family.own, 0));
+            let address = own.local_addr().expect("an address");
+            let _client = TcpStream::connect(address).expect("a connection");
+            assert_eq!(accept(&own).1, address);
+            // From elsewhere.
+            let target = at(family, RELAYED);
+            let _client = setting.neighbour.connect(target).expect("a connection");
+            assert_eq!(accept(setting.tcp(RELAYED)).1, target);
+        }
+        ip(&format!("route add 169.254.0.0/16 dev {NEAR}"));
+        setting
+            .neighbour
+            .run(|| ip(&format!("addr add 169.254.169.254/16 dev {FAR}")));
+        let metadata: SocketAddr = (([169, 254, 169, 254]), RELAYED).into();
+        let _client = TcpStream::connect(metadata).expect("a connection");
+        assert_eq!(accept(setting.tcp(RELAYED)).1, metadata);
+        assert!(is_idle(&relay));
+        let named = local(|spec| spec.dst = vec!["169.254.169.254".into()]);
+        setting.sandbox.install(&[named]);
+        let _client = TcpStream::connect(metadata).expect("a connection");
+        assert_eq!(accept(&relay).1, metadata);
+        let client = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        client.send_to(b"question", metadata).expect("a datagram");
+        assert_eq!(receive(&datagrams).0, b"question");
+    });
+}
+
+/// A socket that is connected again goes by what its new destination says.
+#[test]
+fn a_socket_that_is_connected_again_is_decided_about_again() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, datagrams) = of_worker(&workers);
+        for family in families() {
+            let client = UdpSocket::bind(any(at(family, 0))).expect("a socket");
+            for (port, socket) in [
+                (RELAYED, &datagrams),
+                (PASSED, setting.udp(PASSED)),
+                (OPEN, &datagrams),
+                (UNNAMED, setting.udp(UNNAMED)),
+            ] {
+                client.connect(at(family, port)).expect("a way");
+                client.send(b"question").expect("a datagram");
+                assert_eq!(receive(socket).0, b"question", "{port}");
+                let mark = SockRef::from(&client).mark().expect("an option");
+                let is_taken = [RELAYED, OPEN].contains(&port);
+                assert_eq!(mark, if is_taken { MARK } else { 0 }, "{port}");
+            }
+            // TCP is connected again when it was refused.
+            let target = at(family, REJECTED);
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None);
+            let socket = socket.expect("a socket");
+            let refused = socket.connect(&target.into()).expect_err("it is refused");
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+            socket
+                .connect(&at(family, RELAYED).into())
+                .expect("a connection");
+            assert_eq!(accept(&relay).1, at(family, RELAYED));
+        }
+    });
+}
+
+/// Rules hold for the users that they name: a process is known by its real user.
+#[test]
+fn rules_hold_for_users() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        setting
+            .sandbox
+            .install(&[local(|spec| spec.uid = vec!["1000-1999".into()])]);
+        for family in families() {
+            for (user, listener) in [
+                (999, setting.tcp(RELAYED)),
+                (1000, &relay),
+                (1999, &relay),
+                (2000, setting.tcp(RELAYED)),
+            ] {
+                let target = at(family, RELAYED);
+                let connect = || {
+                    become_user(user);
+                    TcpStream::connect(target)
+                };
+                let client = thread::scope(|scope| scope.spawn(connect).join());
+                let _client = client.expect("a thread").expect("a connection");
+                assert_eq!(accept(listener).1, target, "{user}");
+            }
+        }
+    });
+}
+
+/// Of the calling thread alone: the call of the C library would change all threads.
+fn become_user(user: libc::uid_t) {
+    // SAFETY: the call takes three numbers.
+    let result = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
+    assert_eq!(result, 0, "setresuid");
+}
+
+/// What was decided about a connection that is over does not stick to its socket.
+#[test]
+fn a_tcp_socket_forgets_where_it_was_connected_to() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        for family in families() {
+            let target = at(family, RELAYED);
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None);
+            let socket = socket.expect("a socket");
+            for (port, listener) in [
+                (RELAYED, &relay),
+                (PASSED, setting.tcp(PASSED)),
+                (OPEN, &relay),
+                (UNNAMED, setting.tcp(UNNAMED)),
+            ] {
+                let target = at(family, port);
+                socket.connect(&target.into()).expect("a connection");
+                let (accepted, destination, _) = accept(listener);
+                assert_eq!(destination, target);
+                // Whoever closes first has the port for a while: not the socket, which goes on.
+                drop(accepted);
+                disconnect(&socket);
+            }
+        }
+    });
+}
+
+/// Ends the connection of a socket, which can be connected again (`AF_UNSPEC`, connect(2)).
+fn disconnect(socket: &Socket) {
+    let nowhere = libc::sockaddr {
+        sa_family: 0,
+        sa_data: [0; 14],
+    };
+    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr>()).expect("a small number");
+    // SAFETY: the address lives through the call, and is of this length.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nowhere, length) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// A socket that is bound to an address takes answers there alone, so that is noted for the relay.
+#[test]
+fn the_address_of_a_bound_socket_is_noted() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (_, relay) = of_worker(&workers);
+        let noted = LocalUdp::open(&setting.sandbox.maps).expect("the table");
+        for family in families() {
+            let target = at(family, RELAYED);
+            for (bound, address) in [
+                (any(target), None),
+                (SocketAddr::new(family.own, 0), Some(family.own)),
+            ] {
+                let client = UdpSocket::bind(bound).expect("a socket");
+                client.send_to(b"question", target).expect("a datagram");
+                let (question, source) = receive(&relay);
+                assert_eq!(question, b"question");
+                assert_ne!(source.ip(), family.own);
+                let entry = noted.of_port(source.port());
+                let expected = address.map(|address| Address::from(address).mapped_octets());
+                assert_eq!(entry.bound(), expected);
+                let ends = Ends {
+                    protocol: Protocol::Udp,
+                    source: source.ip().into(),
+                    source_port: source.port(),
+                    destination: target.ip().into(),
+                    destination_port: target.port(),
+                };
+                let slot = FIRST_SLOT + 1;
+                let taken = Taken {
+                    slot,
+                    redirected: false,
+                };
+                assert_eq!(entry.taken(&ends), Some(taken));
+            }
+        }
+    });
+}
+
+/// Rules hold for the groups that they name and for those below; a process is in its own and all above.
+#[test]
+fn rules_hold_for_control_groups_and_those_below() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        let outer = Group::new(&format!("tproxy-test-{}", std::process::id()));
+        let inner = Group::below(&outer, "service");
+        let deepest = Group::below(&inner, "worker");
+        let beside = Group::below(&outer, "servic");
+        for family in families() {
+            for (named, members, others) in [
+                (&outer, vec![&outer, &inner, &deepest, &beside], vec![]),
+                (&inner, vec![&inner, &deepest], vec![&outer, &beside]),
+                (&deepest, vec![&deepest], vec![&inner, &outer]),
+            ] {
+                setting.sandbox.install(&[local(|spec| {
+                    spec.cgroup = vec![named.0.clone()];
+                })]);
+                let members = members.into_iter().map(|group| (group, &relay));
+                let others = others
+                    .into_iter()
+                    .map(|group| (group, setting.tcp(RELAYED)));
+                for (group, listener) in members.chain(others) {
+                    let target = at(family, RELAYED);
+                    group.connect(target);
+                    assert_eq!(accept(listener).1, target, "{} in {}", group.0, named.0);
+                }
+                // This process is in none of them.
+                let _client = TcpStream::connect(at(family, RELAYED)).expect("a connection");
+                assert_eq!(accept(setting.tcp(RELAYED)).1, at(family, RELAYED));
+            }
+        }
+    });
+}
+
+/// A control group, by its path.
+struct Group(String);
+
+impl Group {
+    fn new(path: &str) -> Self {
+        let root = Cgroup::root().expect("control groups");
+        fs::create_dir(root.join(path)).expect("a control group");
+        Self(path.to_owned())
+    }
+
+    fn below(above: &Self, name: &str) -> Self {
+        Self::new(&format!("{}/{name}", above.0))
+    }
+
+    fn directory(&self) -> PathBuf {
+        Cgroup::root().expect("control groups").join(&self.0)
+    }
+
+    /// Has a process of the group connect to an address.
+    fn connect(&self, target: SocketAddr) {
+        let script = format!(
+            "echo $$ >{}/cgroup.procs; exec 3<>/dev/tcp/{}/{}",
+            self.directory().display(),
+            target.ip(),
+            target.port()
+        );
+        let connected = Command::new("bash").args(["-c", &script]).status();
+        assert!(connected.expect("bash runs").success(), "{script}");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Those below go first, and processes have ended by now.
+        let _ = fs::remove_dir(self.directory());
+    }
+}
+
+/// What another program brings to the loopback device is its own: another instance's flows, for example.
+#[test]
+fn flows_that_others_bring_here_are_theirs() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        for family in ["-4", "-6"] {
+            ip(&format!("{family} rule add iif lo fwmark 1 lookup 100"));
+            ip(&format!(
+                "{family} route add local default dev lo table 100"
+            ));
+        }
+        let forwarded = rule(|spec| spec.proto = Some("any".into()));
+        for rules in [vec![forwarded.clone()], vec![forwarded, local(|_| ())]] {
+            setting.sandbox.install(&rules);
+            for family in families() {
+                let target = at(family, RELAYED);
+                let theirs = listen(SocketAddr::from(([0_u16; 8], RELAYED)));
+                let socket = Socket::new(Domain::for_address(target), Type::STREAM, None);
+                let socket = socket.expect("a socket");
+                socket.set_mark(1).expect("an option");
+                let own = SocketAddr::new(family.own, 0);
+                socket.bind(&own.into()).expect("an address");
+                socket.connect(&target.into()).expect("a connection");
+                assert_eq!(accept(&theirs).1, target);
+                let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None);
+                let socket = socket.expect("a socket");
+                socket.set_mark(1).expect("an option");
+                let own = SocketAddr::new(family.own, 0);
+                socket.bind(&own.into()).expect("an address");
+                let theirs = datagrams_at(SocketAddr::from(([0_u16; 8], RELAYED)));
+                socket
+                    .send_to(b"question", &target.into())
+                    .expect("a datagram");
+                assert_eq!(receive(&theirs).0, b"question");
+            }
+        }
+        assert!(is_idle(&relay));
+    });
+}

@@ -1,0 +1,255 @@
+//! Flows that arrive on an attached interface, all the way to the socket that gets them.
+
+use std::{
+    io::{self, ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::fd::OwnedFd,
+};
+
+use tproxy_common::{flow::Protocol, outcome::Outcome, sockets::MEMBERS};
+use tproxy_user::rule::{Rule, RuleSpec};
+
+use crate::{
+    neighbour::{
+        Addresses, NEAR, Neighbour, accept, attach_to_link, datagrams_at, deliver, families,
+        is_idle, listen, receive, sysctl, wait_until,
+    },
+    sandbox::{FIRST_SLOT, Sandbox, in_sandbox, rule, words},
+};
+
+fn any_of(family: Addresses) -> &'static str {
+    if family.own.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    }
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+/// Runs a test beside a neighbour, whose flows come through the programs.
+fn beside_a_neighbour(test: impl FnOnce(&Sandbox, &Neighbour) + Send + 'static) {
+    in_sandbox(|sandbox| {
+        let neighbour = Neighbour::on_link();
+        attach_to_link(sandbox);
+        deliver(&[NEAR], false);
+        test(sandbox, &neighbour);
+    });
+}
+
+/// A rule for a port, for both protocols.
+fn to_port(port: &str, edit: impl FnOnce(&mut RuleSpec)) -> Rule {
+    rule(|spec| {
+        spec.proto = Some("any".into());
+        spec.dport = words(&[port]);
+        edit(spec);
+    })
+}
+
+fn redirect(spec: &mut RuleSpec) {
+    spec.action = Some("redirect".into());
+    spec.to = Some("127.0.0.1:8080".into());
+}
+
+/// Has the rule with the first slot hand its flows to this socket.
+fn put(sandbox: &Sandbox, protocol: Protocol, member: usize, socket: &OwnedFd) {
+    let set = sandbox
+        .maps
+        .set_redirect_member(protocol, FIRST_SLOT, member, socket);
+    set.expect("the socket is taken");
+}
+
+fn remove(sandbox: &Sandbox, protocol: Protocol, member: usize) {
+    let removed = sandbox
+        .maps
+        .remove_redirect_member(protocol, FIRST_SLOT, member);
+    removed.expect("the place is emptied");
+}
+
+fn duplicate(listener: &TcpListener) -> OwnedFd {
+    listener.try_clone().expect("a duplicate").into()
+}
+
+fn duplicate_udp(socket: &UdpSocket) -> OwnedFd {
+    socket.try_clone().expect("a duplicate").into()
+}
+
+#[track_caller]
+fn assert_refused<T: std::fmt::Debug>(result: io::Result<T>) {
+    let error = result.expect_err("nobody is there");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}
+
+/// Whatever place of the rule has its socket; what the rule does not match goes to a worker.
+#[test]
+fn a_redirected_connection_comes_to_its_listener_from_every_place() {
+    beside_a_neighbour(|sandbox, neighbour| {
+        let workers = sandbox.start_workers(1);
+        sandbox.install(&[to_port("80", redirect), to_port("81", |_| ())]);
+        let listener = listen(address("[::]:0"));
+        for family in families() {
+            let target = SocketAddr::new(family.server, 80);
+            assert_refused(neighbour.connect(target));
+            for member in 0..MEMBERS as usize {
+                put(sandbox, Protocol::Tcp, member, &duplicate(&listener));
+                let client = neighbour.connect(target).expect("a connection");
+                let (_accepted, destination, source) = accept(&listener);
+                assert_eq!((destination, source.ip()), (target, family.client));
+                drop(client);
+                remove(sandbox, Protocol::Tcp, member);
+            }
+            assert_refused(neighbour.connect(target));
+            let other = SocketAddr::new(family.server, 81);
+            let _client = neighbour.connect(other).expect("a connection");
+            let (_accepted, destination, _) = accept(&workers.listeners[0].tcp);
+            assert_eq!(destination, other);
+        }
+        assert!(is_idle(&listener));
+        assert_eq!(sandbox.occurred(Outcome::Missing), 0);
+    });
+}
+
+/// A place whose socket cannot have the flow is passed over.
+#[test]
+fn a_redirected_connection_comes_to_a_listener_of_its_family() {
+    beside_a_neighbour(|sandbox, neighbour| {
+        let _workers = sandbox.start_workers(1);
+        sandbox.install(&[to_port("80", redirect)]);
+        let [v4, v6] = families();
+        let of = |family| listen(address(any_of(family)));
+        let (listener_v4, listener_v6) = (of(v4), listen_v6_only());
+        for order in [[&listener_v4, &listener_v6], [&listener_v6, &listener_v4]] {
+            for (member, listener) in order.into_iter().enumerate() {
+                put(sandbox, Protocol::Tcp, member, &duplicate(listener));
+            }
+            for (family, listener) in [(v4, &listener_v4), (v6, &listener_v6)] {
+                let target = SocketAddr::new(family.server, 80);
+                let _client = neighbour.connect(target).expect("a connection");
+                assert_eq!(accept(listener).1, target);
+            }
+        }
+        // One for IPv4 alone is nobody for IPv6.
+        put(sandbox, Protocol::Tcp, 0, &duplicate(&listener_v4));
+        remove(sandbox, Protocol::Tcp, 1);
+        assert_refused(neighbour.connect(SocketAddr::new(v6.server, 80)));
+    });
+}
+
+fn listen_v6_only() -> TcpListener {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None).expect("a socket");
+    socket.set_only_v6(true).expect("an option");
+    socket.set_ip_transparent_v4(true).expect("an option");
+    socket.bind(&address("[::]:0").into()).expect("a free port");
+    socket.listen(128).expect("a listener");
+    let limit = socket.set_read_timeout(Some(crate::neighbour::PATIENCE));
+    limit.expect("an option");
+    socket.into()
+}
+
+/// Every SYN is answered with a cookie, so that the last ACK finds no socket but the listener.
+#[test]
+fn connections_are_made_by_cookies_of_whoever_listens() {
+    beside_a_neighbour(|sandbox, neighbour| {
+        sysctl("net.ipv4.tcp_syncookies", "2");
+        let workers = sandbox.start_workers(2);
+        sandbox.install(&[to_port("80", redirect), to_port("81", |_| ())]);
+        let of_v4 = listen(address("0.0.0.0:0"));
+        let of_v6 = listen_v6_only();
+        // Each family's is behind the other's.
+        for order in [[&of_v4, &of_v6], [&of_v6, &of_v4]] {
+            for (member, listener) in order.into_iter().enumerate() {
+                put(sandbox, Protocol::Tcp, member, &duplicate(listener));
+            }
+            for (family, listener) in families().into_iter().zip([&of_v4, &of_v6]) {
+                let cookies = sandbox.occurred(Outcome::SynCookie);
+                let target = SocketAddr::new(family.server, 80);
+                let mut client = neighbour.connect(target).expect("a connection");
+                let (mut accepted, destination, _) = accept(listener);
+                assert_eq!(destination, target);
+                client.write_all(b"?").expect("a connection");
+                accepted.read_exact(&mut [0]).expect("a connection");
+                let seen = sandbox.moved_since(&[0; _]);
+                assert!(
+                    sandbox.occurred(Outcome::SynCookie) > cookies,
+                    "{target}: {seen:?}"
+                );
+            }
+        }
+        for family in families() {
+            let cookies = sandbox.occurred(Outcome::SynCookie);
+            let target = SocketAddr::new(family.server, 81);
+            let mut client = neighbour.connect(target).expect("a connection");
+            client.write_all(b"?").expect("a connection");
+            wait_until(|| sandbox.occurred(Outcome::Established) > 0);
+            assert!(sandbox.occurred(Outcome::SynCookie) > cookies, "{target}");
+        }
+        drop(workers);
+    });
+}
+
+#[test]
+fn datagrams_come_to_a_worker_or_to_who_they_are_redirected_to() {
+    beside_a_neighbour(|sandbox, neighbour| {
+        let workers = sandbox.start_workers(1);
+        sandbox.install(&[to_port("80", redirect), to_port("81", |_| ())]);
+        let redirected = datagrams_at(address("[::]:0"));
+        put(sandbox, Protocol::Udp, 2, &duplicate_udp(&redirected));
+        let worker = &workers.listeners[0].udp;
+        let limit = worker.set_read_timeout(Some(crate::neighbour::PATIENCE));
+        limit.expect("an option");
+        for family in families() {
+            for (port, socket) in [(80, &redirected), (81, worker)] {
+                let target = SocketAddr::new(family.server, port);
+                let client = neighbour.datagrams_to(target);
+                client.send(b"question").expect("a datagram");
+                let (question, source) = receive(socket);
+                assert_eq!(question, b"question");
+                assert_eq!(source, client.local_addr().expect("an address"));
+                // From where the client sent to.
+                let answering = datagrams_at(target);
+                answering.send_to(b"answer", source).expect("a datagram");
+                let mut answer = [0; 16];
+                let length = client.recv(&mut answer).expect("an answer");
+                assert_eq!(&answer[..length], b"answer");
+            }
+        }
+    });
+}
+
+/// A session's own socket gets what follows, whatever the rules say by then.
+#[test]
+fn datagrams_of_a_connected_socket_stay_with_it() {
+    beside_a_neighbour(|sandbox, neighbour| {
+        let workers = sandbox.start_workers(1);
+        let worker = &workers.listeners[0].udp;
+        let limit = worker.set_read_timeout(Some(crate::neighbour::PATIENCE));
+        limit.expect("an option");
+        for family in families() {
+            sandbox.install(&[to_port("81", |_| ())]);
+            let target = SocketAddr::new(family.server, 81);
+            let client = neighbour.datagrams_to(target);
+            client.send(b"first").expect("a datagram");
+            let (_, source) = receive(worker);
+            let session = datagrams_at(target);
+            session.connect(source).expect("a way");
+            sandbox.install(&[]);
+            let before = sandbox.occurred(Outcome::EstablishedUdp);
+            for _ in 0..3 {
+                client.send(b"later").expect("a datagram");
+                assert_eq!(receive(&session).0, b"later");
+            }
+            assert_eq!(sandbox.occurred(Outcome::EstablishedUdp), before + 3);
+            drop(session);
+            let before = sandbox.occurred(Outcome::NoRule);
+            client.send(b"too late").expect("a datagram");
+            wait_until(|| sandbox.occurred(Outcome::NoRule) > before);
+            assert_eq!(
+                sandbox.occurred(Outcome::EstablishedUdp),
+                3 + 3 * u64::from(family.own.is_ipv6())
+            );
+        }
+    });
+}
