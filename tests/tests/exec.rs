@@ -9,7 +9,10 @@ use std::{
     sync::{Mutex, mpsc},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 use tempfile::TempDir;
 use tproxy_tests::{
     Cli, Exchange, Family, FlowLine, Lab, Snapshot,
@@ -111,14 +114,14 @@ fn processes_that_the_command_did_not_start_go_direct() {
     let scripts = Scripts::new();
     for family in FAMILIES {
         let target = SocketAddr::new(family.near(), 80);
-        let curl = command_line(target);
+        let words = command_line(target);
+        let words = words.split(' ').map(|word| format!("'{word}'"));
+        let curl = words.collect::<Vec<_>>().join(" ");
         let go = scripts.path("go");
+        mkfifo(&go, Mode::S_IRWXU).unwrap();
         let script = scripts.write(
             "waits",
-            &format!(
-                "echo ready; until [ -e {} ]; do :; done; sh -c '{curl}'",
-                go.display()
-            ),
+            &format!("echo ready; read word < {}; {curl}", go.display()),
         );
         let mut running = start(&lab, &unique_instance(), &format!("-- sh {script}"));
         assert!(
@@ -128,7 +131,7 @@ fn processes_that_the_command_did_not_start_go_direct() {
                 .is_some()
         );
         Exchange::of(&lab.gateway, target).assert_unproxied();
-        fs::write(&go, "").unwrap();
+        fs::write(&go, "go\n").unwrap();
         let asked = Attempt::end_of("", &mut running);
         let exchange = Exchange::told(&asked.stdout, target).expect("the answer of a witness");
         assert_ne!(exchange.seen_client, exchange.client, "{asked:?}");
