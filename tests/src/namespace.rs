@@ -192,13 +192,23 @@ impl Namespace {
     pub fn wait_for_listener(&self, port: u16) {
         wait::until(
             &format!("a listener at port {port} in {}", self.name),
-            || {
-                (self.proc_net("tcp") + &self.proc_net("tcp6"))
-                    .lines()
-                    .any(|line| is_listener(line, port))
-                    .then_some(())
-            },
+            || self.has_listener(port).then_some(()),
         );
+    }
+
+    /// Waits until no socket listens at TCP `port` inside.
+    #[track_caller]
+    pub fn wait_for_no_listener(&self, port: u16) {
+        wait::until(
+            &format!("the end of the listeners at port {port} in {}", self.name),
+            || (!self.has_listener(port)).then_some(()),
+        );
+    }
+
+    fn has_listener(&self, port: u16) -> bool {
+        (self.proc_net("tcp") + &self.proc_net("tcp6"))
+            .lines()
+            .any(|line| is_listener(line, port))
     }
 
     /// Connects to `target` from inside, within the time that anything may take.

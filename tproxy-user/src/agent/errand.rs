@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::process::ExitStatusExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitStatus,
 };
 
@@ -19,6 +19,9 @@ use tokio::process::{Child, Command};
 
 use super::sys::run_in_group;
 use crate::rule::Cgroup;
+
+/// How the control groups of commands are called, before the number of the agent's process.
+const PREFIX: &str = "tproxy-exec-";
 
 /// A command, and the control group that it will run in. The group goes with this.
 #[derive(Debug)]
@@ -36,11 +39,12 @@ impl Errand {
     /// When no unified hierarchy is there, or the group cannot be made.
     pub fn new(command: Vec<OsString>) -> anyhow::Result<Self> {
         let root = Cgroup::root().context("a command needs a control group of its own")?;
-        let name = format!("tproxy-exec-{}", std::process::id());
-        let path = match Cgroup::of_this_process() {
-            Some(own) => format!("{own}/{name}"),
-            None => name,
+        let name = format!("{PREFIX}{}", std::process::id());
+        let (parent, path) = match Cgroup::of_this_process() {
+            Some(own) => (root.join(own.to_string()), format!("{own}/{name}")),
+            None => (root.clone(), name),
         };
+        remove_abandoned(&parent);
         let directory = root.join(&path);
         fs::create_dir(&directory)
             .with_context(|| format!("cannot make the control group {}", directory.display()))?;
@@ -90,6 +94,17 @@ impl Drop for Errand {
                 "the control group {} stays: {error}",
                 self.directory.display()
             );
+        }
+    }
+}
+
+/// Removes the control groups of agents that were killed. One whose command runs on stays.
+fn remove_abandoned(parent: &Path) {
+    for group in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = group.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            let _ = fs::remove_dir(group.path());
         }
     }
 }

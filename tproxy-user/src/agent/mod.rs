@@ -122,6 +122,8 @@ async fn serve(
             Ok(command) => Some(command),
             Err(error) => {
                 parts.relay.stop();
+                // It would put back what is removed.
+                drop(watches);
                 remove(instance, Some(&parts.netlink)).await?;
                 return Err(error);
             }

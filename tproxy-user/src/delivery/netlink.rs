@@ -1,8 +1,9 @@
 //! The rtnetlink connection: requests that are acknowledged, dumps, and multicast subscriptions.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _};
+use nix::errno::Errno;
 use rtnetlink::{
     Handle, MulticastGroup,
     packet_core::{
@@ -13,6 +14,7 @@ use rtnetlink::{
     sys::AsyncSocket as _,
 };
 use socket2::{SockFilter, SockRef};
+use tokio::{sync::Mutex, time::sleep};
 
 use super::{Error, Refusal};
 
@@ -23,11 +25,17 @@ use super::{Error, Refusal};
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
+    /// Held during a dump: a connection has one at a time, and a second is refused with `EBUSY`
+    /// (`__netlink_dump_start`).
+    dumping: Arc<Mutex<()>>,
 }
 
 /// How often a dump is begun again because the kernel said that it changed half-way. The kernel
 /// tells of every later change, so that the last answer is good enough.
 const DUMP_ATTEMPTS: usize = 5;
+
+/// What the end of another dump is given, each time.
+const PAUSE: Duration = Duration::from_millis(5);
 
 impl Netlink {
     /// Opens a connection in the network namespace of the calling thread. It must be called within
@@ -46,7 +54,10 @@ impl Netlink {
         connection.set_forward_ack(true);
         connection.set_forward_done(true);
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            handle,
+            dumping: Arc::default(),
+        })
     }
 
     /// Adds an object; `EEXIST` if it is there.
@@ -111,13 +122,13 @@ impl Netlink {
         &self,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        let _alone = self.dumping.lock().await;
         for _ in 1..DUMP_ATTEMPTS {
-            if let Dump {
-                answers,
-                consistent: true,
-            } = self.dump_once(message.clone()).await?
-            {
-                return Ok(answers);
+            match self.dump_once(message.clone()).await {
+                // Whoever asked for one before was cancelled, and the rest of it is being read.
+                Err(refusal) if refusal.is(Errno::EBUSY) => sleep(PAUSE).await,
+                Ok(dump) if !dump.consistent => {}
+                outcome => return Ok(outcome?.answers),
             }
         }
         Ok(self.dump_once(message).await?.answers)

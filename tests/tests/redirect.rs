@@ -1,0 +1,387 @@
+//! Flows that are handed to the listener of another program on the gateway.
+
+use std::{
+    io::{self, Read as _},
+    net::{SocketAddr, TcpListener, UdpSocket},
+    time::Duration,
+};
+
+use socket2::{Domain, Socket, Type};
+use tproxy_tests::{
+    Agent, DatagramClient, Exchange, Family, Lab, Namespace, Snapshot,
+    address::FAMILIES,
+    agent::unique_instance,
+    peer::{DatagramWitness, Witness, listen, listen_prepared},
+    process::Process,
+    wait,
+};
+
+/// Where the listener is.
+const PORT: u16 = 3129;
+
+/// How soon a listener that is there again gets its flows.
+const SOON: Duration = Duration::from_secs(1);
+
+/// A listener that can answer for any address.
+fn transparent(namespace: &Namespace, address: SocketAddr) -> TcpListener {
+    let listener =
+        namespace.enter(|| listen_prepared(address, |socket| socket.set_ip_transparent_v4(true)));
+    listener.unwrap_or_else(|error| panic!("listen at {address}: {error}"))
+}
+
+fn both_families() -> SocketAddr {
+    SocketAddr::new(Family::V6.any(), PORT)
+}
+
+/// Routed flows, and those of this host's own processes, go to a transparent listener, which sees both ends as they are.
+/// Other ports go direct.
+#[test]
+fn flows_are_handed_to_a_transparent_listener() {
+    let lab = Lab::new();
+    let unseen = Witness::start(&lab.server, 80);
+    let _other = Witness::start(&lab.server, 81);
+    let listener = Witness::over(transparent(&lab.gateway, both_families()));
+    let mut agent = lab.agent(&format!(
+        "--iface cl0 --dport 80 --action redirect --to [::]:{PORT} --name forward"
+    ));
+    agent.run(&format!(
+        "rule add --scope local --dport 80 --action redirect --to [::]:{PORT} --name local"
+    ));
+    for family in FAMILIES {
+        for namespace in [&lab.client, &lab.gateway] {
+            let exchange = Exchange::of(namespace, (family.near(), 80).into());
+            exchange.assert_direct(&agent);
+            assert_eq!(listener.clients(), [exchange.client]);
+            Exchange::of(namespace, (family.near(), 81).into()).assert_direct(&agent);
+            assert_eq!(listener.clients(), []);
+        }
+    }
+    assert_eq!(unseen.clients(), []);
+    for namespace in [&lab.client, &lab.gateway] {
+        assert_eq!(namespace.counter("TcpExt", "TCPSynRetrans"), 0);
+    }
+    let flows = |rule: &serde_json::Value| rule["flows"].as_u64();
+    assert!(agent.rules().iter().all(|rule| flows(rule) == Some(2)));
+    assert_eq!(agent.stop(), [], "the agent has no part in it");
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_unproxied();
+    }
+    assert_eq!(unseen.clients().len(), 2);
+}
+
+/// Several processes that share a port (`SO_REUSEPORT`) share the flows, and when one of them ends, the other has them
+/// all.
+#[test]
+fn processes_that_share_a_port_share_the_flows() {
+    let lab = Lab::new();
+    let mut processes = ["one", "two"].map(|name| (name, socat(&lab.gateway, name)));
+    let mut agent = lab.agent(&format!(
+        "--iface cl0 --dport 80 --action redirect --to [::]:{PORT}"
+    ));
+    let both = "both have had a flow";
+    wait::until(both, || {
+        let names: Vec<_> = (0..12).map(|index| hear(&lab, index).unwrap()).collect();
+        let had_one = |name: &str| names.iter().any(|heard| heard == name);
+        (had_one("one") && had_one("two")).then_some(())
+    });
+    processes[0].1.signal(nix::sys::signal::Signal::SIGKILL);
+    let _ = processes[0].1.wait();
+    for index in 0..24 {
+        assert_eq!(hear(&lab, index).unwrap(), "two");
+    }
+    let _again = socat(&lab.gateway, "one");
+    wait::until(both, || {
+        let names: Vec<_> = (0..12).map(|index| hear(&lab, index).unwrap()).collect();
+        names.iter().any(|heard| heard == "one").then_some(())
+    });
+    assert_eq!(agent.stop(), []);
+}
+
+/// A program that tells each client its name, and whose socket shares its port.
+fn socat(namespace: &Namespace, name: &str) -> Process {
+    let listen =
+        format!("TCP6-LISTEN:{PORT},ipv6only=0,ip-transparent,reuseaddr,reuseport,backlog=64,fork");
+    let mut command = namespace.command("socat");
+    command.args([listen, format!("SYSTEM:echo {name}")]);
+    let process = Process::start(&mut command);
+    let listens = || {
+        let inodes = namespace.output(&format!("ss -Htlnp sport = :{PORT}"));
+        inodes
+            .contains(&format!("pid={},", process.id()))
+            .then_some(())
+    };
+    wait::until("the listener of socat", listens);
+    process
+}
+
+/// What a client hears that connects to the foreign host.
+fn hear(lab: &Lab, index: usize) -> io::Result<String> {
+    let mut stream = lab
+        .client
+        .connect((FAMILIES[index % 2].near(), 80).into())?;
+    let mut heard = String::new();
+    stream.read_to_string(&mut heard)?;
+    Ok(heard.trim_end().to_owned())
+}
+
+/// A listener that restarts gets its flows again within a second. In between they go direct, or are refused, as the
+/// rule's `on_missing` has it, also before it was there for the first time.
+#[test]
+fn a_listener_that_restarts_gets_its_flows_again() {
+    // Elsewhere nobody listens there: a listener of another namespace is refused.
+    const PORT: u16 = 3131;
+    let address = SocketAddr::new(Family::V6.any(), PORT);
+    let lab = Lab::new();
+    let servers = [80, 81].map(|port| Witness::start(&lab.server, port));
+    let to = format!("--action redirect --to [::]:{PORT}");
+    let mut agent = lab.agent(&format!("--iface cl0 --dport 80 {to} --name closed"));
+    agent.run(&format!(
+        "rule add --dport 81 {to} --on-missing pass --name open"
+    ));
+    for _ in 0..2 {
+        for family in FAMILIES {
+            let refused = lab.connect_at_once((family.near(), 80).into());
+            assert_eq!(
+                refused.unwrap_err().kind(),
+                io::ErrorKind::ConnectionRefused
+            );
+            lab.ask(family.near(), 81).assert_direct(&agent);
+        }
+        assert_eq!(
+            servers.each_ref().map(|server| server.clients().len()),
+            [0, 2]
+        );
+
+        let listener = Witness::over(transparent(&lab.gateway, address));
+        let found = wait::within(SOON, || {
+            Exchange::attempt(&lab.client, (Family::V4.near(), 80).into()).ok()
+        });
+        found
+            .expect("a listener that was found")
+            .assert_direct(&agent);
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_direct(&agent);
+            lab.ask(family.near(), 81).assert_direct(&agent);
+        }
+        assert_eq!(listener.clients().len(), 5, "it has them all");
+        assert_eq!(
+            servers.each_ref().map(|server| server.clients().len()),
+            [0, 0]
+        );
+        drop(listener);
+        // Its thread has a socket open until it has seen the end.
+        lab.gateway.wait_for_no_listener(PORT);
+    }
+    assert_eq!(agent.stop(), []);
+}
+
+/// Flows of IPv6 do not fit a listener of IPv4: they follow `on_missing`, and the others are its.
+#[test]
+fn flows_of_a_family_that_the_listener_has_not_got_follow_on_missing() {
+    let lab = Lab::new();
+    let servers = [80, 81].map(|port| Witness::start(&lab.server, port));
+    let listener = Witness::over(transparent(&lab.gateway, (Family::V4.any(), PORT).into()));
+    let to = format!("--action redirect --to 0.0.0.0:{PORT}");
+    let mut agent = lab.agent(&format!("--iface cl0 --dport 80 {to} --name closed"));
+    agent.run(&format!(
+        "rule add --dport 81 {to} --on-missing pass --name open"
+    ));
+    agent.run(&format!(
+        "rule add --scope local --dport 80 {to} --name closed-local"
+    ));
+    agent.run(&format!(
+        "rule add --scope local --dport 81 {to} --on-missing pass --name open-local"
+    ));
+    for namespace in [&lab.client, &lab.gateway] {
+        for port in [80, 81] {
+            Exchange::of(namespace, (Family::V4.near(), port).into()).assert_direct(&agent);
+            assert_eq!(listener.clients().len(), 1);
+        }
+        let refused = namespace.connect((Family::V6.near(), 80).into());
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+        Exchange::of(namespace, (Family::V6.near(), 81).into()).assert_direct(&agent);
+        assert_eq!(listener.clients(), []);
+    }
+    assert_eq!(
+        servers.each_ref().map(|server| server.clients().len()),
+        [0, 2]
+    );
+    assert_eq!(agent.stop(), []);
+}
+
+/// A listener that cannot answer for foreign addresses is refused by name, with what to do, and so is one of another
+/// namespace. Nothing changes.
+#[test]
+fn listeners_that_cannot_take_the_flows_are_refused() {
+    let lab = Lab::new();
+    let _web = Witness::start(&lab.server, 80);
+    let _plain = lab.gateway.enter(|| listen(both_families())).unwrap();
+    let elsewhere = SocketAddr::new(Family::V6.any(), PORT + 1);
+    let _elsewhere = transparent(&lab.client, elsewhere);
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let mut agent = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0");
+    for (scope, action) in [("forward", "--to [::]"), ("local", "--to [::]")] {
+        let rule = format!("rule add --scope {scope} --dport 80 --action redirect {action}");
+        agent
+            .attempt(&format!("{rule}:{PORT}"))
+            .assert_refused(1, &["IP_TRANSPARENT", &PORT.to_string(), "--scope inbound"]);
+        agent
+            .attempt(&format!("{rule}:{}", PORT + 1))
+            .assert_refused(1, &["network namespace", lab.client.name(), "--netns"]);
+    }
+    assert!(agent.rules().is_empty());
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_direct(&agent);
+        Exchange::of(&lab.gateway, (family.near(), 80).into()).assert_direct(&agent);
+    }
+    agent.stop();
+    Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+    let run = format!("run --iface cl0 --dport 80 --action redirect --to [::]:{PORT}");
+    agent.attempt(&run).assert_refused(1, &["IP_TRANSPARENT"]);
+    Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+}
+
+/// Datagrams go to a UDP socket, with who sent them, and are answered from where they were sent to. Without the socket
+/// they follow `on_missing`.
+#[test]
+fn datagrams_are_handed_to_a_transparent_socket() {
+    let lab = Lab::new();
+    let servers = [53, 54].map(|port| DatagramWitness::start(&lab.server, port));
+    let to = format!("--proto udp --action redirect --to [::]:{PORT}");
+    let mut agent = lab.agent(&format!("--iface cl0 --dport 53 {to} --name closed"));
+    agent.run(&format!(
+        "rule add --dport 54 {to} --on-missing pass --name open"
+    ));
+    agent.run(&format!(
+        "rule add --scope local --dport 53 {to} --name local"
+    ));
+    let client = |namespace, family: Family, port| {
+        DatagramClient::connected(namespace, (family.near(), port).into())
+    };
+    for family in FAMILIES {
+        client(&lab.client, family, 54)
+            .ask(b"direct")
+            .assert_direct();
+        client(&lab.client, family, 53)
+            .socket()
+            .send(b"lost")
+            .unwrap();
+        let refused = DatagramClient::try_connected(&lab.gateway, (family.near(), 53).into());
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+    }
+    assert_eq!(servers[0].received(), []);
+    assert_eq!(servers[1].received().len(), 2);
+
+    let listener = lab.gateway.enter(|| transparent_datagrams(both_families()));
+    listener.set_nonblocking(true).unwrap();
+    let found = wait::within(SOON, || {
+        client(&lab.client, Family::V4, 53)
+            .socket()
+            .send(b"there?")
+            .unwrap();
+        listener.recv_from(&mut [0; 16]).ok()
+    });
+    found.expect("a socket that was found");
+    listener.set_nonblocking(false).unwrap();
+    while !drain(&listener) {}
+    for family in FAMILIES {
+        for (namespace, port) in [(&lab.client, 53), (&lab.client, 54), (&lab.gateway, 53)] {
+            let client = client(namespace, family, port);
+            client.socket().send(b"question").unwrap();
+            let mut buffer = [0; 16];
+            let (length, sender) = listener.recv_from(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], b"question");
+            assert_eq!(sender.ip().to_canonical(), client.address().ip());
+            assert_eq!(sender.port(), client.address().port());
+            // As a program does that answers from where it was asked.
+            let answering = lab
+                .gateway
+                .enter(|| transparent_datagrams((family.near(), port).into()));
+            answering.send_to(b"answer", client.address()).unwrap();
+            let length = client.socket().recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], b"answer");
+        }
+    }
+    assert_eq!(servers[0].received(), []);
+    assert_eq!(servers[1].received(), []);
+    assert_eq!(agent.stop(), []);
+}
+
+/// Reads what is left of earlier tries; true when there is nothing more.
+fn drain(socket: &UdpSocket) -> bool {
+    socket.set_nonblocking(true).unwrap();
+    let is_empty = socket.recv(&mut [0; 16]).is_err();
+    socket.set_nonblocking(false).unwrap();
+    socket.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+    is_empty
+}
+
+fn transparent_datagrams(address: SocketAddr) -> UdpSocket {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    if address.is_ipv6() {
+        socket.set_ip_transparent_v6(true).unwrap();
+    } else {
+        socket.set_ip_transparent_v4(true).unwrap();
+    }
+    socket.bind(&address.into()).unwrap();
+    socket.into()
+}
+
+/// A rule for both protocols has a listener of either, and the one does not hang on the other.
+#[test]
+fn a_rule_for_both_protocols_needs_not_both_listeners() {
+    let lab = Lab::new();
+    let _server = DatagramWitness::start(&lab.server, 80);
+    let listener = Witness::over(transparent(&lab.gateway, both_families()));
+    let mut agent = lab.agent(&format!(
+        "--iface cl0 --proto any --dport 80 --action redirect --to [::]:{PORT} --on-missing pass"
+    ));
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_direct(&agent);
+        assert_eq!(listener.clients().len(), 1);
+        DatagramClient::connected(&lab.client, (family.near(), 80).into())
+            .ask(b"direct")
+            .assert_direct();
+    }
+    assert_eq!(agent.stop(), []);
+}
+
+/// With the agent killed, the listener keeps getting flows for as long as it is there, and `unload` ends that.
+#[test]
+fn the_listener_keeps_its_flows_when_the_agent_is_killed() {
+    let lab = Lab::new();
+    let server = Witness::start(&lab.server, 80);
+    let listener = Witness::over(transparent(&lab.gateway, both_families()));
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let run = format!("--iface cl0 --dport 80 --action redirect --to [::]:{PORT}");
+    let mut agent = Agent::start_under(&lab.gateway, &instance, "", &run);
+    agent.kill();
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_unproxied();
+        assert_eq!(listener.clients().len(), 1);
+    }
+    assert_eq!(server.clients(), []);
+    drop(listener);
+    lab.gateway.wait_for_no_listener(PORT);
+    for family in FAMILIES {
+        let refused = lab.connect_at_once((family.near(), 80).into());
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+    }
+    agent.run("unload");
+    Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_unproxied();
+    }
+}
