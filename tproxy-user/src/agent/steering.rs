@@ -130,9 +130,7 @@ impl Steering {
             Protocol::Tcp => announced(&ends.before_routing()),
             Protocol::Udp => {
                 let family = ends.destination.family();
-                self.local_udp
-                    .of_port(family, ends.source_port)
-                    .taken(ends)
+                self.local_udp.of_port(family, ends.source_port).taken(ends)
             }
         })
     }
