@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -152,32 +152,28 @@ fn the_exit_code_is_that_of_the_command() {
     let instance = unique_instance();
     let cli = Cli::new(&lab.gateway, &instance);
     let before = Snapshot::of(&lab.gateway, &instance);
-    let groups = exec_groups();
     for (command, code, stdout) in [
         ("true".to_owned(), 0, ""),
         (format!("sh {seven}"), 7, "out"),
         (format!("sh {killed}"), 137, ""),
     ] {
-        let attempt = cli.attempt(&format!("exec -- {command}"));
+        let mut process = cli.start_under("", &format!("exec -- {command}"));
+        let attempt = Attempt::end_of(&command, &mut process);
         assert_eq!(attempt.code, Some(code), "{attempt:?}");
+        assert_eq!(group_of(process.id()), None);
         assert_eq!(attempt.stdout, stdout, "{attempt:?}");
         Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
     }
     for (command, code) in [("no-such-program".to_owned(), 127), (plain, 126)] {
-        cli.attempt(&format!("exec -- {command}"))
-            .assert_refused(code, &["cannot run", &command]);
+        let mut process = cli.start_under("", &format!("exec -- {command}"));
+        Attempt::end_of(&command, &mut process).assert_refused(code, &["cannot run", &command]);
+        assert_eq!(group_of(process.id()), None);
         Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
     }
     for rule in ["--scope forward", "--cgroup x", "--iface cl0", "--dport x"] {
         let attempt = cli.attempt(&format!("exec {rule} -- true"));
         assert_eq!(attempt.code, Some(2), "{attempt:?}");
     }
-    wait::until("the end of the control groups", || {
-        // Those of other tests come and go.
-        let is_of_ours = |group: &&PathBuf| !groups.contains(group) && !is_of_a_process(group);
-        let left = exec_groups();
-        left.iter().find(is_of_ours).is_none().then_some(())
-    });
 }
 
 /// The control groups that commands have.
@@ -195,12 +191,6 @@ fn exec_groups() -> Vec<PathBuf> {
                 .starts_with("tproxy-exec-")
         })
         .collect()
-}
-
-fn is_of_a_process(group: &Path) -> bool {
-    let name = group.file_name().unwrap().to_string_lossy();
-    let process = name.trim_start_matches("tproxy-exec-");
-    Path::new("/proc").join(process).exists()
 }
 
 /// The group of the command that the process `id` runs.
@@ -245,7 +235,10 @@ fn flows_of_the_background_go_on_to_their_end() {
     let (go, waits) = mpsc::channel::<()>();
     let waits = Mutex::new(waits);
     let _server = Server::start(&lab.server, 80, move |mut stream| -> io::Result<()> {
-        stream.read_exact(&mut [0; 16])?;
+        // To its end, so that closing is no reset.
+        BufReader::new(&stream)
+            .lines()
+            .find(|line| !line.as_ref().is_ok_and(|line| !line.is_empty()));
         waits.lock().unwrap().recv().map_err(io::Error::other)?;
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nat last\n")
     });
@@ -254,27 +247,24 @@ fn flows_of_the_background_go_on_to_their_end() {
         let (target, out) = (SocketAddr::new(family.near(), 80), scripts.path("out"));
         let script = scripts.write(
             "leaves",
-            &format!(
-                "curl -sS -g http://{target}/ > {} & echo $!; exit 3",
-                out.display()
-            ),
+            &format!("curl -sS -g http://{target}/ > {} & exit 3", out.display()),
         );
         let instance = unique_instance();
         let before = Snapshot::of(&lab.gateway, &instance);
         let mut running = start(&lab, &instance, &format!("--dport 80 -- sh {script}"));
-        let curl = running.stdout.find(|line| line.parse::<u32>().ok());
-        let curl = curl.expect("the process in the background");
         let draining = running
             .stderr
             .find(|line| line.contains("for running flows to finish").then_some(()));
         assert!(draining.is_some(), "{}", running.stderr.text());
         go.send(()).unwrap();
+        let agent = running.id();
         let attempt = Attempt::end_of("", &mut running);
         assert_eq!(attempt.code, Some(3), "{attempt:?}");
         wait::until("the end of the background", || {
-            (!Path::new("/proc").join(curl.to_string()).exists()).then_some(())
+            (fs::read_to_string(&out).unwrap() == "at last\n").then_some(())
         });
-        assert_eq!(fs::read_to_string(&out).unwrap(), "at last\n");
+        fs::remove_file(&out).unwrap();
+        assert_eq!(group_of(agent), None, "{attempt:?}");
         Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
     }
 }
@@ -294,10 +284,12 @@ fn the_next_one_removes_what_a_killed_one_left() {
     let during = Snapshot::of(&lab.gateway, &instance);
     let group = group_of(killed.id()).expect("the control group");
     killed.signal(Signal::SIGKILL);
-    let _ = killed.wait();
+    // It has the outputs open as well.
     nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+    let _ = killed.wait();
     wait::until("the end of the command", || {
-        (!Path::new("/proc").join(pid.to_string()).exists()).then_some(())
+        let events = fs::read_to_string(group.join("cgroup.events")).unwrap();
+        events.contains("populated 0").then_some(())
     });
 
     let target = SocketAddr::new(Family::V4.near(), 80);
