@@ -114,9 +114,7 @@ fn processes_that_the_command_did_not_start_go_direct() {
     let scripts = Scripts::new();
     for family in FAMILIES {
         let target = SocketAddr::new(family.near(), 80);
-        let words = command_line(target);
-        let words = words.split(' ').map(|word| format!("'{word}'"));
-        let curl = words.collect::<Vec<_>>().join(" ");
+        let curl = quoted(&command_line(target));
         let go = scripts.path("go");
         mkfifo(&go, Mode::S_IRWXU).unwrap();
         let script = scripts.write(
@@ -138,6 +136,57 @@ fn processes_that_the_command_did_not_start_go_direct() {
         assert_eq!(flows(&asked).len(), 1);
         fs::remove_file(&go).unwrap();
     }
+}
+
+/// Commands that run at once in one network namespace have an agent each, and each has its own command's flows.
+#[test]
+fn commands_that_run_at_once_keep_apart() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let scripts = Scripts::new();
+    let target = |family: Family| SocketAddr::new(family.near(), 80);
+    let [v4, v6] = FAMILIES.map(|family| quoted(&command_line(target(family))));
+    let running: Vec<_> = (0..3)
+        .map(|number| {
+            let go = scripts.path(&format!("go-{number}"));
+            mkfifo(&go, Mode::S_IRWXU).unwrap();
+            let script = scripts.write(
+                &format!("asks-{number}"),
+                &format!("echo ready; read word < {}; {v4}; {v6}", go.display()),
+            );
+            let process = start(&lab, &unique_instance(), &format!("-- sh {script}"));
+            let ready = process.stdout.find(|line| (line == "ready").then_some(()));
+            assert!(ready.is_some(), "{}", process.stderr.text());
+            (process, go)
+        })
+        .collect();
+    for (_, go) in &running {
+        fs::write(go, "go\n").unwrap();
+    }
+    for (mut process, _) in running {
+        let asked = Attempt::end_of("", &mut process);
+        assert_eq!(asked.code, Some(0), "{asked:?}");
+        let flows = flows(&asked);
+        assert_eq!(flows.len(), 2, "{asked:?}");
+        let text = &asked.stdout["ready\n".len()..];
+        let middle = text.match_indices("peer ").nth(1).expect("two answers").0;
+        let (first, second) = text.split_at(middle);
+        for (family, answer) in FAMILIES.into_iter().zip([first, second]) {
+            let exchange = Exchange::told(answer, target(family)).expect("the words of a witness");
+            assert_ne!(exchange.seen_client, exchange.client, "{asked:?}");
+            let is_own = |flow: &FlowLine| flow.client == exchange.client;
+            assert!(flows.iter().any(is_own), "{asked:?}");
+        }
+    }
+    for family in FAMILIES {
+        Exchange::of(&lab.gateway, target(family)).assert_unproxied();
+    }
+}
+
+/// A command line for sh(1).
+fn quoted(command_line: &str) -> String {
+    let words = command_line.split(' ').map(|word| format!("'{word}'"));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The exit code is the command's, or what a shell says of one that cannot run or was killed. Nothing is left.
