@@ -173,7 +173,9 @@ fn refusals_reach_the_client() {
             }
         }
         let client = bound(&lab.client, (family.client(), 0).into());
-        client.connect(SocketAddr::from((family.near(), 79))).unwrap();
+        client
+            .connect(SocketAddr::from((family.near(), 79)))
+            .unwrap();
         client.send(b"nobody is there").unwrap();
         let error = client.recv(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
@@ -203,7 +205,9 @@ fn without_a_free_port_the_gateway_is_seen() {
             .collect();
         let seen: Vec<_> = streams.iter().map(line).collect();
         let of = |address: std::net::IpAddr| {
-            seen.iter().filter(|seen| **seen == address.to_string()).count()
+            seen.iter()
+                .filter(|seen| **seen == address.to_string())
+                .count()
         };
         assert_eq!(of(family.client()), PORTS, "{seen:?}");
         assert_eq!(of(family.gateway_upstream()), FLOWS - PORTS, "{seen:?}");
@@ -233,11 +237,7 @@ fn without_a_free_port_the_gateway_is_seen() {
         .collect();
     let of = |address| seen.iter().filter(|seen| **seen == address).count();
     assert_eq!(of(Family::V4.client()), PORTS, "{seen:?}");
-    assert_eq!(
-        of(Family::V4.gateway_upstream()),
-        FLOWS - PORTS,
-        "{seen:?}"
-    );
+    assert_eq!(of(Family::V4.gateway_upstream()), FLOWS - PORTS, "{seen:?}");
     let fallbacks = agent.status()["fallbacks"].as_u64().unwrap() - before;
     assert_eq!(fallbacks, (FLOWS - PORTS) as u64);
     drop(clients);

@@ -7,7 +7,7 @@
 use crate::{
     address::{Address, Family},
     flow::Protocol,
-    packet::{Bounded, Headers, Packet, TcpFlags},
+    packet::{Bounded, Headers, MoreFragments, Packet, TcpFlags},
 };
 
 const TCP: u8 = 6;
@@ -38,7 +38,7 @@ pub fn quoted_flow<P: Packet + ?Sized>(
         destination_port: u16::from_be_bytes([source_high, source_low]),
         flags: TcpFlags::default(),
         transport_offset: quoted.transport_offset,
-        fragmented: false,
+        more_fragments: MoreFragments::default(),
     })
 }
 

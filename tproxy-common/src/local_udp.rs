@@ -1,17 +1,28 @@
 //! How the hooks at connect(2) and sendmsg(2) of UDP sockets hand their flows over: by the port that
 //! the socket has, for the source address is not known there, or is replaced.
 //!
-//! A table with a place for each port. A socket that sends to many destinations at once overwrites
-//! its own entry with each datagram, which is delivered before the next is sent; the word in it shows
-//! when that was not so.
+//! A table with a place for each port of either family. A socket that sends to many destinations at once
+//! overwrites its own entry with each datagram, which is delivered before the next is sent; the word in
+//! it shows when that was not so.
 
 use crate::{
-    address::Address,
+    address::{Address, Family},
     handover::{Ends, Place, Taken},
 };
 
-/// Number of places: the ports.
-pub const PORTS: usize = 1 << 16;
+/// Number of places: the ports of both families.
+pub const PLACES: usize = 2 << 16;
+
+/// The place of a socket with this port that sends packets of this family.
+#[must_use]
+#[inline(always)]
+pub const fn place_of(family: Family, port: u16) -> u32 {
+    let of_family = match family {
+        Family::V4 => 0,
+        Family::V6 => 1 << 16,
+    };
+    of_family | port as u32
+}
 
 /// The last flow of the socket with a port.
 #[repr(C)]
@@ -79,6 +90,16 @@ unsafe impl aya::Pod for LocalUdp {}
 mod tests {
     use super::*;
     use crate::flow::Protocol;
+
+    #[test]
+    fn every_port_of_each_family_has_a_place() {
+        let mut places: Vec<u32> = [Family::V4, Family::V6]
+            .into_iter()
+            .flat_map(|family| (0..=u16::MAX).map(move |port| place_of(family, port)))
+            .collect();
+        places.sort_unstable();
+        assert!(places.iter().copied().eq(0..PLACES as u32));
+    }
 
     #[test]
     fn an_entry_is_that_of_one_destination_whatever_the_source_address() {

@@ -34,7 +34,7 @@ fn make_answer(ctx: &TcContext, network_offset: usize) -> Option<()> {
     let family = skb.family()?;
     let headers = parse(&skb, family, network_offset).ok()?;
     // Nobody in particular sent it, so nobody is to be answered (RFC 1122, 3.2.2).
-    if !headers.source.is_forwardable() || headers.fragmented {
+    if !headers.source.is_forwardable() || headers.more_fragments.is_set() {
         return None;
     }
     let arrival = Arrival {

@@ -132,7 +132,9 @@ fn take_udp(ctx: &SockAddrContext, opening: &Opening, family: Family, rule: Rule
         return Outcome::LocalRefusedMissing;
     };
     let ends = Opening { port, ..*opening }.ends();
-    local_udp::note(port, &LocalUdp::new(&ends, rule.taken(), None));
+    // The packets' family: IPv6 sockets send IPv4, too.
+    let of_packets = opening.destination.family();
+    local_udp::note(of_packets, port, &LocalUdp::new(&ends, rule.taken(), None));
     set_mark(ctx, agent::mark());
     Outcome::LocalTaken
 }

@@ -76,7 +76,7 @@ pub fn decide(ctx: &TcContext, network_offset: usize, fragmented: &mut u32) -> O
         headers,
         network_offset,
     };
-    *fragmented = u32::from(headers.fragmented);
+    *fragmented = headers.more_fragments.bits().into();
 
     // 3. What is in mid-flow is ours when a socket has the flow, whatever the rules say now.
     match headers.protocol {

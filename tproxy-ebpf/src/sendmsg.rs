@@ -110,5 +110,5 @@ fn note(opening: &Opening, taken: Taken) -> bool {
     let is_bound = opening.bound.high() != 0 || opening.bound.low() != 0;
     let bound = if is_bound { Some(&opening.bound) } else { None };
     let entry = LocalUdp::new(&opening.ends(), taken, bound);
-    local_udp::note(opening.port, &entry)
+    local_udp::note(opening.destination.family(), opening.port, &entry)
 }

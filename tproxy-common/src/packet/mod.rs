@@ -86,8 +86,35 @@ pub struct Headers {
     pub flags: TcpFlags,
     /// Where the transport header begins, in bytes from the beginning of the frame.
     pub transport_offset: usize,
-    /// Whether this is the first of several fragments.
-    pub fragmented: bool,
+    /// Whether this is the first of several fragments: then more are to come.
+    pub more_fragments: MoreFragments,
+}
+
+/// The flag of an IP header that says that more fragments follow, as it was read. A `bool` would make
+/// the verifier walk all that comes after it twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct MoreFragments(u8);
+
+impl MoreFragments {
+    /// The flag.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_set(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Zero when it is not set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+}
+
+impl From<bool> for MoreFragments {
+    fn from(set: bool) -> Self {
+        Self(set.into())
+    }
 }
 
 impl Headers {
@@ -205,7 +232,7 @@ pub fn parse<P: Packet + ?Sized>(
         destination_port: u16::from_be_bytes([destination_high, destination_low]),
         flags,
         transport_offset: at,
-        fragmented: network.fragmented,
+        more_fragments: network.more_fragments,
     })
 }
 
@@ -215,7 +242,7 @@ struct Network<'a, P: ?Sized> {
     source: Address,
     destination: Address,
     transport_offset: usize,
-    fragmented: bool,
+    more_fragments: MoreFragments,
 }
 
 /// Of the flags of an IPv4 header (RFC 791, 3.1).
@@ -239,7 +266,8 @@ fn parse_v4<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, 
         source: Address::v4([header[12], header[13], header[14], header[15]]),
         destination: Address::v4([header[16], header[17], header[18], header[19]]),
         transport_offset: offset + header_length,
-        fragmented: header[6] & MORE_FRAGMENTS != 0,
+        // One bit, wherever it is.
+        more_fragments: MoreFragments((header[6] & MORE_FRAGMENTS) >> 5),
     })
 }
 
@@ -255,7 +283,7 @@ fn parse_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, 
     let packet = Bounded::by_v6(frame, offset, &fixed);
     let mut protocol = fixed[6];
     let mut at = offset + V6_HEADER;
-    let mut fragmented = false;
+    let mut more_fragments = MoreFragments::default();
     for _ in 0..EXTENSION_HEADERS {
         if !is_extension(protocol) {
             break;
@@ -267,7 +295,7 @@ fn parse_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, 
                     return Err(Unreadable::Fragment);
                 }
                 // One with no more to come (RFC 6946) is whole.
-                fragmented = extension[3] & 1 != 0;
+                more_fragments = MoreFragments(extension[3] & 1);
                 8
             }
             AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
@@ -286,7 +314,7 @@ fn parse_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Result<Network<'_, 
         source: Address::v6(source),
         destination: Address::v6(destination),
         transport_offset: at,
-        fragmented,
+        more_fragments,
     })
 }
 

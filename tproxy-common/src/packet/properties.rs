@@ -90,7 +90,7 @@ impl Built {
             destination_port: ports.1,
             flags: TcpFlags::from_bits(flags),
             transport_offset: bytes.len() - self.payload.len() - length,
-            fragmented: false,
+            more_fragments: MoreFragments::default(),
         }
     }
 }
@@ -360,7 +360,7 @@ fn plain_reading(frame: &[u8], family: Family, offset: usize) -> Result<Headers,
             0
         }),
         transport_offset: offset + transport,
-        fragmented,
+        more_fragments: fragmented.into(),
     })
 }
 

@@ -78,7 +78,7 @@ fn expected_v4(protocol: Protocol, flags: u8, transport_offset: usize) -> Header
         destination_port: 443,
         flags: TcpFlags::from_bits(flags),
         transport_offset,
-        fragmented: false,
+        more_fragments: MoreFragments::default(),
     }
 }
 
@@ -189,8 +189,8 @@ fn ipv4_fragments_are_recognised_by_offset_or_more_to_come() {
     ] {
         let mut frame = v4(&[], UDP, &udp());
         frame[ETHERNET + 6..][..2].copy_from_slice(&field.to_be_bytes());
-        let of_first = |fragmented| Headers {
-            fragmented,
+        let of_first = |more: bool| Headers {
+            more_fragments: more.into(),
             ..expected_v4(Protocol::Udp, 0, 34)
         };
         let expected = fragmented.map(of_first).ok_or(Unreadable::Fragment);
@@ -265,8 +265,8 @@ fn an_atomic_fragment_is_whole_and_others_are_not() {
         let [high, low] = field.to_be_bytes();
         // The octet after the next header is reserved: not a length.
         let octets = [0xff, high, low, 1, 2, 3, 4];
-        let of_first = |fragmented| Headers {
-            fragmented,
+        let of_first = |more: bool| Headers {
+            more_fragments: more.into(),
             ..expected_v6(Protocol::Udp, 0, 62)
         };
         let expected = fragmented.map(of_first).ok_or(Unreadable::Fragment);

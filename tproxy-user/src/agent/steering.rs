@@ -8,6 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 use log::info;
 use tproxy_common::{
+    address::Address,
     classifier::classify,
     counters::WorkerCounter,
     flow::{Flow, Protocol, Scope},
@@ -127,7 +128,12 @@ impl Steering {
         let announced = |ends: &Ends| self.handover.taken(Place::of(ends));
         announced(ends).or_else(|| match ends.protocol {
             Protocol::Tcp => announced(&ends.before_routing()),
-            Protocol::Udp => self.local_udp.of_port(ends.source_port).taken(ends),
+            Protocol::Udp => {
+                let family = ends.destination.family();
+                self.local_udp
+                    .of_port(family, ends.source_port)
+                    .taken(ends)
+            }
         })
     }
 
@@ -137,7 +143,8 @@ impl Steering {
         if !self.stand_ins.contains(&client.ip()) {
             return client;
         }
-        match self.local_udp.of_port(client.port()).bound() {
+        let family = Address::from(client.ip()).family();
+        match self.local_udp.of_port(family, client.port()).bound() {
             Some(octets) => {
                 let bound = Ipv6Addr::from(octets).to_canonical();
                 SocketAddr::new(bound, client.port())

@@ -15,10 +15,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Instance};
+use super::{Error, Instance, State};
 use crate::{
     delivery::{Link, Netlink, has_clsact, has_filter, remove_filters, remove_unused_clsact},
-    kernel::{attach_filter, attach_link, detach_link, link_is_attached, pinned_links, program_id},
+    kernel::{
+        Settings, attach_filter, attach_link, detach_link, link_is_attached, load_program_for,
+        pinned_links, program_id,
+    },
 };
 
 const NOTE_PREFIX: &str = "clsact-";
@@ -44,6 +47,13 @@ impl Attachments {
             pins: pins.into(),
             run: instance.run_directory().into(),
         }
+    }
+
+    /// Makes sure that the program for an interface of the caller's network namespace is there.
+    pub(super) fn load_program_for(&self, link: &Link, state: &State) -> Result<(), Error> {
+        let settings = Settings::of_this_namespace(state.assignment()).map_err(Error::Entering)?;
+        load_program_for(&self.pins, link, &settings, &state.loaded)?;
+        Ok(())
     }
 
     /// Attaches an interface of the caller's network namespace, by a tcx link or in a clsact qdisc.

@@ -230,8 +230,9 @@ impl Change {
         link: &Link,
         attachment: u32,
     ) -> Result<Interface, Error> {
-        self.maps.set_interface(link.index, attachment)?;
         let attachments = self.attachments()?;
+        attachments.load_program_for(link, &self.state)?;
+        self.maps.set_interface(link.index, attachment)?;
         let attached = attachments.attach(netlink, link, self.state.tcx).await;
         attached.inspect_err(|_| {
             let _ = self.maps.remove_interface(link.index);

@@ -15,7 +15,10 @@ use aya::{
     util::KernelVersion,
 };
 
-use super::Error;
+use super::{
+    Error,
+    object::{Loaded, Settings, load_also},
+};
 use crate::{
     delivery::{Framing, Link},
     sys::{self, open_pin},
@@ -88,12 +91,34 @@ pub fn attach_filter(directory: &Path, link: &Link) -> Result<(), Error> {
     Ok(())
 }
 
-fn program_for(directory: &Path, link: &Link) -> Result<SchedClassifier, Error> {
-    let program = match link.framing {
+/// Loads and pins the program for interfaces of this framing, if none was there before this one.
+///
+/// # Errors
+///
+/// When the kernel refuses, or the instance is one of another build.
+pub fn load_program_for(
+    directory: &Path,
+    link: &Link,
+    settings: &Settings,
+    loaded: &Loaded,
+) -> Result<(), Error> {
+    let program = program_name(link);
+    if directory.join(program).exists() {
+        return Ok(());
+    }
+    load_also(program, settings, loaded, directory)
+}
+
+const fn program_name(link: &Link) -> &'static str {
+    match link.framing {
         Framing::Ip => IP_PROGRAM,
         Framing::Ethernet | Framing::Other(_) => ETHER_PROGRAM,
-    };
-    SchedClassifier::from_pin(directory.join(program)).map_err(|cause| Error::Attach {
+    }
+}
+
+fn program_for(directory: &Path, link: &Link) -> Result<SchedClassifier, Error> {
+    let pin = directory.join(program_name(link));
+    SchedClassifier::from_pin(pin).map_err(|cause| Error::Attach {
         object: link.name.clone(),
         cause,
     })

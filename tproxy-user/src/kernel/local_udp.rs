@@ -3,7 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use aya::maps::Map;
-use tproxy_common::local_udp::{LocalUdp as Element, PORTS};
+use tproxy_common::{
+    address::Family,
+    local_udp::{LocalUdp as Element, PLACES, place_of},
+};
 
 use super::{Error, Maps};
 use crate::sys::SharedArray;
@@ -27,14 +30,14 @@ impl LocalUdp {
         let Map::Array(map) = map else {
             return Err(Error::not_an_array(NAME));
         };
-        let memory = SharedArray::map(map.fd(), PORTS * WORDS).map_err(Error::Memory)?;
+        let memory = SharedArray::map(map.fd(), PLACES * WORDS).map_err(Error::Memory)?;
         Ok(Self { memory })
     }
 
-    /// The last flow that was taken of the socket with this port.
+    /// The last flow of this family that was taken of the socket with this port.
     #[must_use]
-    pub fn of_port(&self, port: u16) -> Element {
-        let first = usize::from(port) * WORDS;
+    pub fn of_port(&self, family: Family, port: u16) -> Element {
+        let first = place_of(family, port) as usize * WORDS;
         let words = &self.memory.words()[first..first + WORDS];
         Element::from_words(std::array::from_fn(|word| {
             words[word].load(Ordering::Relaxed)

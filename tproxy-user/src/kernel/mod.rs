@@ -21,7 +21,7 @@ pub use generation::Generation;
 pub use handover::Handover;
 pub use links::{
     attach_filter, attach_link, attach_lookup, detach_link, kernel_has_tcx, link_is_attached,
-    lookup_is_attached, pinned_links, program_id,
+    load_program_for, lookup_is_attached, pinned_links, program_id,
 };
 pub use local_udp::LocalUdp;
 pub use maps::Maps;
@@ -55,6 +55,11 @@ pub enum Error {
         /// The refusal.
         cause: ProgramError,
     },
+    /// A program would have to be loaded beside those of another build.
+    #[error(
+        "this instance was made by another build of tproxy, and lacks the program for such an interface: restart its agent with this build"
+    )]
+    OtherBuild,
     /// The program that explains answers something that nobody knows.
     #[error("the kernel program that explains answers {code:#x}, which means nothing")]
     Explanation {

@@ -17,15 +17,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, IntakeCounters, ListenerCounters, RelayCounters, WorkerCounters,
-    links::{ETHER_PROGRAM, IP_PROGRAM, LOOKUP_LINK, LOOKUP_PROGRAM},
+    links::{LOOKUP_LINK, LOOKUP_PROGRAM},
 };
 use crate::{delivery::Assignment, sys::namespace_cookie};
 
 /// The program that only explains: loaded by who asks, so that a start does not wait for it.
 pub(super) const EXPLAIN_PROGRAM: &str = "tproxy_explain";
 
-/// Programs that every instance has. The others are loaded when they are needed.
-const PROGRAMS: [&str; 3] = [ETHER_PROGRAM, IP_PROGRAM, LOOKUP_PROGRAM];
+/// Programs that every instance has. The others are loaded when they are needed: the verifier takes
+/// long, most of all for those of interfaces.
+const PROGRAMS: [&str; 1] = [LOOKUP_PROGRAM];
 
 pub(super) static OBJECT: &[u8] =
     include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tproxy-ebpf.o"));
@@ -98,11 +99,17 @@ impl Loaded {
         })
     }
 
+    /// Whether it was loaded by a program of this very build.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.object == fingerprint()
+    }
+
     /// Whether `directory` has all of it, loaded by a program of this very build and in force.
     #[must_use]
     pub fn is_whole_and_current(&self, directory: &Path) -> bool {
         let pinned = |name: &String| directory.join(name).exists();
-        self.object == fingerprint() && self.pins.iter().all(pinned)
+        self.is_current() && self.pins.iter().all(pinned)
     }
 }
 
@@ -124,12 +131,7 @@ pub fn load(settings: Settings, directory: &Path) -> Result<Loaded, Error> {
         .load(OBJECT)
         .map_err(|cause| Error::Object { cause })?;
     load_programs(&mut object, &PROGRAMS)?;
-    for (name, program) in object
-        .programs_mut()
-        .filter(|(name, _)| PROGRAMS.contains(name))
-    {
-        pin(&directory.join(name), |path| program.pin(path))?;
-    }
+    pin_programs(&mut object, &PROGRAMS, directory)?;
     for (name, map) in object.maps() {
         // Read-only globals belong to the programs alone.
         if !name.starts_with('.') {
@@ -144,6 +146,35 @@ pub fn load(settings: Settings, directory: &Path) -> Result<Loaded, Error> {
         path: directory.into(),
         cause,
     })
+}
+
+/// Loads one more program over the maps that are pinned in `directory`, and pins it there.
+///
+/// # Errors
+///
+/// When the kernel refuses, or the maps are of another build, whose form this one does not know.
+pub(super) fn load_also(
+    name: &'static str,
+    settings: &Settings,
+    loaded: &Loaded,
+    directory: &Path,
+) -> Result<(), Error> {
+    if !loaded.is_current() {
+        return Err(Error::OtherBuild);
+    }
+    let mut object = over_pinned_maps(Some(settings), directory)?;
+    load_programs(&mut object, &[name])?;
+    pin_programs(&mut object, &[name], directory)
+}
+
+fn pin_programs(object: &mut Ebpf, names: &[&str], directory: &Path) -> Result<(), Error> {
+    let wanted = object
+        .programs_mut()
+        .filter(|(name, _)| names.contains(name));
+    for (name, program) in wanted {
+        pin(&directory.join(name), |path| program.pin(path))?;
+    }
+    Ok(())
 }
 
 /// The object over the maps that are pinned in `directory`, with none of its programs loaded.

@@ -214,12 +214,10 @@ fn a_datagram_that_is_dropped_comes_nowhere_in_any_order() {
             for (fragments, order) in datagrams.iter().zip(ORDERS) {
                 let outcomes = setting.outcomes(fragments, order);
                 let first = order.iter().position(|place| *place == 0).unwrap_or(0);
-                let expected: [Outcome; 3] = std::array::from_fn(|place| {
-                    match place.cmp(&first) {
-                        Ordering::Less => Outcome::FragmentTaken,
-                        Ordering::Equal => Outcome::Dropped,
-                        Ordering::Greater => Outcome::FragmentDropped,
-                    }
+                let expected: [Outcome; 3] = std::array::from_fn(|place| match place.cmp(&first) {
+                    Ordering::Less => Outcome::FragmentTaken,
+                    Ordering::Equal => Outcome::Dropped,
+                    Ordering::Greater => Outcome::FragmentDropped,
                 });
                 assert_eq!(outcomes, expected, "{order:?}");
                 // Once more: by now they are known.

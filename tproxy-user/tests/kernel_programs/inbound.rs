@@ -318,3 +318,39 @@ fn what_this_host_says_to_itself_is_left_alone() {
         assert_eq!(of_rules.count(), 0, "{seen:?}");
     });
 }
+
+/// The answer to what a connected socket of this host has asked is its own. What is sent to one that is
+/// not connected cannot be told from what somebody opens: a rule for its port takes the answer as well.
+#[test]
+fn answers_to_connected_sockets_are_left_alone() {
+    beside_a_neighbour(|sandbox, neighbour| {
+        let _workers = sandbox.start_workers(1);
+        let everything = rule(|spec| {
+            spec.scope = Some("inbound".into());
+            spec.proto = Some("any".into());
+            spec.action = Some("drop".into());
+        });
+        sandbox.install(&[everything]);
+        for family in families() {
+            let server =
+                neighbour.run(|| patient(UdpSocket::bind((family.client, 53)).expect("a socket")));
+            let target = SocketAddr::new(family.client, 53);
+            let client = || patient(UdpSocket::bind((family.own, 0)).expect("a socket"));
+            let connected = client();
+            connected.connect(target).expect("a way");
+            connected.send(b"question").expect("a datagram");
+            let (_, source) = receive(&server);
+            server.send_to(b"answer", source).expect("a datagram");
+            assert_eq!(receive(&connected).0, b"answer");
+
+            let dropped = sandbox.occurred(Outcome::InboundDropped);
+            let unconnected = client();
+            unconnected
+                .send_to(b"question", target)
+                .expect("a datagram");
+            let (_, source) = receive(&server);
+            server.send_to(b"answer", source).expect("a datagram");
+            wait_until(|| sandbox.occurred(Outcome::InboundDropped) > dropped);
+        }
+    });
+}

@@ -95,14 +95,14 @@ impl Model {
             Err(Unreadable::TooManyExtensions) => return Outcome::TooManyExtensions,
         };
         let outcome = self.decide_with_ports(&headers, interface);
-        let is_answered = headers.source.is_forwardable() && !headers.fragmented;
+        let is_answered = headers.source.is_forwardable() && !headers.more_fragments.is_set();
         let outcome = match outcome {
             // The answer to a datagram depends on how many there were before: no case has one.
             Outcome::Rejected if !is_answered => Outcome::RejectedUnanswered,
             Outcome::RefusedMissing if !is_answered => Outcome::DroppedMissing,
             outcome => outcome,
         };
-        if headers.fragmented {
+        if headers.more_fragments.is_set() {
             self.decide_first(frame, family, outcome)
         } else {
             outcome

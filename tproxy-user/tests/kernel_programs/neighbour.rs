@@ -124,7 +124,8 @@ pub(crate) fn attach_to_link(sandbox: &Sandbox) {
     let maps = &sandbox.maps;
     maps.set_local_prefixes(&[own, loopback].concat())
         .expect("local prefixes");
-    maps.set_interface(index, tproxy_common::attachment::FULL).expect("an interface");
+    maps.set_interface(index, tproxy_common::attachment::FULL)
+        .expect("an interface");
     attach(sandbox, NEAR, Framing::Ethernet);
     attach_lookup(sandbox.directory).expect("the program is attached");
 }

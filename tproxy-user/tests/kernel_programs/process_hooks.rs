@@ -543,9 +543,6 @@ fn the_address_of_a_bound_socket_is_noted() {
                 let (question, source) = receive(&relay);
                 assert_eq!(question, b"question");
                 assert_ne!(source.ip(), family.own);
-                let entry = noted.of_port(source.port());
-                let expected = address.map(|address| Address::from(address).mapped_octets());
-                assert_eq!(entry.bound(), expected);
                 let ends = Ends {
                     protocol: Protocol::Udp,
                     source: source.ip().into(),
@@ -553,6 +550,9 @@ fn the_address_of_a_bound_socket_is_noted() {
                     destination: target.ip().into(),
                     destination_port: target.port(),
                 };
+                let entry = noted.of_port(ends.destination.family(), source.port());
+                let expected = address.map(|address| Address::from(address).mapped_octets());
+                assert_eq!(entry.bound(), expected);
                 let slot = FIRST_SLOT + 1;
                 let taken = Taken {
                     slot,
@@ -676,5 +676,135 @@ fn flows_that_others_bring_here_are_theirs() {
             }
         }
         assert!(is_idle(&relay));
+    });
+}
+
+/// A connected socket that names another destination with a datagram goes by what that destination says;
+/// but what is let go of one that is marked already comes here all the same, and is the agent's to pass on.
+#[test]
+fn a_connected_socket_may_send_elsewhere() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (_, relay) = of_worker(&workers);
+        for family in families() {
+            for connected in [RELAYED, PASSED] {
+                let client = UdpSocket::bind(any(at(family, 0))).expect("a socket");
+                client.connect(at(family, connected)).expect("a way");
+                let let_go = |port| match connected {
+                    RELAYED => &relay,
+                    _ => setting.udp(port),
+                };
+                for (port, socket) in [
+                    (OPEN, &relay),
+                    (PASSED, let_go(PASSED)),
+                    (UNNAMED, let_go(UNNAMED)),
+                ] {
+                    let target = at(family, port);
+                    client.send_to(b"question", target).expect("a datagram");
+                    assert_eq!(receive(socket).0, b"question", "{connected} {port}");
+                }
+                let send = |port| client.send_to(b"question", at(family, port));
+                assert_errno(send(REJECTED), Errno::ECONNREFUSED);
+                assert_errno(send(DROPPED), Errno::EPERM);
+            }
+        }
+    });
+}
+
+/// Multipath TCP is TCP to a rule.
+#[test]
+fn multipath_connections_go_where_their_rules_say() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        for family in families() {
+            let socket = |port| {
+                let domain = Domain::for_address(at(family, port));
+                let protocol = socket2::Protocol::MPTCP;
+                Socket::new(domain, Type::STREAM, Some(protocol)).expect("a socket")
+            };
+            let connecting = socket(RELAYED);
+            let target = at(family, RELAYED);
+            connecting.connect(&target.into()).expect("a connection");
+            assert_eq!(accept(&relay).1, target);
+            let refused = socket(REJECTED).connect(&at(family, REJECTED).into());
+            assert_errno(refused, Errno::ECONNREFUSED);
+        }
+    });
+}
+
+/// Data with the SYN (RFC 7413), whichever way a process asks for it.
+#[test]
+fn fast_open_connections_go_where_their_rules_say() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        for family in families() {
+            for deferred in [false, true] {
+                let open = |port: u16| {
+                    let target = at(family, port);
+                    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None);
+                    let socket = socket.expect("a socket");
+                    if deferred {
+                        set_fast_open_connect(&socket);
+                        socket.connect(&target.into())?;
+                        socket.send(b"?")?;
+                    } else {
+                        let flags = libc::MSG_FASTOPEN;
+                        socket.send_to_with_flags(b"?", &target.into(), flags)?;
+                    }
+                    Ok(socket)
+                };
+                for (port, listener) in [(RELAYED, &relay), (PASSED, setting.tcp(PASSED))] {
+                    let _client = open(port).expect("a connection");
+                    let (mut accepted, destination, _) = accept(listener);
+                    assert_eq!(destination, at(family, port), "{deferred}");
+                    accepted.read_exact(&mut [0]).expect("a connection");
+                }
+                assert_errno(open(REJECTED), Errno::ECONNREFUSED);
+            }
+        }
+    });
+}
+
+/// `TCP_FASTOPEN_CONNECT` (tcp(7)).
+fn set_fast_open_connect(socket: &Socket) {
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is an int that lives through the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_FASTOPEN_CONNECT,
+            (&raw const on).cast(),
+            4,
+        )
+    };
+    assert_eq!(result, 0, "TCP_FASTOPEN_CONNECT");
+}
+
+/// Two sockets may have one port, of different families: each has its own way after the other's.
+#[test]
+fn sockets_of_both_families_may_have_one_port() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (_, relay) = of_worker(&workers);
+        let redirected = datagrams_at("[::]:0".parse().unwrap());
+        setting.redirect_to(&listen("[::]:0".parse().unwrap()), &redirected);
+        let [v4, v6] = families();
+        let of_v4 = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        of_v4.connect(at(v4, RELAYED)).expect("a way");
+        let port = of_v4.local_addr().expect("an address").port();
+        let of_v6 = Socket::new(Domain::IPV6, Type::DGRAM, None).expect("a socket");
+        of_v6.set_only_v6(true).expect("an option");
+        let any_v6 = SocketAddr::from(([0_u16; 8], port));
+        of_v6.bind(&any_v6.into()).expect("the same port");
+        of_v6.connect(&at(v6, REDIRECTED).into()).expect("a way");
+        for _ in 0..2 {
+            of_v4.send(b"first").expect("a datagram");
+            assert_eq!(receive(&relay).0, b"first");
+            of_v6.send(b"second").expect("a datagram");
+            assert_eq!(receive(&redirected).0, b"second");
+        }
     });
 }

@@ -25,8 +25,8 @@ use tproxy_common::{
 };
 use tproxy_user::{
     compiler::{Source, compile},
-    delivery::Assignment,
-    kernel::{Generation, Maps, Settings, load},
+    delivery::{Assignment, Framing, Link},
+    kernel::{Generation, Maps, Settings, load, load_program_for},
     listener::{Discard, discard},
     relay::{self, Listener},
     rule::{Rule, RuleSpec},
@@ -116,7 +116,18 @@ pub(crate) struct Workers {
 
 impl Sandbox {
     fn load() -> Self {
-        load(settings(), Path::new(BPFFS)).expect("the programs load");
+        let directory = Path::new(BPFFS);
+        let loaded = load(settings(), directory).expect("the programs load");
+        for framing in [Framing::Ethernet, Framing::Ip] {
+            let link = Link {
+                index: 0,
+                name: "any".to_owned(),
+                framing,
+                up: true,
+                controller: None,
+            };
+            load_program_for(directory, &link, &settings(), &loaded).expect("the program loads");
+        }
         let counters = MapData::from_pin(pin("OUTCOME_COUNTERS")).and_then(Map::from_map_data);
         Self {
             directory: Path::new(BPFFS),

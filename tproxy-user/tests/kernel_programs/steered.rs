@@ -6,8 +6,18 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use tproxy_common::{flow::Protocol, outcome::Outcome, sockets::MEMBERS};
-use tproxy_user::rule::{Rule, RuleSpec};
+use aya::maps::{Map, MapData, SockMap};
+use socket2::SockRef;
+use tproxy_common::{
+    flow::{Protocol, worker_of},
+    limits::COUNTER_SLOTS,
+    outcome::Outcome,
+    sockets::{self, MEMBERS},
+};
+use tproxy_user::{
+    relay::Listener,
+    rule::{Rule, RuleSpec},
+};
 
 use crate::{
     neighbour::{
@@ -252,4 +262,110 @@ fn datagrams_of_a_connected_socket_stay_with_it() {
             );
         }
     });
+}
+
+/// Each worker has its places, and each client its worker.
+#[test]
+fn a_flow_comes_to_the_worker_of_its_client() {
+    const WORKERS: u32 = 3;
+    beside_a_neighbour(|sandbox, neighbour| {
+        let workers = sandbox.start_workers(WORKERS);
+        sandbox.install(&[to_port("81", |_| ())]);
+        let listeners = &workers.listeners;
+        for Listener { tcp, udp } in listeners {
+            let limit = Some(crate::neighbour::PATIENCE);
+            SockRef::from(tcp)
+                .set_read_timeout(limit)
+                .expect("an option");
+            udp.set_read_timeout(limit).expect("an option");
+        }
+        let mut flows = [0; WORKERS as usize];
+        for family in families() {
+            let target = SocketAddr::new(family.server, 81);
+            for _ in 0..24 {
+                let client = neighbour.connect(target).expect("a connection");
+                let port = client.local_addr().expect("an address").port();
+                let worker = worker_of(&family.client.into(), port, WORKERS) as usize;
+                let (_accepted, destination, source) = accept(&listeners[worker].tcp);
+                assert_eq!((destination, source.port()), (target, port));
+                let client = neighbour.datagrams_to(target);
+                client.send(b"question").expect("a datagram");
+                let port = client.local_addr().expect("an address").port();
+                let worker = worker_of(&family.client.into(), port, WORKERS) as usize;
+                assert_eq!(receive(&listeners[worker].udp).1.port(), port);
+                flows[worker] += 1;
+            }
+        }
+        assert!(flows.iter().all(|flows| *flows > 0), "{flows:?}");
+    });
+}
+
+/// The last place of the last rule is within the map; a place is empty when its socket is closed.
+#[test]
+fn places_of_sockets_are_filled_and_emptied() {
+    in_sandbox(|sandbox| {
+        let maps = &sandbox.maps;
+        assert_eq!(emptied(sandbox), Vec::<u32>::new());
+        let start = || sandbox.start_workers(2);
+        drop(start());
+        assert_eq!(emptied(sandbox), Vec::<u32>::new());
+        let workers = start();
+        let mut expected = vec![sockets::LIFELINE];
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            expected.extend([0, 1].map(|worker| sockets::relay(protocol, worker)));
+            expected.push(sockets::discarding(protocol));
+        }
+        expected.sort_unstable();
+        assert_eq!(emptied(sandbox), expected);
+        drop(workers);
+
+        let last = u32::try_from(COUNTER_SLOTS).expect("a small number") - 1;
+        let listener = listen(address("[::]:0"));
+        let datagrams = datagrams_at(address("[::]:0"));
+        for (protocol, socket) in [
+            (Protocol::Tcp, duplicate(&listener)),
+            (Protocol::Udp, duplicate_udp(&datagrams)),
+        ] {
+            let first = sockets::redirect(protocol, last);
+            let set = |count| {
+                let members = std::iter::repeat_n(&socket, count);
+                let set = maps.set_redirect(protocol, last, members);
+                set.expect("the sockets are taken");
+            };
+            // More than there are places for; then fewer, which leaves nothing of those before.
+            for (count, places) in [(9, 4), (3, 3), (1, 1), (0, 0)] {
+                set(4);
+                set(count);
+                let expected: Vec<u32> = (first..first + places).collect();
+                assert_eq!(emptied(sandbox), expected, "{count}");
+            }
+            for member in 0..MEMBERS as usize {
+                set(4);
+                let removed = maps.remove_redirect_member(protocol, last, member);
+                removed.expect("the place is emptied");
+                let again = maps.remove_redirect_member(protocol, last, member);
+                again.expect("an empty place is no error");
+                let place = first + u32::try_from(member).expect("a small number");
+                let expected: Vec<u32> = (first..first + MEMBERS)
+                    .filter(|other| *other != place)
+                    .collect();
+                assert_eq!(emptied(sandbox), expected);
+            }
+        }
+        // The very last one.
+        let last_place = sockets::redirect(Protocol::Udp, last) + MEMBERS - 1;
+        assert_eq!(last_place as usize, sockets::PLACES - 1);
+    });
+}
+
+/// Empties all places, and says which had a socket. The kernel does not say it otherwise of a map with
+/// values of this size.
+fn emptied(sandbox: &Sandbox) -> Vec<u32> {
+    let pin = sandbox.directory.join("SOCKETS");
+    let map = MapData::from_pin(pin).and_then(Map::from_map_data);
+    let mut map: SockMap<MapData> = map.and_then(TryInto::try_into).expect("the sockets");
+    let places = 0..u32::try_from(sockets::PLACES).expect("a small number");
+    places
+        .filter(|place| map.clear_index(place).is_ok())
+        .collect()
 }

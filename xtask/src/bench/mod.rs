@@ -1,6 +1,5 @@
 //! `cargo xtask bench`: tproxy beside what does the same job, on this machine, interleaved.
 
-mod abilities;
 mod accounting;
 mod chart;
 mod experiment;
@@ -55,9 +54,6 @@ pub(crate) struct Options {
     /// These experiments only
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Experiment>,
-    /// What tproxy may not be able to do yet, too
-    #[arg(long, hide = true)]
-    pending: bool,
 }
 
 /// Builds as this user, then measures as root with an optimised load client and server.
@@ -91,7 +87,6 @@ impl Options {
     fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         arguments.extend(self.quick.then(|| "--quick".to_owned()));
-        arguments.extend(self.pending.then(|| "--pending".to_owned()));
         arguments.push(format!("--source={}", typed(&self.source)));
         let only = self.only.iter();
         arguments.extend(only.map(|experiment| format!("--only={}", typed(experiment))));
@@ -121,7 +116,7 @@ fn typed(value: &impl clap::ValueEnum) -> String {
 ///
 /// When a measurement fails.
 pub(crate) fn measure(options: &Options) -> Result<()> {
-    let setting = set_up(options.source, options.quick, options.pending)?;
+    let setting = set_up(options.source, options.quick)?;
     let load_before = accounting::load_average()?;
     let started = Instant::now();
     let experiments = options.experiments(&setting);
@@ -129,7 +124,10 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
         .iter()
         .map(|experiment| experiment.rounds(options.quick));
     let Some(rounds) = rounds.max() else {
-        bail!("nothing of this can be measured: --pending asks for it all the same");
+        bail!(
+            "nothing of this can be measured with --source {}",
+            typed(&options.source)
+        );
     };
     let mut samples = Vec::new();
     for round in 0..rounds {
@@ -156,7 +154,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
 }
 
 /// What every measurement needs before the first.
-fn set_up(source: Source, quick: bool, pending: bool) -> Result<Setting> {
+fn set_up(source: Source, quick: bool) -> Result<Setting> {
     interrupt::catch()?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, hard.max(DESCRIPTORS))
@@ -166,7 +164,6 @@ fn set_up(source: Source, quick: bool, pending: bool) -> Result<Setting> {
         binary: command::target_directory().join("release").join("tproxy"),
         source,
         quick,
-        pending,
     })
 }
 

@@ -14,8 +14,6 @@ pub(crate) struct Setting {
     pub(crate) binary: PathBuf,
     pub(crate) source: Source,
     pub(crate) quick: bool,
-    /// Whether tproxy is asked for what it may not be able to do.
-    pub(crate) pending: bool,
 }
 
 impl Setting {

@@ -89,7 +89,7 @@ struct Minute {
 ///
 /// When something cannot be started, or what was to stay flat did not.
 pub(crate) fn measure(options: &Options) -> Result<()> {
-    let setting = super::set_up(Source::Agent, false, false)?;
+    let setting = super::set_up(Source::Agent, false)?;
     let load_before = accounting::load_average()?;
     let testbed = Testbed::new(&setting, options.peer, Capture::Tcp)?;
     let address = short_address();

@@ -17,7 +17,6 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{
-    abilities,
     peer::{Peer, Source},
     quantity::Quantity,
     setting::Setting,
@@ -88,16 +87,11 @@ impl Experiment {
         }
     }
 
-    /// Whether tproxy can do it.
+    /// Whether it makes sense so.
     pub(crate) fn can_be_measured(self, setting: &Setting) -> bool {
-        let is_there = match self {
-            Self::Udp64 | Self::Udp1400 => abilities::RELAYS_DATAGRAMS,
-            Self::Local => abilities::TAKES_LOCAL_FLOWS,
-            _ => true,
-        };
         // Neither datagrams nor local flows have another source to keep.
         let is_about_source = !matches!(self, Self::Udp64 | Self::Udp1400 | Self::Local);
-        (is_there || setting.pending) && (setting.source == Source::Agent || is_about_source)
+        setting.source == Source::Agent || is_about_source
     }
 
     /// How often it is done with each peer.

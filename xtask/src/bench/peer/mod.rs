@@ -16,12 +16,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::{
-    agent::Agent,
-    bench::{abilities, setting::Setting},
-    command,
-    topology::Topology,
-};
+use crate::{agent::Agent, bench::setting::Setting, command, topology::Topology};
 
 use self::nft_steering::RuleOrder;
 
@@ -115,12 +110,11 @@ impl Peer {
             | Self::Haproxy
             | Self::HaproxyTextbook
             | Self::Nginx
-            | Self::NginxTextbook => true,
+            | Self::NginxTextbook
+            | Self::Tproxy => true,
             Self::NftRelay | Self::Redirect | Self::Socat => false,
-            Self::Tproxy => abilities::KEEPS_THE_SOURCE || setting.pending,
         };
-        let is_there = self != Self::Redirect || abilities::REDIRECTS || setting.pending;
-        is_there && (setting.source == Source::Agent || keeps_the_source)
+        setting.source == Source::Agent || keeps_the_source
     }
 
     /// The program file, where there is one.

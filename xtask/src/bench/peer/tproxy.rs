@@ -8,7 +8,7 @@ use crate::{
     agent::{Agent, Settings},
     bench::setting::Setting,
     command,
-    topology::{CLIENT_SIDE, SERVER_SIDE, Topology},
+    topology::{CLIENT_SIDE, Topology},
 };
 
 use super::{BULK_PORT, Capture, Running, SHORT_PORT, Source, UDP_PORT, timed};
@@ -27,8 +27,7 @@ pub(super) fn start(topology: &Topology, setting: &Setting, capture: Capture) ->
         Capture::Tcp => {
             let mut flags = vec!["--iface", CLIENT_SIDE, "--dport", &ports];
             if setting.source == Source::Client {
-                // Answers to the client's address arrive from the server.
-                flags.extend(["--source", "client", "--iface", SERVER_SIDE]);
+                flags.extend(["--source", "client"]);
             }
             run(topology, setting, &flags)
         }
