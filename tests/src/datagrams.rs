@@ -213,12 +213,13 @@ impl Answer {
     }
 }
 
-/// Lets a host tell of each datagram that does not arrive; by default it tells of a few, and then of one a second
-/// (`icmp_ratelimit`, icmp(7)).
+/// Lets a host tell of each datagram that does not arrive; by default it tells of some fifty, and then of fewer
+/// (`icmp_ratemask`, `icmp_msgs_burst`, icmp(7)).
 #[track_caller]
 pub fn allow_many_errors(host: &Namespace) {
-    host.sysctl("net.ipv4.icmp_ratelimit", 0);
-    host.sysctl("net.ipv6.icmp.ratelimit", 0);
+    host.sysctl("net.ipv4.icmp_ratemask", 0);
+    // A list of types, of which this is none.
+    host.sysctl("net.ipv6.icmp.ratemask", 0);
 }
 
 /// The wildcard address of the family of `address`.

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -114,9 +114,7 @@ fn processes_that_the_command_did_not_start_go_direct() {
     let scripts = Scripts::new();
     for family in FAMILIES {
         let target = SocketAddr::new(family.near(), 80);
-        let words = command_line(target);
-        let words = words.split(' ').map(|word| format!("'{word}'"));
-        let curl = words.collect::<Vec<_>>().join(" ");
+        let curl = quoted(&command_line(target));
         let go = scripts.path("go");
         mkfifo(&go, Mode::S_IRWXU).unwrap();
         let script = scripts.write(
@@ -140,6 +138,57 @@ fn processes_that_the_command_did_not_start_go_direct() {
     }
 }
 
+/// Commands that run at once in one network namespace have an agent each, and each has its own command's flows.
+#[test]
+fn commands_that_run_at_once_keep_apart() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let scripts = Scripts::new();
+    let target = |family: Family| SocketAddr::new(family.near(), 80);
+    let [v4, v6] = FAMILIES.map(|family| quoted(&command_line(target(family))));
+    let running: Vec<_> = (0..3)
+        .map(|number| {
+            let go = scripts.path(&format!("go-{number}"));
+            mkfifo(&go, Mode::S_IRWXU).unwrap();
+            let script = scripts.write(
+                &format!("asks-{number}"),
+                &format!("echo ready; read word < {}; {v4}; {v6}", go.display()),
+            );
+            let process = start(&lab, &unique_instance(), &format!("-- sh {script}"));
+            let ready = process.stdout.find(|line| (line == "ready").then_some(()));
+            assert!(ready.is_some(), "{}", process.stderr.text());
+            (process, go)
+        })
+        .collect();
+    for (_, go) in &running {
+        fs::write(go, "go\n").unwrap();
+    }
+    for (mut process, _) in running {
+        let asked = Attempt::end_of("", &mut process);
+        assert_eq!(asked.code, Some(0), "{asked:?}");
+        let flows = flows(&asked);
+        assert_eq!(flows.len(), 2, "{asked:?}");
+        let text = &asked.stdout["ready\n".len()..];
+        let middle = text.match_indices("peer ").nth(1).expect("two answers").0;
+        let (first, second) = text.split_at(middle);
+        for (family, answer) in FAMILIES.into_iter().zip([first, second]) {
+            let exchange = Exchange::told(answer, target(family)).expect("the words of a witness");
+            assert_ne!(exchange.seen_client, exchange.client, "{asked:?}");
+            let is_own = |flow: &FlowLine| flow.client == exchange.client;
+            assert!(flows.iter().any(is_own), "{asked:?}");
+        }
+    }
+    for family in FAMILIES {
+        Exchange::of(&lab.gateway, target(family)).assert_unproxied();
+    }
+}
+
+/// A command line for sh(1).
+fn quoted(command_line: &str) -> String {
+    let words = command_line.split(' ').map(|word| format!("'{word}'"));
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// The exit code is the command's, or what a shell says of one that cannot run or was killed. Nothing is left.
 #[test]
 fn the_exit_code_is_that_of_the_command() {
@@ -152,32 +201,28 @@ fn the_exit_code_is_that_of_the_command() {
     let instance = unique_instance();
     let cli = Cli::new(&lab.gateway, &instance);
     let before = Snapshot::of(&lab.gateway, &instance);
-    let groups = exec_groups();
     for (command, code, stdout) in [
         ("true".to_owned(), 0, ""),
         (format!("sh {seven}"), 7, "out"),
         (format!("sh {killed}"), 137, ""),
     ] {
-        let attempt = cli.attempt(&format!("exec -- {command}"));
+        let mut process = cli.start_under("", &format!("exec -- {command}"));
+        let attempt = Attempt::end_of(&command, &mut process);
         assert_eq!(attempt.code, Some(code), "{attempt:?}");
+        assert_eq!(group_of(process.id()), None);
         assert_eq!(attempt.stdout, stdout, "{attempt:?}");
         Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
     }
     for (command, code) in [("no-such-program".to_owned(), 127), (plain, 126)] {
-        cli.attempt(&format!("exec -- {command}"))
-            .assert_refused(code, &["cannot run", &command]);
+        let mut process = cli.start_under("", &format!("exec -- {command}"));
+        Attempt::end_of(&command, &mut process).assert_refused(code, &["cannot run", &command]);
+        assert_eq!(group_of(process.id()), None);
         Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
     }
     for rule in ["--scope forward", "--cgroup x", "--iface cl0", "--dport x"] {
         let attempt = cli.attempt(&format!("exec {rule} -- true"));
         assert_eq!(attempt.code, Some(2), "{attempt:?}");
     }
-    wait::until("the end of the control groups", || {
-        // Those of other tests come and go.
-        let is_of_ours = |group: &&PathBuf| !groups.contains(group) && !is_of_a_process(group);
-        let left = exec_groups();
-        left.iter().find(is_of_ours).is_none().then_some(())
-    });
 }
 
 /// The control groups that commands have.
@@ -195,12 +240,6 @@ fn exec_groups() -> Vec<PathBuf> {
                 .starts_with("tproxy-exec-")
         })
         .collect()
-}
-
-fn is_of_a_process(group: &Path) -> bool {
-    let name = group.file_name().unwrap().to_string_lossy();
-    let process = name.trim_start_matches("tproxy-exec-");
-    Path::new("/proc").join(process).exists()
 }
 
 /// The group of the command that the process `id` runs.
@@ -245,7 +284,10 @@ fn flows_of_the_background_go_on_to_their_end() {
     let (go, waits) = mpsc::channel::<()>();
     let waits = Mutex::new(waits);
     let _server = Server::start(&lab.server, 80, move |mut stream| -> io::Result<()> {
-        stream.read_exact(&mut [0; 16])?;
+        // To its end, so that closing is no reset.
+        BufReader::new(&stream)
+            .lines()
+            .find(|line| !line.as_ref().is_ok_and(|line| !line.is_empty()));
         waits.lock().unwrap().recv().map_err(io::Error::other)?;
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nat last\n")
     });
@@ -254,27 +296,24 @@ fn flows_of_the_background_go_on_to_their_end() {
         let (target, out) = (SocketAddr::new(family.near(), 80), scripts.path("out"));
         let script = scripts.write(
             "leaves",
-            &format!(
-                "curl -sS -g http://{target}/ > {} & echo $!; exit 3",
-                out.display()
-            ),
+            &format!("curl -sS -g http://{target}/ > {} & exit 3", out.display()),
         );
         let instance = unique_instance();
         let before = Snapshot::of(&lab.gateway, &instance);
         let mut running = start(&lab, &instance, &format!("--dport 80 -- sh {script}"));
-        let curl = running.stdout.find(|line| line.parse::<u32>().ok());
-        let curl = curl.expect("the process in the background");
         let draining = running
             .stderr
             .find(|line| line.contains("for running flows to finish").then_some(()));
         assert!(draining.is_some(), "{}", running.stderr.text());
         go.send(()).unwrap();
+        let agent = running.id();
         let attempt = Attempt::end_of("", &mut running);
         assert_eq!(attempt.code, Some(3), "{attempt:?}");
         wait::until("the end of the background", || {
-            (!Path::new("/proc").join(curl.to_string()).exists()).then_some(())
+            (fs::read_to_string(&out).unwrap() == "at last\n").then_some(())
         });
-        assert_eq!(fs::read_to_string(&out).unwrap(), "at last\n");
+        fs::remove_file(&out).unwrap();
+        assert_eq!(group_of(agent), None, "{attempt:?}");
         Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
     }
 }
@@ -294,10 +333,12 @@ fn the_next_one_removes_what_a_killed_one_left() {
     let during = Snapshot::of(&lab.gateway, &instance);
     let group = group_of(killed.id()).expect("the control group");
     killed.signal(Signal::SIGKILL);
-    let _ = killed.wait();
+    // It has the outputs open as well.
     nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+    let _ = killed.wait();
     wait::until("the end of the command", || {
-        (!Path::new("/proc").join(pid.to_string()).exists()).then_some(())
+        let events = fs::read_to_string(group.join("cgroup.events")).unwrap();
+        events.contains("populated 0").then_some(())
     });
 
     let target = SocketAddr::new(Family::V4.near(), 80);

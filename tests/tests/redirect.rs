@@ -69,6 +69,58 @@ fn flows_are_handed_to_a_transparent_listener() {
     assert_eq!(unseen.clients().len(), 2);
 }
 
+/// A listener at one address of IPv4, as one that is for this host only, takes flows to any. Those of IPv6 are not its.
+#[test]
+fn a_listener_at_one_address_of_ipv4_takes_flows_to_any() {
+    takes_flows_to_any(3132, Family::V4, Family::V6);
+}
+
+/// The same of IPv6.
+#[test]
+fn a_listener_at_one_address_of_ipv6_takes_flows_to_any() {
+    takes_flows_to_any(3133, Family::V6, Family::V4);
+}
+
+/// Checks that a listener at one address takes the flows of its own family, and that those of the other follow
+/// `on_missing`. No other namespace has a listener at the port.
+fn takes_flows_to_any(port: u16, own: Family, other: Family) {
+    let lab = Lab::new();
+    let servers = [80, 81].map(|port| Witness::start(&lab.server, port));
+    for address in [own.loopback(), own.gateway()] {
+        let address = SocketAddr::new(address, port);
+        let listener = Witness::over(transparent(&lab.gateway, address));
+        let to = format!("--action redirect --to {address}");
+        let mut agent = lab.agent(&format!("--iface cl0 --dport 80 {to}"));
+        agent.run(&format!("rule add --dport 81 {to} --on-missing pass"));
+        agent.run(&format!("rule add --scope local --dport 80 {to}"));
+        agent.run(&format!(
+            "rule add --scope local --dport 81 {to} --on-missing pass"
+        ));
+        for (namespace, whose) in [(&lab.client, "forward"), (&lab.gateway, "local")] {
+            for port in [80, 81] {
+                Exchange::of(namespace, (own.near(), port).into()).assert_direct(&agent);
+                assert_eq!(listener.clients().len(), 1, "{whose} {address}");
+            }
+            let refused = namespace.connect((other.near(), 80).into());
+            let refused = refused.expect_err("a refusal").kind();
+            assert_eq!(
+                refused,
+                io::ErrorKind::ConnectionRefused,
+                "{whose} {address}"
+            );
+            Exchange::of(namespace, (other.near(), 81).into()).assert_direct(&agent);
+            assert_eq!(listener.clients(), []);
+        }
+        assert_eq!(
+            servers.each_ref().map(|server| server.clients().len()),
+            [0, 2]
+        );
+        assert_eq!(agent.stop(), []);
+        drop(listener);
+        lab.gateway.wait_for_no_listener(port);
+    }
+}
+
 /// Several processes that share a port (`SO_REUSEPORT`) share the flows, and when one of them ends, the other has them
 /// all.
 #[test]

@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
     sync::mpsc,
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,8 +28,9 @@ use crate::{
 #[derive(Debug)]
 pub struct DatagramWitness {
     received: mpsc::Receiver<Received>,
-    /// Its thread ends when this is closed.
-    _open: PipeWriter,
+    /// The thread ends when this is closed.
+    open: Option<PipeWriter>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// A datagram as the server got it.
@@ -70,10 +71,11 @@ impl DatagramWitness {
     pub fn over(sockets: Vec<UdpSocket>) -> Self {
         let (closed, open) = pipe().expect("make a pipe");
         let (seen, received) = mpsc::channel();
-        thread::spawn(move || serve(&sockets, &closed, &seen));
+        let thread = thread::spawn(move || serve(&sockets, &closed, &seen));
         Self {
             received,
-            _open: open,
+            open: Some(open),
+            thread: Some(thread),
         }
     }
 
@@ -89,6 +91,16 @@ impl DatagramWitness {
     pub fn next(&self) -> Received {
         let next = self.received.recv_timeout(crate::wait::PATIENCE);
         next.expect("a datagram for the witness")
+    }
+}
+
+impl Drop for DatagramWitness {
+    fn drop(&mut self) {
+        // Whoever wants its addresses next finds them free.
+        drop(self.open.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

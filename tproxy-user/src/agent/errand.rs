@@ -8,6 +8,8 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::ExitStatus,
+    thread,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -88,6 +90,14 @@ impl Errand {
 
 impl Drop for Errand {
     fn drop(&mut self) {
+        // The last process of the command may be about to end.
+        const ATTEMPTS: u32 = 10;
+        for _ in 1..ATTEMPTS {
+            if fs::remove_dir(&self.directory).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
         // What the command left running stays in it.
         if let Err(error) = fs::remove_dir(&self.directory) {
             log::warn!(
