@@ -132,7 +132,13 @@ impl DatagramClient {
     /// As [`DatagramClient::try_ask`].
     pub fn answer(&self, target: SocketAddr, payload: &[u8]) -> io::Result<Answer> {
         let mut buffer = vec![0; LONGEST];
-        let (length, from) = self.socket.recv_from(&mut buffer)?;
+        // With a time limit, a receive that a signal interrupts is not begun again (signal(7)).
+        let (length, from) = loop {
+            match self.socket.recv_from(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => break received?,
+            }
+        };
         let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         let Some(end) = buffer[..length].windows(2).position(|pair| pair == b"\n\n") else {
             return wrong("not the answer of a witness");
