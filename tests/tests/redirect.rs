@@ -75,12 +75,6 @@ fn a_listener_at_one_address_of_ipv4_takes_flows_to_any() {
     takes_flows_to_any(3132, Family::V4, Family::V6);
 }
 
-/// The same of IPv6.
-#[test]
-fn a_listener_at_one_address_of_ipv6_takes_flows_to_any() {
-    takes_flows_to_any(3133, Family::V6, Family::V4);
-}
-
 /// Checks that a listener at one address takes the flows of its own family, and that those of the other follow
 /// `on_missing`. No other namespace has a listener at the port.
 fn takes_flows_to_any(port: u16, own: Family, other: Family) {
