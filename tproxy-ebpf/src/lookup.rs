@@ -154,9 +154,8 @@ fn choose_inbound(ctx: &SkLookupContext, ends: &Ends, interface: u32, workers: u
     counters::count_flow(rule);
     match rule.action() {
         Action::Pass => Outcome::InboundPassed,
-        Action::Reject => Outcome::InboundRejected,
         Action::Drop if sockets::discard(ctx, ends.protocol) => Outcome::InboundDropped,
-        Action::Drop => Outcome::InboundRejected,
+        Action::Drop | Action::Reject => Outcome::InboundRejected,
         Action::Relay | Action::Redirect => hand_over_inbound(ctx, ends, rule, workers),
     }
 }
