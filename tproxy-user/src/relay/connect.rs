@@ -1,7 +1,6 @@
 //! Upstream sockets: made, marked and told to connect, without waiting for the answer.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -29,16 +28,17 @@ pub(super) fn socket(upstream: SocketAddr) -> io::Result<Socket> {
 
 /// Starts connecting `socket` to `upstream`.
 ///
-/// `speaks_first` says that bytes of the client are waiting to be sent. They then carry the ACK
-/// that completes the handshake, which saves a packet. With `mark` every packet of it carries this
-/// mark, by which the kernel programs leave the relay's own connections alone. With `source` it comes
-/// from this address, if [`source::is_unusable`] says nothing else of the error.
+/// With `mark` every packet of it carries this mark, by which the kernel programs leave the relay's
+/// own connections alone. With `source` it comes from this address, if [`source::is_unusable`] says
+/// nothing else of the error.
+///
+/// The ACK that completes the handshake waits for the client's first bytes to go with it, which saves
+/// a packet of most flows. When there are none yet, [`complete_handshake`] sends it.
 pub(super) fn start(
     socket: Socket,
     upstream: SocketAddr,
     source: Option<IpAddr>,
     mark: Option<u32>,
-    speaks_first: bool,
 ) -> io::Result<Attempt> {
     if let Some(mark) = mark {
         socket.set_mark(mark)?;
@@ -49,9 +49,7 @@ pub(super) fn start(
     socket.set_tcp_nodelay(true)?;
     // The byte that urgent data points at stays in the stream, as it does at most receivers.
     socket.set_out_of_band_inline(true)?;
-    if speaks_first {
-        sys::defer_handshake_ack(&socket)?;
-    }
+    sys::defer_handshake_ack(&socket)?;
     if let Some(source) = source {
         source::bind_to(&socket, source)?;
     }
@@ -63,14 +61,7 @@ pub(super) fn start(
     Ok(Attempt { socket, connected })
 }
 
-/// Whether the client has sent something already. Looks at it and leaves it where it is.
-///
-/// An error is the end of the client's connection. It has to be acted upon, for a socket reports
-/// each error once.
-pub(super) fn speaks_first(client: &Socket) -> io::Result<bool> {
-    match client.peek(&mut [MaybeUninit::uninit()]) {
-        Ok(length) => Ok(length > 0),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        Err(error) => Err(error),
-    }
+/// Sends the ACK that [`start`] made wait: the server may be the one to speak first.
+pub(super) fn complete_handshake(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_quickack(true)
 }

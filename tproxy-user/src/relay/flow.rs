@@ -11,7 +11,7 @@ use socket2::Socket;
 use super::direction::{Direction, Link, Progress};
 use super::pipe::{Pipe, PipePool};
 use super::side::Side;
-use super::{End, FlowRecord, RuleTag};
+use super::{End, FlowRecord, RuleTag, connect};
 
 /// How many reads and writes one direction of a flow gets before other flows have their turn.
 const STEPS_PER_TURN: u32 = 8;
@@ -142,6 +142,15 @@ impl Flow {
         self.to_upstream.source_ready();
         self.to_upstream.sink_ready();
         self.to_client.sink_ready();
+    }
+
+    /// Acknowledges upstream's part of the handshake if no bytes of the client have done so. Called
+    /// after the first turn.
+    pub(super) fn complete_handshake(&self) {
+        if self.to_upstream.moved() == 0 {
+            // The kernel sends it itself after 200 ms at most.
+            let _ = connect::complete_handshake(&self.upstream);
+        }
     }
 
     /// Remembers what an event says about the socket on `side`.

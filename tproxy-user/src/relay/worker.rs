@@ -11,7 +11,6 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Waker};
 use slab::Slab;
-use socket2::Socket;
 use tproxy_common::flow::Protocol;
 
 use super::capacity::Places;
@@ -262,13 +261,13 @@ impl Worker {
             return;
         }
         self.shared.policy.opened(&admission.rule);
-        let attempt = match self.attempt(&client, client_address, &admission) {
+        let attempt = match self.attempt(client_address, &admission) {
             Ok(attempt) => attempt,
-            Err((side, error)) => {
+            Err(error) => {
                 if is_exhaustion(&error) {
                     self.counters.shed.add(1);
                     self.shared.policy.shed();
-                } else if side == Side::Upstream {
+                } else {
                     self.counters.connect_failed.add(1);
                 }
                 drop(client);
@@ -282,7 +281,7 @@ impl Worker {
                     to_upstream: 0,
                     to_client: 0,
                     duration: Duration::ZERO,
-                    end: End::from_error(side, error),
+                    end: End::from_error(Side::Upstream, error),
                 });
                 return;
             }
@@ -312,23 +311,20 @@ impl Worker {
         }
     }
 
-    /// Starts to connect to upstream, unless the client has gone already. An error comes with the
-    /// side that it is of.
+    /// Starts to connect to upstream.
     fn attempt(
         &mut self,
-        client: &Socket,
         client_address: SocketAddr,
         admission: &Admission,
-    ) -> Result<Attempt, (Side, io::Error)> {
-        let speaks_first = connect::speaks_first(client).map_err(|error| (Side::Client, error))?;
+    ) -> io::Result<Attempt> {
         let mark = self.shared.settings.mark;
         let upstream = admission.upstream;
         let mut start = |source| {
             self.intake
                 .upstream_socket(upstream)
-                .and_then(|socket| connect::start(socket, upstream, source, mark, speaks_first))
+                .and_then(|socket| connect::start(socket, upstream, source, mark))
         };
-        let attempt = match start(admission.source) {
+        match start(admission.source) {
             Err(error) if admission.source.is_some() && source::is_unusable(&error) => {
                 let attempt = start(None);
                 if attempt.is_ok() {
@@ -337,8 +333,7 @@ impl Worker {
                 attempt
             }
             attempt => attempt,
-        };
-        attempt.map_err(|error| (Side::Upstream, error))
+        }
     }
 
     fn fell_back(&mut self, client: SocketAddr, server: SocketAddr, error: &io::Error) {
@@ -362,6 +357,9 @@ impl Worker {
         flow.set_connected();
         if flow.client_watched || self.watch(key, Side::Client) {
             self.turn(key);
+        }
+        if let Some(Some(flow)) = self.flows.get(key) {
+            flow.complete_handshake();
         }
     }
 
