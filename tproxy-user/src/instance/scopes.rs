@@ -5,6 +5,7 @@ use std::thread;
 
 use log::warn;
 use tproxy_common::{
+    address::Family,
     flow::{Protocol, Scope},
     tables::Action,
 };
@@ -133,8 +134,11 @@ fn take_listeners(maps: &Maps, rule: &Rule, stored: &StoredRule) -> Result<(), E
             }
             warn_of_absence(rule, *protocol, &absence);
         }
-        let sockets = found.iter().map(|found| &found.socket);
-        maps.set_redirect(*protocol, stored.slot, sockets)?;
+        for family in [Family::V4, Family::V6] {
+            let serving = found.iter().filter(|found| found.serves(family));
+            let sockets = serving.map(|found| &found.socket);
+            maps.set_redirect(*protocol, family, stored.slot, sockets)?;
+        }
     }
     Ok(())
 }
