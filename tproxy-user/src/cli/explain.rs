@@ -300,7 +300,7 @@ fn judge(
     if found.entry.shuns(&flow.destination) {
         let text = format!("{} is link-local and not named", named.destination.ip());
         let reason = format!(
-            "{}: rule {} takes such addresses only if a dst of it lies within 169.254.0.0/16",
+            "{}: rule {} takes such addresses only if a CIDR of its dst, or of a set there, lies within 169.254.0.0/16",
             text,
             name.as_deref().unwrap_or("-")
         );
