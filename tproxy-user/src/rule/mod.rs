@@ -93,6 +93,16 @@ impl Rule {
         self.scope != Scope::Inbound
     }
 
+    /// Whether it takes the datagrams that answer this host's own programs as well: those come to any
+    /// port, and only a connected socket keeps them from the rules.
+    #[must_use]
+    pub fn takes_answers(&self) -> bool {
+        self.scope == Scope::Inbound
+            && self.protocols.contains(&Protocol::Udp)
+            && self.destination_ports.is_empty()
+            && self.action != Action::Pass
+    }
+
     /// Whether it names IPv4 link-local destinations (RFC 3927), by itself or in one of its sets. Rules
     /// for whole networks leave them alone.
     #[must_use]
