@@ -7,9 +7,9 @@ use std::{
 
 use serde_json::Value;
 use tproxy_tests::{
-    Agent, Family, Lab,
+    Agent, DatagramClient, Exchange, Family, Lab,
     address::FAMILIES,
-    peer::{Server, Witness},
+    peer::{DatagramWitness, Server, Witness},
     wait,
 };
 
@@ -107,6 +107,45 @@ fn what_is_passed_is_counted() {
         wait::until("all flows are counted", || {
             let counted = numbers(&agent, "pass", DISCARDED);
             (counted == [flows + 5, 0, 0]).then_some(())
+        });
+    }
+    assert_eq!(agent.stop(), []);
+}
+
+/// In the other scopes it is what their hooks see: `connect()` and what no connected socket has.
+#[test]
+fn flows_of_this_host_are_counted_as_often_as_they_are_decided_about() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let _datagrams = DatagramWitness::start(&lab.server, 80);
+    let _service = Witness::start(&lab.gateway, 80);
+    let mut agent = lab.agent("--scope local --proto any --dport 80 --action pass --name local");
+    agent.run("rule add --scope inbound --proto any --dport 80 --action pass --name inbound");
+    let flows = |agent: &Agent| ["local", "inbound"].map(|name| numbers(agent, name, ["flows"])[0]);
+    let mut expected = [0, 0];
+    for family in FAMILIES {
+        Exchange::of(&lab.gateway, (family.near(), 80).into()).assert_direct(&agent);
+        lab.ask(family.gateway(), 80).assert_direct(&agent);
+        expected = expected.map(|flows| flows + 1);
+        assert_eq!(flows(&agent), expected, "TCP");
+        let client = DatagramClient::connected(&lab.gateway, (family.near(), 80).into());
+        for _ in 0..3 {
+            client.socket().send(b"connected").unwrap();
+        }
+        expected[0] += 1;
+        let unconnected = DatagramClient::bound(&lab.gateway, family.any());
+        for _ in 0..3 {
+            let target = SocketAddr::new(family.near(), 80);
+            unconnected
+                .socket()
+                .send_to(b"unconnected", target)
+                .unwrap();
+        }
+        expected[0] += 3;
+        send(&lab, (family.gateway(), 80).into(), &[1, 1, 1]);
+        expected[1] += 3;
+        wait::until("what was sent to be counted", || {
+            (flows(&agent) == expected).then_some(())
         });
     }
     assert_eq!(agent.stop(), []);

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 use tproxy_tests::{
-    Agent, Cli, ControlGroup, Family, Lab, Snapshot, address::FAMILIES, peer::Witness,
+    Agent, Cli, ControlGroup, Exchange, Family, Lab, Snapshot, address::FAMILIES, peer::Witness,
 };
 
 /// What `explain` says of a TCP flow from the client.
@@ -155,6 +155,52 @@ fn every_scope_can_be_asked_about() {
     }
     let unknown = agent.attempt("explain --scope elsewhere tcp 10.0.0.1 10.0.0.2:80");
     unknown.assert_refused(2, &["elsewhere", "--scope"]);
+}
+
+/// What the rules ask of the source of a local flow is what its socket is bound to, and the answer says what was asked
+/// about. It is what happens.
+#[test]
+fn the_source_of_a_local_flow_is_what_its_socket_is_bound_to() {
+    let lab = Lab::new();
+    let _server = Witness::start(&lab.server, 80);
+    let agent = lab.agent("--scope local --dport 81 --name other");
+    for family in FAMILIES {
+        let own = family.gateway_upstream();
+        let target = SocketAddr::new(family.server(), 80);
+        let ask = |from: &str| agent.json(&format!("explain --scope local tcp {from} {target}"));
+        let assert_answer = |from: &str, rule: Value, assumption: Option<&str>| {
+            let answer = ask(from);
+            assert_eq!(answer["rule"], rule, "{from}: {answer}");
+            let reason = answer["reason"].as_str().unwrap();
+            let said = reason.split_once(" (for a socket that is ");
+            let said = said.map(|(_, said)| said.trim_end_matches(')'));
+            assert_eq!(said, assumption, "{from}: {answer}");
+        };
+        let (any, own_text) = (family.any().to_string(), own.to_string());
+        assert_answer(&own_text, Value::Null, None);
+        agent.run(&format!(
+            "rule add --name bound --scope local --src {own} --dport 80"
+        ));
+        let bound = format!("bound to {own}");
+        assert_answer(&own_text, json!("bound"), Some(&bound));
+        assert_answer(&any, Value::Null, Some("not bound"));
+        Exchange::from(&lab.gateway, own, target).assert_relayed(&agent);
+        Exchange::of(&lab.gateway, target).assert_direct(&agent);
+        agent.run("rule del bound");
+        agent.run("rule add --name port --scope local --sport 1-65535");
+        let at_port = SocketAddr::new(own, 49152);
+        assert_answer(
+            &own_text,
+            json!("port"),
+            Some(&format!("bound to {at_port}")),
+        );
+        let any_at_port = SocketAddr::new(family.any(), 5000);
+        let said = format!("bound to {any_at_port}");
+        assert_answer(&any_at_port.to_string(), json!("port"), Some(&said));
+        assert_answer(&any, Value::Null, Some("not bound"));
+        Exchange::of(&lab.gateway, target).assert_direct(&agent);
+        agent.run("rule del port");
+    }
 }
 
 /// The port of SSH of this host is taken only by rules that name it by itself, and the answer says so.

@@ -2,13 +2,13 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream, UdpSocket},
     time::Duration,
 };
 
 use tproxy_tests::{
     Agent, DatagramClient, Exchange, Family, Lab,
-    address::FAMILIES,
+    address::{FAMILIES, canonical},
     peer::{DatagramWitness, Server, Witness},
     wait,
 };
@@ -275,6 +275,42 @@ fn a_flow_outlives_its_rule() {
             .assert_relayed_from(&agent, family.gateway());
     }
     assert_eq!(agent.stop().len(), 4);
+}
+
+/// Answers to a program of the gateway's own that asks from an unconnected socket are its own, unless a rule is for every
+/// port. Such a rule is warned of.
+#[test]
+fn answers_to_this_host_are_taken_by_rules_for_every_port() {
+    let lab = Lab::new();
+    let _server = DatagramWitness::start(&lab.server, 53);
+    let mut agent = lab.agent("--scope inbound --proto udp --dport 53,123 --name service");
+    let listener = lab.gateway.enter(|| UdpSocket::bind("[::]:4712")).unwrap();
+    listener.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+    for family in FAMILIES {
+        let client = DatagramClient::bound(&lab.gateway, family.any());
+        let target = SocketAddr::new(family.near(), 53);
+        client.ask_at(target, b"mine").assert_direct();
+        let every = agent.attempt(
+            "rule add --name every --scope inbound --proto udp --action redirect --to [::]:4712",
+        );
+        assert_eq!(every.code, Some(0));
+        let warned = every.stderr.iter().any(|line| {
+            ["every", "answers", "dport"]
+                .iter()
+                .all(|word| line.contains(word))
+        });
+        assert!(warned, "{:?}", every.stderr);
+        client.socket().send_to(b"lost", target).unwrap();
+        let (_, from) = listener.recv_from(&mut [0; 1024]).unwrap();
+        assert_eq!(canonical(from), target);
+        let connected = DatagramClient::connected(&lab.gateway, target);
+        connected.ask(b"connected").assert_direct();
+        agent.run("rule del every");
+        client.ask_at(target, b"mine again").assert_direct();
+    }
+    let quiet = agent.attempt("rule add --name some --scope inbound --proto any --dport 80");
+    assert_eq!((quiet.code, quiet.stderr), (Some(0), Vec::new()));
+    assert_eq!(agent.stop(), []);
 }
 
 /// What a firewall has to let through for flows that are delivered to this host instead of being forwarded: under a

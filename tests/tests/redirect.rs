@@ -75,6 +75,12 @@ fn a_listener_at_one_address_of_ipv4_takes_flows_to_any() {
     takes_flows_to_any(3132, Family::V4, Family::V6);
 }
 
+/// The same of IPv6.
+#[test]
+fn a_listener_at_one_address_of_ipv6_takes_flows_to_any() {
+    takes_flows_to_any(3133, Family::V6, Family::V4);
+}
+
 /// Checks that a listener at one address takes the flows of its own family, and that those of the other follow
 /// `on_missing`. No other namespace has a listener at the port.
 fn takes_flows_to_any(port: u16, own: Family, other: Family) {
@@ -358,6 +364,99 @@ fn datagrams_are_handed_to_a_transparent_socket() {
     assert_eq!(servers[0].received(), []);
     assert_eq!(servers[1].received(), []);
     assert_eq!(agent.stop(), []);
+}
+
+/// Datagrams of the family that the socket is not of follow `on_missing`, whichever family that is.
+#[test]
+fn datagrams_of_a_family_that_the_socket_has_not_got_follow_on_missing() {
+    let lab = Lab::new();
+    let servers = [53, 54].map(|port| DatagramWitness::start(&lab.server, port));
+    for [own, other] in [FAMILIES, [Family::V6, Family::V4]] {
+        let address = SocketAddr::new(own.loopback(), PORT);
+        let listener = lab.gateway.enter(|| transparent_datagrams(address));
+        listener.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+        let to = format!("--proto udp --action redirect --to {address}");
+        let mut agent = lab.agent(&format!("--iface cl0 --dport 53 {to}"));
+        agent.run(&format!("rule add --dport 54 {to} --on-missing pass"));
+        agent.run(&format!("rule add --scope local --dport 53 {to}"));
+        agent.run(&format!(
+            "rule add --scope local --dport 54 {to} --on-missing pass"
+        ));
+        for namespace in [&lab.client, &lab.gateway] {
+            for port in [53, 54] {
+                let target = SocketAddr::new(own.near(), port);
+                let client = DatagramClient::connected(namespace, target);
+                client.socket().send(b"question").unwrap();
+                let (_, sender) = listener.recv_from(&mut [0; 16]).unwrap();
+                assert_eq!(sender, client.address());
+            }
+            let target = SocketAddr::new(other.near(), 54);
+            DatagramClient::connected(namespace, target)
+                .ask(b"direct")
+                .assert_direct();
+        }
+        let target = SocketAddr::new(other.near(), 53);
+        let lost = DatagramClient::connected(&lab.client, target);
+        lost.socket().send(b"lost").unwrap();
+        wait::until("a datagram that is dropped", || {
+            (agent.counter("dropped_missing") == 1).then_some(())
+        });
+        let refused = DatagramClient::try_connected(&lab.gateway, target);
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+        assert_eq!(servers[0].received(), []);
+        assert_eq!(servers[1].received().len(), 2);
+        assert_eq!(agent.stop(), []);
+    }
+}
+
+/// Flows to this host of the family that a listener is not of follow `on_missing`, too, whichever family that is.
+#[test]
+fn flows_to_this_host_of_a_family_that_the_listener_has_not_got_follow_on_missing() {
+    let lab = Lab::new();
+    let service = Witness::start(&lab.gateway, 81);
+    let addresses = FAMILIES.map(|family| SocketAddr::new(family.gateway(), 81));
+    let datagrams = DatagramWitness::bound(&lab.gateway, &addresses);
+    for [own, other] in [FAMILIES, [Family::V6, Family::V4]] {
+        let address = SocketAddr::new(own.loopback(), PORT);
+        let listener = Witness::over(transparent(&lab.gateway, address));
+        let taken = lab.gateway.enter(|| transparent_datagrams(address));
+        taken.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+        let to = format!("--scope inbound --proto any --action redirect --to {address}");
+        let mut agent = lab.agent(&format!("{to} --dport 80"));
+        agent.run(&format!("rule add {to} --dport 81 --on-missing pass"));
+        for port in [80, 81] {
+            lab.ask(own.gateway(), port).assert_direct(&agent);
+            assert_eq!(listener.clients().len(), 1);
+            let target = SocketAddr::new(own.gateway(), port);
+            let client = DatagramClient::connected(&lab.client, target);
+            client.socket().send(b"question").unwrap();
+            let (_, sender) = taken.recv_from(&mut [0; 16]).unwrap();
+            assert_eq!(sender, client.address());
+        }
+        let refused = lab.connect_at_once((other.gateway(), 80).into());
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+        let refused = DatagramClient::connected(&lab.client, (other.gateway(), 80).into())
+            .try_ask(b"refused");
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+        lab.ask(other.gateway(), 81).assert_direct(&agent);
+        DatagramClient::connected(&lab.client, (other.gateway(), 81).into())
+            .ask(b"direct")
+            .assert_direct();
+        assert_eq!(service.clients().len(), 1);
+        assert_eq!(datagrams.received().len(), 1);
+        assert_eq!(agent.stop(), []);
+        drop(listener);
+        lab.gateway.wait_for_no_listener(PORT);
+    }
 }
 
 /// Reads what is left of earlier tries; true when there is nothing more.

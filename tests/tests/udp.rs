@@ -362,6 +362,32 @@ fn link_local_destinations_are_relayed_only_when_named() {
     );
 }
 
+/// A rule names them by a set, too, for as long as the set has one of them.
+#[test]
+fn link_local_destinations_in_a_set_are_named() {
+    let lab = Lab::new();
+    let metadata = SocketAddr::from(([169, 254, 169, 254], 80));
+    lab.server.ip("addr add 169.254.169.254/32 dev lo");
+    lab.gateway.ip("route add 169.254.169.254/32 via 10.77.2.2");
+    let _witness = DatagramWitness::bound(&lab.server, &[metadata]);
+    let _web = Witness::start(&lab.server, 80);
+    let mut agent = lab.agent("--iface cl0");
+    agent.run("set add some 169.0.0.0/8");
+    agent.run("rule add --proto any --dst set:some --name some");
+    let ask = || DatagramClient::connected(&lab.client, metadata).ask(b"secrets");
+    for _ in 0..2 {
+        ask().assert_direct();
+        lab.ask(metadata.ip(), 80).assert_direct(&agent);
+        agent.run("set add some 169.254.169.254");
+        ask().assert_relayed_from(Family::V4.gateway_upstream());
+        lab.ask(metadata.ip(), 80).assert_relayed(&agent);
+        agent.run("set del some 169.254.169.254");
+    }
+    ask().assert_direct();
+    lab.ask(metadata.ip(), 80).assert_direct(&agent);
+    assert_eq!(agent.stop().len(), 4);
+}
+
 /// With the agent killed, datagrams that a rule takes reach nobody, or the server itself, as the rule's `on_missing` has
 /// it. Others pass.
 #[test]

@@ -1,6 +1,7 @@
 //! The places of sockets in the map from which flows get theirs.
 
 use crate::{
+    address::Family,
     flow::Protocol,
     limits::{COUNTER_SLOTS, WORKERS},
 };
@@ -11,6 +12,7 @@ use crate::{
 pub const MEMBERS: u32 = 4;
 
 const PROTOCOLS: u32 = 2;
+const FAMILIES: u32 = 2;
 
 /// The place of the socket that shows that the agent lives.
 pub const LIFELINE: u32 = PROTOCOLS * WORKERS;
@@ -19,7 +21,8 @@ const FIRST_DISCARDING: u32 = LIFELINE + 1;
 const FIRST_REDIRECT: u32 = FIRST_DISCARDING + PROTOCOLS;
 
 /// Number of places.
-pub const PLACES: usize = FIRST_REDIRECT as usize + COUNTER_SLOTS * (PROTOCOLS * MEMBERS) as usize;
+pub const PLACES: usize =
+    FIRST_REDIRECT as usize + COUNTER_SLOTS * (PROTOCOLS * FAMILIES * MEMBERS) as usize;
 
 #[inline(always)]
 const fn number(protocol: Protocol) -> u32 {
@@ -43,12 +46,19 @@ pub const fn discarding(protocol: Protocol) -> u32 {
     FIRST_DISCARDING + number(protocol)
 }
 
-/// The first of the [`MEMBERS`] places of the listener that a rule hands its flows to. `slot` is the
-/// rule's counter slot.
+/// The first of the [`MEMBERS`] places of the listener that a rule hands its flows of one family to.
+/// `slot` is the rule's counter slot.
+///
+/// Each family has its own, because a program cannot ask whether a socket of IPv6 takes IPv4 as well
+/// (`IPV6_V6ONLY`, ipv6(7)). A listener of both is in the places of both.
 #[must_use]
 #[inline(always)]
-pub const fn redirect(protocol: Protocol, slot: u32) -> u32 {
-    FIRST_REDIRECT + (slot * PROTOCOLS + number(protocol)) * MEMBERS
+pub const fn redirect(protocol: Protocol, family: Family, slot: u32) -> u32 {
+    let family = match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    };
+    FIRST_REDIRECT + ((slot * PROTOCOLS + number(protocol)) * FAMILIES + family) * MEMBERS
 }
 
 #[cfg(test)]
@@ -64,8 +74,10 @@ mod tests {
             places.extend((0..WORKERS).map(|worker| relay(protocol, worker)));
             places.push(discarding(protocol));
             for slot in 0..COUNTER_SLOTS as u32 {
-                let first = redirect(protocol, slot);
-                places.extend(first..first + MEMBERS);
+                for family in [Family::V4, Family::V6] {
+                    let first = redirect(protocol, family, slot);
+                    places.extend(first..first + MEMBERS);
+                }
             }
         }
         assert_eq!(places.len(), PLACES);

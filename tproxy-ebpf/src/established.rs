@@ -181,7 +181,7 @@ pub fn completes_cookie_handshake(arrival: &Arrival<'_>) -> bool {
         agent::state().workers(),
     );
     let target = match handover::taken(&headers.ends()) {
-        Some(taken) => Target::of(taken, Protocol::Tcp, worker),
+        Some(taken) => Target::of(taken, Protocol::Tcp, family, worker),
         None => Target::worker(Protocol::Tcp, worker),
     };
     let tcp = &raw mut tcp;

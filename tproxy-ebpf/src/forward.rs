@@ -220,7 +220,8 @@ fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
         return Outcome::PassedDraining;
     }
     let worker = worker_of(&flow.source, flow.source_port, state.workers());
-    if Target::of(rule.taken(), flow.protocol, worker).is_there(arrival.family) {
+    let target = Target::of(rule.taken(), flow.protocol, arrival.family, worker);
+    if target.is_there(arrival.family) {
         handover::announce(&arrival.headers.ends(), rule.taken());
         Stamp::of(&arrival.headers).renew();
         return Outcome::Taken;

@@ -219,7 +219,7 @@ fn lacking(flow: &Flow, rule: RuleEntry) -> Option<Outcome> {
     let family = flow.destination.family();
     // Which worker it will be hangs on the source address; where one is, all are.
     let worker = worker_of(&flow.source, flow.source_port, state.workers());
-    if Target::of(rule.taken(), flow.protocol, worker).is_there(family) {
+    if Target::of(rule.taken(), flow.protocol, family, worker).is_there(family) {
         return None;
     }
     Some(match rule.on_missing() {

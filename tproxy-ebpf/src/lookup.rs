@@ -62,7 +62,7 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
         return Outcome::NotOurs;
     };
     let worker = worker_of(&ends.source, ends.source_port, state.workers());
-    if assign(ctx, taken, ends.protocol, worker) {
+    if assign(ctx, taken, &ends, worker) {
         Outcome::Assigned
     } else {
         Outcome::Missing
@@ -168,7 +168,7 @@ fn hand_over_inbound(ctx: &SkLookupContext, ends: &Ends, rule: RuleEntry, worker
     }
     handover::announce(ends, rule.taken());
     let worker = worker_of(&ends.source, ends.source_port, workers);
-    if assign(ctx, rule.taken(), ends.protocol, worker) {
+    if assign(ctx, rule.taken(), ends, worker) {
         return Outcome::InboundTaken;
     }
     match rule.on_missing() {
@@ -178,13 +178,14 @@ fn hand_over_inbound(ctx: &SkLookupContext, ends: &Ends, rule: RuleEntry, worker
 }
 
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, taken: Taken, protocol: Protocol, worker: u32) -> bool {
+fn assign(ctx: &SkLookupContext, taken: Taken, ends: &Ends, worker: u32) -> bool {
     let reuseport = if taken.redirected {
         Reuseport::Honoured
     } else {
         Reuseport::Ignored
     };
-    Target::of(taken, protocol, worker).assign(ctx, reuseport)
+    let family = ends.destination.family();
+    Target::of(taken, ends.protocol, family, worker).assign(ctx, reuseport)
 }
 
 /// Client and destination; `None` for what is neither TCP nor UDP over IP.

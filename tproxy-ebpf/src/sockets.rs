@@ -33,10 +33,10 @@ pub struct Target {
 impl Target {
     /// Who gets the flows of a rule; of those that the agent relays, a worker does.
     #[inline(always)]
-    pub const fn of(taken: Taken, protocol: Protocol, worker: u32) -> Self {
+    pub const fn of(taken: Taken, protocol: Protocol, family: Family, worker: u32) -> Self {
         if taken.redirected {
             Self {
-                first: redirect(protocol, taken.slot),
+                first: redirect(protocol, family, taken.slot),
                 places: MEMBERS,
             }
         } else {

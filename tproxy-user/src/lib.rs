@@ -11,6 +11,7 @@ pub mod instance;
 pub mod kernel;
 pub mod listener;
 mod mount_namespace;
+mod plural;
 pub mod relay;
 pub mod requirements;
 pub mod rule;

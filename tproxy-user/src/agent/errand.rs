@@ -4,16 +4,18 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io,
+    io::{self, Read as _, Seek as _},
+    os::fd::AsFd as _,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::ExitStatus,
-    thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -24,6 +26,9 @@ use crate::rule::Cgroup;
 
 /// How the control groups of commands are called, before the number of the agent's process.
 const PREFIX: &str = "tproxy-exec-";
+
+/// How long the last process of a command may take to end, when that has ended itself.
+const LAST_PROCESS: Duration = Duration::from_millis(100);
 
 /// A command, and the control group that it will run in. The group goes with this.
 #[derive(Debug)]
@@ -83,23 +88,50 @@ impl Errand {
 
     /// Whether processes that the command started are there still.
     pub(super) fn is_in_use(&self) -> bool {
-        let events = fs::read_to_string(self.directory.join("cgroup.events"));
-        events.is_ok_and(|events| events.contains("populated 1"))
+        self.events()
+            .and_then(|mut events| is_populated(&mut events))
+            .unwrap_or(false)
     }
+
+    /// Waits until no process is in the control group. False when one is there still at the end.
+    fn wait_until_empty(&self, limit: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + limit;
+        let mut events = self.events()?;
+        while is_populated(&mut events)? {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            // The kernel tells that the file says something else than when it was last read (cgroups(7)).
+            let mut changed = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+            match poll(&mut changed, timeout) {
+                Ok(0) => return Ok(!is_populated(&mut events)?),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    fn events(&self) -> io::Result<File> {
+        File::open(self.directory.join("cgroup.events"))
+    }
+}
+
+/// Whether a process is in the control group of these events, or in one below it.
+fn is_populated(events: &mut File) -> io::Result<bool> {
+    let mut text = String::new();
+    events.rewind()?;
+    events.read_to_string(&mut text)?;
+    Ok(text.lines().any(|line| line == "populated 1"))
 }
 
 impl Drop for Errand {
     fn drop(&mut self) {
-        // The last process of the command may be about to end.
-        const ATTEMPTS: u32 = 10;
-        for _ in 1..ATTEMPTS {
-            if fs::remove_dir(&self.directory).is_ok() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        // What the command left running stays in it.
-        if let Err(error) = fs::remove_dir(&self.directory) {
+        // The last process of the command may be about to end. What the command left running stays in
+        // the group.
+        let removed = self
+            .wait_until_empty(LAST_PROCESS)
+            .and_then(|_| fs::remove_dir(&self.directory));
+        if let Err(error) = removed {
             log::warn!(
                 "the control group {} stays: {error}",
                 self.directory.display()
@@ -165,4 +197,35 @@ fn exit_code(status: ExitStatus) -> u8 {
     let by_signal = || status.signal().map(|signal| 128 + signal);
     let code = status.code().or_else(by_signal).unwrap_or(1);
     u8::try_from(code).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_last_process_is_waited_for() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let errand = Errand::new(["sleep", "60"].map(OsString::from).into()).unwrap();
+        assert!(errand.wait_until_empty(Duration::ZERO).unwrap());
+        let command = {
+            let _inside = runtime.enter();
+            errand.start().unwrap()
+        };
+        assert!(errand.is_in_use());
+        let briefly = Duration::from_millis(20);
+        assert!(!errand.wait_until_empty(briefly).unwrap());
+        // Told by the kernel, long before the limit.
+        let begun = Instant::now();
+        command.terminate();
+        assert!(errand.wait_until_empty(Duration::from_mins(1)).unwrap());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(!errand.is_in_use());
+        let directory = errand.directory.clone();
+        drop(errand);
+        assert!(!directory.exists());
+    }
 }

@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -11,12 +10,14 @@ use std::{
 
 use anyhow::Context as _;
 use log::{info, warn};
-use tproxy_common::{counters::ListenerCounter, flow::Protocol, sockets::MEMBERS, tables::Action};
+use tproxy_common::{
+    address::Family, counters::ListenerCounter, flow::Protocol, sockets::MEMBERS, tables::Action,
+};
 
 use crate::{
     instance::State,
     kernel::{ListenerCounters, Maps},
-    listener::{Change, Event, Wanted, Watcher},
+    listener::{Change, Event, Found, Wanted, Watcher},
 };
 
 /// How often is looked for new sockets.
@@ -163,7 +164,7 @@ impl Follower {
                     "rule {}: {} at {} takes its flows",
                     key.rule, found.process, found.bound
                 );
-                self.put(&key, found.cookie, &found.socket);
+                self.put(&key, &found);
             }
             Event::Gone {
                 cookie,
@@ -181,23 +182,29 @@ impl Follower {
         }
     }
 
-    fn put(&mut self, key: &Key, cookie: u64, socket: &OwnedFd) {
+    fn put(&mut self, key: &Key, found: &Found) {
         let is_first = !self.places.contains_key(key);
         let places = self.places.entry(key.clone()).or_default();
         let Some(place) = places.iter().position(Option::is_none) else {
             return;
         };
-        let stored = if is_first {
-            // What a command has put there is among what was found.
-            self.maps
-                .set_redirect(key.protocol, key.slot, std::iter::once(socket))
-        } else {
-            self.maps
-                .set_redirect_member(key.protocol, key.slot, place, socket)
-        };
+        let Key { protocol, slot, .. } = *key;
+        let socket = &found.socket;
+        let stored = [Family::V4, Family::V6].into_iter().try_for_each(|family| {
+            let serving = found.serves(family).then_some(socket);
+            if is_first {
+                // What a command has put there is among what was found.
+                let maps = &self.maps;
+                return maps.set_redirect(protocol, family, slot, serving.into_iter());
+            }
+            serving.map_or(Ok(()), |socket| {
+                let maps = &self.maps;
+                maps.set_redirect_member(protocol, family, slot, place, socket)
+            })
+        });
         match stored {
             Ok(()) => {
-                places[place] = Some(cookie);
+                places[place] = Some(found.cookie);
                 self.count(key.slot, |counter| {
                     counter.present += 1;
                     counter.found += 1;
@@ -217,9 +224,10 @@ impl Follower {
                 *place = None;
                 lost += 1;
                 // One that was closed is out already.
-                let _ = self
-                    .maps
-                    .remove_redirect_member(key.protocol, key.slot, member);
+                for family in [Family::V4, Family::V6] {
+                    let maps = &self.maps;
+                    let _ = maps.remove_redirect_member(key.protocol, family, key.slot, member);
+                }
             }
         }
         if places.iter().all(Option::is_none) {

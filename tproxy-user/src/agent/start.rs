@@ -21,6 +21,7 @@ use crate::{
     },
     kernel::{self, Loaded, Maps, bpffs},
     listener::{Discard, discard},
+    plural::plural,
     relay::{self, Capacity, Listener, Relay},
     requirements,
     sys::release_freed_memory,
@@ -60,17 +61,14 @@ impl Parts {
             names if names.is_empty() => "none".to_owned(),
             names => names.join(","),
         };
+        let (rules, workers) = (self.state.rules.len(), self.relay.stats().len());
         format!(
-            "tproxy ready: instance {}, interfaces {interfaces}, {}, {}",
+            "tproxy ready: instance {}, interfaces {interfaces}, {rules} {}, {workers} {}",
             self.instance.name(),
-            plural(self.state.rules.len(), "rule"),
-            plural(self.relay.stats().len(), "worker"),
+            plural(rules, "rule"),
+            plural(workers, "worker"),
         )
     }
-}
-
-fn plural(number: usize, word: &str) -> String {
-    format!("{number} {word}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Checks everything that can be checked, removes what a dead agent left, and starts.

@@ -38,7 +38,8 @@ pub(super) struct Arguments {
     /// tcp or udp
     #[arg(value_parser = protocol)]
     proto: Protocol,
-    /// Client; without a port, one that it could have been given (49152)
+    /// Client; without a port, one that it could have been given (49152). With --scope local what the
+    /// socket is bound to; 0.0.0.0 and :: stand for one that is not
     #[arg(value_name = "SRC[:PORT]", value_parser = source)]
     source: Source,
     /// Where the client wants to go
@@ -57,8 +58,29 @@ impl Source {
     /// The first of the ports that are for clients (RFC 6335, 6).
     const EPHEMERAL: u16 = 49152;
 
-    fn end(self) -> SocketAddr {
-        (self.address, self.port.unwrap_or(Self::EPHEMERAL)).into()
+    /// What a flow of this scope is asked about. Who opens one without having bound the socket gets
+    /// address and port only when it is decided about.
+    fn end(self, scope: Scope) -> SocketAddr {
+        let is_unbound = scope == Scope::Local && self.address.is_unspecified();
+        let assumed = if is_unbound { 0 } else { Self::EPHEMERAL };
+        (self.address, self.port.unwrap_or(assumed)).into()
+    }
+
+    /// What is taken for granted of it, as far as rules ask.
+    fn assumption(self, scope: Scope, asks: impl Fn(&str) -> bool) -> Option<String> {
+        let end = self.end(scope);
+        if scope != Scope::Local {
+            let is_assumed = self.port.is_none() && asks("sport");
+            return is_assumed.then(|| format!("assuming client port {}", end.port()));
+        }
+        match (asks("src"), asks("sport")) {
+            (false, false) => None,
+            _ if end.ip().is_unspecified() && end.port() == 0 => {
+                Some("for a socket that is not bound".to_owned())
+            }
+            (_, true) => Some(format!("for a socket that is bound to {end}")),
+            (true, false) => Some(format!("for a socket that is bound to {}", end.ip())),
+        }
     }
 }
 
@@ -83,9 +105,9 @@ enum KernelAnswer {
 }
 
 impl Answer {
-    fn asks_for_client_port(&self) -> bool {
+    fn asks(&self, key: &str) -> bool {
         let mut conditions = self.rules.iter().flat_map(|rule| &rule.conditions);
-        conditions.any(|asked| asked.key == "sport")
+        conditions.any(|asked| asked.key == key)
     }
 }
 
@@ -114,9 +136,9 @@ pub(super) fn execute(
         return Err(super::Usage("source and destination are of different families".into()).into());
     }
     let mut answer = explain_one_generation(instance, arguments)?;
-    if arguments.source.port.is_none() && answer.asks_for_client_port() {
-        let assumed = format!(" (assuming client port {})", Source::EPHEMERAL);
-        answer.reason.push_str(&assumed);
+    let source = arguments.source;
+    if let Some(assumption) = source.assumption(arguments.scope, |key| answer.asks(key)) {
+        answer.reason = format!("{} ({assumption})", answer.reason);
     }
     if json {
         return print_json(&answer);
@@ -179,7 +201,7 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<(Answer
         owner: (arguments.scope == Scope::Local).then(Owner::of_this_process),
         protocol: arguments.proto,
         interface,
-        source: arguments.source.end(),
+        source: arguments.source.end(arguments.scope),
         destination: arguments.destination,
     };
     let verdict = judge(instance, &state, &sets, &tables, &flow, index)?;
@@ -300,7 +322,7 @@ fn judge(
     if found.entry.shuns(&flow.destination) {
         let text = format!("{} is link-local and not named", named.destination.ip());
         let reason = format!(
-            "{}: rule {} takes such addresses only if a dst of it lies within 169.254.0.0/16",
+            "{}: rule {} takes such addresses only if a CIDR of its dst, or of a set there, lies within 169.254.0.0/16",
             text,
             name.as_deref().unwrap_or("-")
         );

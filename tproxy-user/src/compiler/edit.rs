@@ -15,6 +15,7 @@ use super::{
     side::{End, Side},
     sweep::{self, Interval, Open, set_bit},
 };
+use crate::rule::LINK_LOCAL;
 use crate::set::{SetName, Sets, prefix::Prefix};
 
 /// More intervals or CIDRs than this within one that changes, and all is compiled anew.
@@ -52,6 +53,9 @@ pub fn edit<T: Tables + ?Sized>(
     room: usize,
 ) -> Option<Edited> {
     let (head, header) = (tables.head()?, tables.header()?);
+    if changes_entries(tables, rules, sets, edits)? {
+        return None;
+    }
     let mut roots = Dimension::ALL.map(|dimension| header.root(dimension));
     let mut patch = Patch::new(tables)?;
     let changed = changed_prefixes(edits);
@@ -77,6 +81,32 @@ pub fn edit<T: Tables + ?Sized>(
         behind: head,
         blocks: patch.arena.into_blocks(),
     })
+}
+
+/// Whether a rule comes to name link-local destinations, or no longer does. Entries are not written
+/// anew.
+fn changes_entries<T: Tables + ?Sized>(
+    tables: &T,
+    rules: &[Source<'_>],
+    sets: &Sets,
+    edits: &[SetEdit],
+) -> Option<bool> {
+    let header = tables.header()?;
+    let edited: BTreeSet<&SetName> = edits
+        .iter()
+        .filter(|edit| LINK_LOCAL.contains(&edit.net))
+        .map(|edit| &edit.set)
+        .collect();
+    for (number, Source { rule, .. }) in (0..).zip(rules) {
+        let mut named = rule.destination.include_sets.iter();
+        if named.any(|name| edited.contains(name)) {
+            let entry = tables.entry(&header, number)?;
+            if entry.names_link_local() != rule.names_link_local(sets) {
+                return Some(true);
+            }
+        }
+    }
+    Some(false)
 }
 
 type Prefixes = BTreeSet<(Family, Prefix)>;

@@ -131,7 +131,7 @@ fn compile_within(
             roots[end.dimension(family) as usize] = tree::build_address(&mut arena, &intervals);
         }
     }
-    let entries = write_entries(&mut arena, rules);
+    let entries = write_entries(&mut arena, rules, sets);
     arena.check_size()?;
     let header = Header::encode(count(rules.len()), entries, roots, generation);
     Ok(Compiled {
@@ -246,7 +246,7 @@ fn ports(ranges: &[PortRange]) -> Option<Vec<(u64, u64)>> {
     Some(keys.collect())
 }
 
-fn write_entries(arena: &mut Arena, rules: &[Source<'_>]) -> u32 {
+fn write_entries(arena: &mut Arena, rules: &[Source<'_>], sets: &Sets) -> u32 {
     let blocks: Vec<Block> = rules
         .chunks(BLOCK_ENTRIES)
         .map(|chunk| {
@@ -254,7 +254,7 @@ fn write_entries(arena: &mut Arena, rules: &[Source<'_>]) -> u32 {
             for (word, source) in block.words.iter_mut().zip(chunk) {
                 let rule = source.rule;
                 *word = RuleEntry::new(rule.action, rule.on_missing, source.slot)
-                    .naming_link_local(rule.names_link_local())
+                    .naming_link_local(rule.names_link_local(sets))
                     .to_word();
             }
             block

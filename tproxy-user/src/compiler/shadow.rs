@@ -5,15 +5,19 @@
 //! match when every choice of classes that it has leaves an earlier rule that all of them have, too.
 //! The choices are many, but most are settled at once: an earlier rule that is in every class of a
 //! rule, in all dimensions that are still open, takes whatever is chosen there.
+//!
+//! Control groups are the exception: a process is in all groups on the way from the root to its own,
+//! and so in several classes at once. Which these can be is in the paths that the rules name.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use tproxy_common::{
     flow::ORIGINS,
     tables::{CLASS_WORDS, Child, Dimension, Header, Tables, Target},
 };
 
-use super::arena::Bitmap;
+use super::{arena::Bitmap, sweep::set_bit};
+use crate::rule::{Cgroup, Rule};
 
 /// A rule that can never match.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,20 +57,29 @@ impl Shadowed {
 }
 
 /// Rules of these tables that can never match; rules that match nothing by themselves are not among
-/// them. `lasting` says of a place whether its rule will stay: one that will not hides none.
+/// them. `rules` are those that the tables were compiled from, and `lasting` says of a place whether its rule will stay: one that will not hides none.
 ///
 /// Every rule named is one. One that a single rule hides is always found; one that several hide
 /// between them unless that takes too many [`STEPS`] to tell, or more [`MEMBERSHIPS`] than are kept.
 #[must_use]
-pub fn shadowed<T: Tables + ?Sized>(tables: &T, lasting: impl Fn(usize) -> bool) -> Vec<Shadowed> {
+pub fn shadowed<T: Tables + ?Sized>(
+    tables: &T,
+    rules: &[&Rule],
+    lasting: impl Fn(usize) -> bool,
+) -> Vec<Shadowed> {
     let Some(header) = tables.header() else {
         return Vec::new();
     };
-    let rules = header.rules() as usize;
-    let faces = Dimension::ALL.map(|dimension| Face::of(tables, header, dimension, rules));
+    let faces = Dimension::ALL.map(|dimension| {
+        let classes = match dimension {
+            Dimension::Cgroup => classes_of_processes(rules),
+            _ => classes(tables, header, dimension),
+        };
+        Face::of(classes, rules.len())
+    });
     let mut before = EMPTY;
     let mut found = Vec::new();
-    for rule in 0..rules {
+    for rule in 0..rules.len() {
         if let Some(by) = hiding(&faces, rule, &before) {
             found.push(Shadowed { rule, by });
         }
@@ -122,13 +135,7 @@ struct Face {
 }
 
 impl Face {
-    fn of<T: Tables + ?Sized>(
-        tables: &T,
-        header: Header<'_>,
-        dimension: Dimension,
-        rules: usize,
-    ) -> Self {
-        let classes = classes(tables, header, dimension);
+    fn of(classes: Vec<Bitmap>, rules: usize) -> Self {
         let memberships: u32 = classes.iter().flatten().map(|word| word.count_ones()).sum();
         let is_kept = usize::try_from(memberships).is_ok_and(|all| all <= MEMBERSHIPS);
         let mut face = Self {
@@ -277,6 +284,28 @@ fn classes<T: Tables + ?Sized>(
     bitmaps.map(|block| *block.bitmap()).collect()
 }
 
+/// What control groups make of a process, by the one of them that is furthest down: the rules that
+/// name it, a group above it, or none. A process outside of them all is another one.
+fn classes_of_processes(rules: &[&Rule]) -> Vec<Bitmap> {
+    let mut anywhere = EMPTY;
+    let mut named: BTreeMap<Cgroup, Bitmap> = BTreeMap::new();
+    for (place, rule) in (0..).zip(rules) {
+        if rule.cgroups.is_empty() {
+            set_bit(&mut anywhere, place);
+        }
+        for group in &rule.cgroups {
+            set_bit(named.entry(group.clone()).or_insert(EMPTY), place);
+        }
+    }
+    let within = |group: &Cgroup| {
+        let holders = group.path_from_root();
+        let holding = holders.filter_map(|holder| named.get(&holder));
+        holding.fold(anywhere, |all, one| or(&all, one))
+    };
+    let classes: BTreeSet<Bitmap> = named.keys().map(within).chain([anywhere]).collect();
+    classes.into_iter().collect()
+}
+
 fn children<T: Tables + ?Sized>(tables: &T, block: u32, last: u64) -> Vec<Child> {
     let Some(node) = tables.block(block) else {
         return Vec::new();
@@ -303,6 +332,10 @@ const fn last_key(dimension: Dimension) -> u64 {
 
 fn and(one: &Bitmap, other: &Bitmap) -> Bitmap {
     std::array::from_fn(|word| one[word] & other[word])
+}
+
+fn or(one: &Bitmap, other: &Bitmap) -> Bitmap {
+    std::array::from_fn(|word| one[word] | other[word])
 }
 
 /// The rules of a set, ascending.

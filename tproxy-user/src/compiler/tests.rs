@@ -6,6 +6,7 @@ use std::{
 use ipnet::IpNet;
 use proptest::prelude::*;
 use tproxy_common::{
+    address::Address,
     classifier::{Match, classify, classify_local, group_class, may_match},
     flow::{Flow, Protocol, Scope},
     limits::CGROUP_LEVELS,
@@ -548,6 +549,30 @@ fn rules_that_name_link_local_destinations_are_known_by_their_entries() {
             &["0.0.0.0/0", "169.254.169.0/24"],
         ] {
             assert!(!naming(action, nets), "{action:?} {nets:?}");
+        }
+        // What is excluded is not named.
+        for (nets, is_included, is_shunned) in [
+            (&["169.254.169.254/32", "10.0.0.0/8"][..], true, false),
+            (&["169.254.0.0/16"], true, false),
+            (&["128.0.0.0/1"], true, true),
+            (&["169.254.1.0/24"], false, true),
+        ] {
+            let mut rule = Rule { action, ..rule(0) };
+            let name = SetName::new("some").unwrap();
+            let nets: Vec<IpNet> = nets.iter().map(|net| net.parse().unwrap()).collect();
+            let named = if is_included {
+                &mut rule.destination.include_sets
+            } else {
+                &mut rule.destination.exclude_sets
+            };
+            named.insert(name.clone());
+            let sets = Sets::from([(name, Set::new(CidrList::new(nets.clone())))]);
+            let found = classified(&compiled(&[rule], &sets), &probe("169.254.169.254", 80));
+            let shuns = found
+                .unwrap()
+                .entry
+                .shuns(&Address::v4([169, 254, 169, 254]));
+            assert_eq!(shuns, is_shunned, "{action:?} {nets:?}");
         }
     }
     for action in [Action::Pass, Action::Drop, Action::Reject] {

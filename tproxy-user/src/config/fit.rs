@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Config, FileRule, Problem, Problems};
-use crate::compiler;
+use crate::{compiler, rule::Rule};
 
 impl Config {
     /// Compiles the rules as for an instance that has every interface and every control group that
@@ -36,7 +36,8 @@ impl Config {
         let compiled = compiler::compile(&sources, &self.sets, 0)
             .map_err(|error| Problems::of_file(&self.name, error.to_string()))?;
         let lasting = |place: usize| self.rules[place].rule.life.is_none();
-        let shadowed = compiler::shadowed(compiled.blocks.as_slice(), lasting);
+        let rules: Vec<&Rule> = sources.iter().map(|source| source.rule).collect();
+        let shadowed = compiler::shadowed(compiled.blocks.as_slice(), &rules, lasting);
         let titles: Vec<String> = self.rules.iter().map(FileRule::title).collect();
         let warnings = shadowed.iter().map(|shadowed| Problem {
             file: self.name.clone(),

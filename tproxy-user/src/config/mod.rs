@@ -24,6 +24,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 use crate::{
+    plural::plural,
     rule::RuleSpec,
     set::{Set, Sets},
 };
@@ -96,7 +97,7 @@ impl Config {
         }
     }
 
-    /// What it is made of, in a line: `rules.toml: 12 rules, 3 sets, 1203 CIDRs`.
+    /// What it is made of, in a line: `rules.toml: 12 rules, 3 sets, 1,203 CIDRs`.
     #[must_use]
     pub fn summary(&self) -> String {
         let own = self
@@ -104,12 +105,13 @@ impl Config {
             .iter()
             .map(|rule| crate::compiler::cidrs(&rule.rule));
         let cidrs = own.sum::<usize>() + self.sets.values().map(Set::len).sum::<usize>();
+        let count = |number, noun| format!("{} {}", grouped(number), plural(number, noun));
         format!(
             "{}: {}, {}, {}",
             self.name,
-            plural(self.rules.len(), "rule"),
-            plural(self.sets.len(), "set"),
-            plural(cidrs, "CIDR")
+            count(self.rules.len(), "rule"),
+            count(self.sets.len(), "set"),
+            count(cidrs, "CIDR")
         )
     }
 
@@ -171,8 +173,8 @@ fn rule_tables<'t, 'i>(
     tables
 }
 
-/// A number of things: `1 rule`, `1,203 CIDRs`.
-fn plural(number: usize, word: &str) -> String {
+/// A number whose digits are in groups: `1,203`.
+fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
     for (place, digit) in digits.chars().enumerate() {
@@ -181,7 +183,7 @@ fn plural(number: usize, word: &str) -> String {
         }
         grouped.push(digit);
     }
-    format!("{grouped} {word}{}", if number == 1 { "" } else { "s" })
+    grouped
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! The rtnetlink connection: requests that are acknowledged, dumps, and multicast subscriptions.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt as _};
-use nix::errno::Errno;
 use rtnetlink::{
     Handle, MulticastGroup,
     packet_core::{
@@ -14,7 +13,7 @@ use rtnetlink::{
     sys::AsyncSocket as _,
 };
 use socket2::{SockFilter, SockRef};
-use tokio::{sync::Mutex, time::sleep};
+use tokio::sync::Mutex;
 
 use super::{Error, Refusal};
 
@@ -25,17 +24,14 @@ use super::{Error, Refusal};
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
-    /// Held during a dump: a connection has one at a time, and a second is refused with `EBUSY`
-    /// (`__netlink_dump_start`).
+    /// Held during a dump, up to its last message: a connection has one at a time, and a second is
+    /// refused with `EBUSY` (`__netlink_dump_start`).
     dumping: Arc<Mutex<()>>,
 }
 
 /// How often a dump is begun again because the kernel said that it changed half-way. The kernel
 /// tells of every later change, so that the last answer is good enough.
 const DUMP_ATTEMPTS: usize = 5;
-
-/// What the end of another dump is given, each time.
-const PAUSE: Duration = Duration::from_millis(5);
 
 impl Netlink {
     /// Opens a connection in the network namespace of the calling thread. It must be called within
@@ -122,13 +118,21 @@ impl Netlink {
         &self,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        // A task of its own: a dump whose asker is cancelled is read to its end all the same.
+        let netlink = self.clone();
+        let dump = tokio::spawn(async move { netlink.dump_alone(message).await });
+        dump.await.map_err(|_| Refusal::Closed)?
+    }
+
+    async fn dump_alone(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
         let _alone = self.dumping.lock().await;
         for _ in 1..DUMP_ATTEMPTS {
-            match self.dump_once(message.clone()).await {
-                // Whoever asked for one before was cancelled, and the rest of it is being read.
-                Err(refusal) if refusal.is(Errno::EBUSY) => sleep(PAUSE).await,
-                Ok(dump) if !dump.consistent => {}
-                outcome => return Ok(outcome?.answers),
+            let dump = self.dump_once(message.clone()).await?;
+            if dump.consistent {
+                return Ok(dump.answers);
             }
         }
         Ok(self.dump_once(message).await?.answers)

@@ -5,6 +5,7 @@ use std::thread;
 
 use log::warn;
 use tproxy_common::{
+    address::Family,
     flow::{Protocol, Scope},
     tables::Action,
 };
@@ -21,7 +22,17 @@ impl Change {
     /// Brings what the rules need into being, before they are in force. Nothing of it does anything
     /// without them.
     pub(super) fn prepare(&mut self, rules: &[Rule]) -> Result<(), Error> {
-        let redirects = self.new_redirects(rules);
+        let new = self.new_rules(rules);
+        for (rule, _) in new.iter().filter(|(rule, _)| rule.takes_answers()) {
+            warn!(
+                "rule {}: it also takes answers that come to this host's own UDP sockets, those of DNS for instance: give it the dport of a service",
+                rule.name
+            );
+        }
+        let redirects: Vec<_> = new
+            .into_iter()
+            .filter(|(rule, _)| rule.action == Action::Redirect)
+            .collect();
         let opens_local = rules.iter().any(|rule| rule.scope == Scope::Local)
             && !kernel::process_hooks_are_attached(&self.pins()?);
         let opens_answering = self.opens_answering(rules);
@@ -66,16 +77,14 @@ impl Change {
         }
     }
 
-    /// Rules that hand flows to other programs and were not in force before.
-    fn new_redirects<'r>(&'r self, rules: &'r [Rule]) -> Vec<(&'r Rule, &'r StoredRule)> {
+    /// Rules that were not in force before.
+    fn new_rules<'r>(&'r self, rules: &'r [Rule]) -> Vec<(&'r Rule, &'r StoredRule)> {
         let is_new = |stored: &StoredRule| {
             let before = self.before.iter().flat_map(|state| &state.rules);
             before.into_iter().all(|known| known != stored)
         };
         let pairs = rules.iter().zip(&self.state.rules);
-        pairs
-            .filter(|(rule, stored)| rule.action == Action::Redirect && is_new(stored))
-            .collect()
+        pairs.filter(|(_, stored)| is_new(stored)).collect()
     }
 
     fn pins(&self) -> Result<std::path::PathBuf, Error> {
@@ -133,8 +142,11 @@ fn take_listeners(maps: &Maps, rule: &Rule, stored: &StoredRule) -> Result<(), E
             }
             warn_of_absence(rule, *protocol, &absence);
         }
-        let sockets = found.iter().map(|found| &found.socket);
-        maps.set_redirect(*protocol, stored.slot, sockets)?;
+        for family in [Family::V4, Family::V6] {
+            let serving = found.iter().filter(|found| found.serves(family));
+            let sockets = serving.map(|found| &found.socket);
+            maps.set_redirect(*protocol, family, stored.slot, sockets)?;
+        }
     }
     Ok(())
 }

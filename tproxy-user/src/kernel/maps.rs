@@ -13,7 +13,7 @@ use std::{
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, SockMap, lpm_trie::Key};
 use ipnet::IpNet;
 use tproxy_common::{
-    address::Address,
+    address::{Address, Family},
     agent::AgentState,
     flow::Protocol,
     sockets::{self, LIFELINE, MEMBERS},
@@ -86,7 +86,7 @@ impl Maps {
     }
 
     /// Makes these the sockets, [`MEMBERS`] at most, of the listener that the rule with this counter
-    /// slot hands its flows to.
+    /// slot hands its flows of this family to. Each of them takes it.
     ///
     /// # Errors
     ///
@@ -94,14 +94,15 @@ impl Maps {
     pub fn set_redirect<'s>(
         &self,
         protocol: Protocol,
+        family: Family,
         slot: u32,
         members: impl Iterator<Item = &'s OwnedFd>,
     ) -> Result<(), Error> {
         let mut members = members.fuse();
         for member in 0..MEMBERS as usize {
             match members.next() {
-                Some(socket) => self.set_redirect_member(protocol, slot, member, socket)?,
-                None => self.remove_redirect_member(protocol, slot, member)?,
+                Some(socket) => self.set_redirect_member(protocol, family, slot, member, socket)?,
+                None => self.remove_redirect_member(protocol, family, slot, member)?,
             }
         }
         Ok(())
@@ -115,13 +116,18 @@ impl Maps {
     pub fn set_redirect_member(
         &self,
         protocol: Protocol,
+        family: Family,
         slot: u32,
         member: usize,
         socket: &OwnedFd,
     ) -> Result<(), Error> {
         let mut map: SockMap<MapData> = self.open(SOCKETS, TryInto::try_into)?;
-        map.set(place_of(protocol, slot, member), &socket.as_raw_fd(), 0)
-            .map_err(failed(SOCKETS))
+        map.set(
+            place_of(protocol, family, slot, member),
+            &socket.as_raw_fd(),
+            0,
+        )
+        .map_err(failed(SOCKETS))
     }
 
     /// Empties the place of one of these sockets. One that is empty is no error.
@@ -132,11 +138,12 @@ impl Maps {
     pub fn remove_redirect_member(
         &self,
         protocol: Protocol,
+        family: Family,
         slot: u32,
         member: usize,
     ) -> Result<(), Error> {
         let mut map: SockMap<MapData> = self.open(SOCKETS, TryInto::try_into)?;
-        match map.clear_index(&place_of(protocol, slot, member)) {
+        match map.clear_index(&place_of(protocol, family, slot, member)) {
             Err(MapError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::EINVAL) =>
             {
@@ -257,9 +264,9 @@ pub(super) fn failed(map: &'static str) -> impl FnOnce(MapError) -> Error {
     move |cause| Error::Map { map, cause }
 }
 
-fn place_of(protocol: Protocol, slot: u32, member: usize) -> u32 {
+fn place_of(protocol: Protocol, family: Family, slot: u32, member: usize) -> u32 {
     let member = u32::try_from(member).unwrap_or(0);
-    sockets::redirect(protocol, slot) + member.min(MEMBERS - 1)
+    sockets::redirect(protocol, family, slot) + member.min(MEMBERS - 1)
 }
 
 fn local_key(prefix: &IpNet) -> (u32, [u8; 16]) {

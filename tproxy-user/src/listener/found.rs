@@ -9,6 +9,8 @@ use std::{
 use nix::errno::Errno;
 use socket2::SockRef;
 
+use tproxy_common::address::Family;
+
 use super::{Error, Process, error::advice, holder::Place, listing::Listed, sys};
 
 /// A duplicate of a socket of another program. It keeps the port bound while it is open.
@@ -34,6 +36,15 @@ pub struct Found {
 }
 
 impl Found {
+    /// Whether flows of this family can be given to it.
+    #[must_use]
+    pub const fn serves(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.ipv4,
+            Family::V6 => self.ipv6,
+        }
+    }
+
     /// Whether it will do for flows to addresses that are not of this host.
     ///
     /// # Errors

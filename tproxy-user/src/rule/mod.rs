@@ -27,7 +27,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::set::SetName;
+use crate::set::{SetName, Sets};
 use tproxy_common::{
     flow::{Protocol, Scope},
     tables::{Action, OnMissing},
@@ -93,16 +93,36 @@ impl Rule {
         self.scope != Scope::Inbound
     }
 
-    /// Whether it names IPv4 link-local destinations (RFC 3927), which rules for whole networks leave
-    /// alone.
+    /// Whether it takes the datagrams that answer this host's own programs as well: those come to any
+    /// port, and only a connected socket keeps them from the rules.
     #[must_use]
-    pub fn names_link_local(&self) -> bool {
-        let within = |net: &IpNet| LINK_LOCAL.contains(net);
-        self.destination.include.iter().any(within)
+    pub fn takes_answers(&self) -> bool {
+        self.scope == Scope::Inbound
+            && self.protocols.contains(&Protocol::Udp)
+            && self.destination_ports.is_empty()
+            && self.action != Action::Pass
+    }
+
+    /// Whether it names IPv4 link-local destinations (RFC 3927), by itself or in one of its sets. Rules
+    /// for whole networks leave them alone.
+    #[must_use]
+    pub fn names_link_local(&self, sets: &Sets) -> bool {
+        let AddressMatch {
+            include,
+            include_sets,
+            ..
+        } = &self.destination;
+        let named = |name| {
+            sets.get(name)
+                .is_some_and(|set| set.has_within(&LINK_LOCAL))
+        };
+        include.iter().any(|net| LINK_LOCAL.contains(net)) || include_sets.iter().any(named)
     }
 }
 
-const LINK_LOCAL: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16));
+/// RFC 3927, 2.1.
+pub(crate) const LINK_LOCAL: IpNet =
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16));
 
 /// A scope as it is typed.
 #[must_use]

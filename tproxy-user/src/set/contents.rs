@@ -98,6 +98,15 @@ impl Set {
         self.longest_holder(family, prefix)
     }
 
+    /// Whether one of the CIDRs lies within this one, or is it.
+    #[must_use]
+    pub(crate) fn has_within(&self, net: &IpNet) -> bool {
+        let (family, within) = Prefix::of(net);
+        self.prefixes_from(family, within)
+            .next()
+            .is_some_and(|prefix| within.holds(prefix))
+    }
+
     /// Adds a CIDR; `false` when it was there.
     pub fn insert(&mut self, net: &IpNet) -> bool {
         let (family, prefix) = Prefix::of(net);
@@ -188,6 +197,18 @@ impl Set {
         merge(
             without(self.base.records(family).iter(), removed),
             self.added.of(family).iter().copied(),
+        )
+    }
+
+    /// Those that are not below `first`.
+    fn prefixes_from(&self, family: Family, first: Prefix) -> impl Iterator<Item = Prefix> + '_ {
+        let removed = self.removed.of(family).range(first..).copied();
+        merge(
+            without(
+                self.base.records(family).from(first).iter(),
+                removed.peekable(),
+            ),
+            self.added.of(family).range(first..).copied(),
         )
     }
 

@@ -71,6 +71,7 @@ proptest! {
             let address = net.addr();
             let holder = plain.iter().filter(|holder| holder.contains(&address)).max_by_key(|holder| holder.prefix_len());
             prop_assert_eq!(set.find(address), holder.copied());
+            prop_assert_eq!(set.has_within(&net), plain.iter().any(|inner| net.contains(inner)));
             let ranges = plain_ranges(&plain, family, prefix);
             prop_assert_eq!(set.ranges_within(family, prefix, 1000), Some(ranges.clone()));
             let few = set.ranges_within(family, prefix, 3);

@@ -1,6 +1,6 @@
 //! Listing and watching interfaces.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, future::poll_fn, task::Poll, time::Duration};
 
 use tproxy_user::delivery::{Framing, Link, LinkEvent, LinkWatch, link_by_name, list_links};
 
@@ -37,6 +37,29 @@ fn interfaces_are_listed_with_what_their_packets_begin_with() {
             let error = link_by_name(&netlink, name).await.unwrap_err();
             let words = format!("no such interface: {name}; `ip link` lists them");
             assert_eq!(error.to_string(), words);
+        }
+    });
+}
+
+/// A connection has one dump at a time. One that nobody waits for any more is in no other's way.
+#[test]
+fn a_list_that_is_given_up_does_not_spoil_the_next() {
+    const PAIRS: usize = 100;
+    in_namespace(|netlink| async move {
+        // More than the kernel tells with one answer.
+        let mut commands = String::new();
+        for index in 0..PAIRS {
+            writeln!(commands, "link add v{index} type veth peer name w{index}").unwrap();
+        }
+        ip_batch(&commands);
+        for _ in 0..20 {
+            // It is asked for, and given up before there is an answer.
+            let mut given_up = Box::pin(list_links(&netlink));
+            let asked = poll_fn(|context| Poll::Ready(given_up.as_mut().poll(context)));
+            assert!(asked.await.is_pending());
+            drop(given_up);
+            let links = list_links(&netlink).await.unwrap();
+            assert_eq!(links.len(), 2 * PAIRS + 1);
         }
     });
 }

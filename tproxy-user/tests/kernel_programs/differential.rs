@@ -284,13 +284,14 @@ fn connected(client: SocketAddr, server: SocketAddr) -> (UdpSocket, UdpSocket) {
     (one, other)
 }
 
-/// Of four rules that redirect, one has a listener for both families, one for IPv4 alone, one for both
-/// but not for UDP, and one has none.
+/// Of five rules that redirect, one has a listener for both families, one for IPv4 alone, one for IPv6
+/// alone, one for both but not for UDP, and one has none.
 fn is_listened_to(protocol: Protocol, family: Family, slot: u32) -> bool {
-    match slot % 4 {
+    match slot % 5 {
         0 => true,
         1 => family == Family::V4,
-        2 => protocol == Protocol::Tcp,
+        2 => family == Family::V6,
+        3 => protocol == Protocol::Tcp,
         _ => false,
     }
 }
@@ -299,18 +300,16 @@ fn is_listened_to(protocol: Protocol, family: Family, slot: u32) -> bool {
 fn open_listeners(sandbox: &Sandbox) -> Vec<OwnedFd> {
     let mut kept = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        for (family, address) in [(Family::V6, "[::]:0"), (Family::V4, "127.0.0.1:0")] {
+        for (family, address) in [(Family::V6, "[::1]:0"), (Family::V4, "127.0.0.1:0")] {
             let socket: OwnedFd = match protocol {
                 Protocol::Tcp => TcpListener::bind(address).expect("a listener").into(),
                 Protocol::Udp => UdpSocket::bind(address).expect("a socket").into(),
             };
             for slot in FIRST_SLOT..FIRST_SLOT + u32::try_from(RULES).expect("a small number") {
-                let serves_both = is_listened_to(protocol, Family::V6, slot);
-                let is_wanted = is_listened_to(protocol, family, slot);
-                if is_wanted && serves_both == (family == Family::V6) {
-                    let member = (slot / 4 % MEMBERS) as usize;
+                if is_listened_to(protocol, family, slot) {
+                    let member = (slot / 5 % MEMBERS) as usize;
                     let maps = &sandbox.maps;
-                    let set = maps.set_redirect_member(protocol, slot, member, &socket);
+                    let set = maps.set_redirect_member(protocol, family, slot, member, &socket);
                     set.expect("the socket is taken");
                 }
             }

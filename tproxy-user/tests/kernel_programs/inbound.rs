@@ -6,7 +6,7 @@ use std::{
 };
 
 use socket2::{Domain, Socket, Type};
-use tproxy_common::{flow::Protocol, outcome::Outcome};
+use tproxy_common::{address::Family, flow::Protocol, outcome::Outcome};
 use tproxy_user::rule::{Rule, RuleSpec};
 
 use crate::{
@@ -134,8 +134,10 @@ fn connections_to_this_host_go_where_their_rules_say() {
         let redirected = listen("[::]:0".parse().unwrap());
         let duplicate = redirected.try_clone().expect("a duplicate").into();
         let maps = &sandbox.maps;
-        let set = maps.set_redirect_member(Protocol::Tcp, FIRST_SLOT, 1, &duplicate);
-        set.expect("the socket is taken");
+        for family in [Family::V4, Family::V6] {
+            let set = maps.set_redirect_member(Protocol::Tcp, family, FIRST_SLOT, 1, &duplicate);
+            set.expect("the socket is taken");
+        }
         for family in families() {
             let occurred = |outcome| sandbox.occurred(outcome);
             let before = [Outcome::InboundTaken, Outcome::InboundPassed].map(occurred);
@@ -205,8 +207,10 @@ fn datagrams_to_this_host_go_where_their_rules_say() {
         let redirected = patient(UdpSocket::bind("[::]:0").expect("a socket"));
         let duplicate = redirected.try_clone().expect("a duplicate").into();
         let maps = &sandbox.maps;
-        let set = maps.set_redirect_member(Protocol::Udp, FIRST_SLOT, 3, &duplicate);
-        set.expect("the socket is taken");
+        for family in [Family::V4, Family::V6] {
+            let set = maps.set_redirect_member(Protocol::Udp, family, FIRST_SLOT, 3, &duplicate);
+            set.expect("the socket is taken");
+        }
         for family in families() {
             for (port, socket) in [
                 (RELAYED, &worker),

@@ -13,7 +13,7 @@ use std::{
 use nix::errno::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
 use tproxy_common::{
-    address::Address,
+    address::{Address, Family},
     flow::Protocol,
     handover::{Ends, Taken},
     outcome::Outcome,
@@ -150,8 +150,10 @@ impl Setting<'_> {
         let tcp = tcp.try_clone().expect("a duplicate").into();
         let udp = udp.try_clone().expect("a duplicate").into();
         for (protocol, socket) in [(Protocol::Tcp, &tcp), (Protocol::Udp, &udp)] {
-            let set = maps.set_redirect_member(protocol, FIRST_SLOT, 2, socket);
-            set.expect("the socket is taken");
+            for family in [Family::V4, Family::V6] {
+                let set = maps.set_redirect_member(protocol, family, FIRST_SLOT, 2, socket);
+                set.expect("the socket is taken");
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
 use aya::maps::{Map, MapData, SockMap};
 use socket2::SockRef;
 use tproxy_common::{
+    address::Family,
     flow::{Protocol, worker_of},
     limits::COUNTER_SLOTS,
     outcome::Outcome,
@@ -63,19 +64,26 @@ fn redirect(spec: &mut RuleSpec) {
     spec.to = Some("127.0.0.1:8080".into());
 }
 
-/// Has the rule with the first slot hand its flows to this socket.
+/// Has the rule with the first slot hand its flows of both families to this socket.
 fn put(sandbox: &Sandbox, protocol: Protocol, member: usize, socket: &OwnedFd) {
-    let set = sandbox
-        .maps
-        .set_redirect_member(protocol, FIRST_SLOT, member, socket);
+    for family in [Family::V4, Family::V6] {
+        put_for(sandbox, protocol, family, member, socket);
+    }
+}
+
+/// The same with those of one family.
+fn put_for(sandbox: &Sandbox, protocol: Protocol, family: Family, member: usize, socket: &OwnedFd) {
+    let maps = &sandbox.maps;
+    let set = maps.set_redirect_member(protocol, family, FIRST_SLOT, member, socket);
     set.expect("the socket is taken");
 }
 
 fn remove(sandbox: &Sandbox, protocol: Protocol, member: usize) {
-    let removed = sandbox
-        .maps
-        .remove_redirect_member(protocol, FIRST_SLOT, member);
-    removed.expect("the place is emptied");
+    for family in [Family::V4, Family::V6] {
+        let maps = &sandbox.maps;
+        let removed = maps.remove_redirect_member(protocol, family, FIRST_SLOT, member);
+        removed.expect("the place is emptied");
+    }
 }
 
 fn duplicate(listener: &TcpListener) -> OwnedFd {
@@ -121,7 +129,7 @@ fn a_redirected_connection_comes_to_its_listener_from_every_place() {
     });
 }
 
-/// A place whose socket cannot have the flow is passed over.
+/// Each family has its listener, and one of IPv6 alone is nobody for IPv4, as one of IPv4 is for IPv6.
 #[test]
 fn a_redirected_connection_comes_to_a_listener_of_its_family() {
     beside_a_neighbour(|sandbox, neighbour| {
@@ -130,20 +138,26 @@ fn a_redirected_connection_comes_to_a_listener_of_its_family() {
         let [v4, v6] = families();
         let of = |family| listen(address(any_of(family)));
         let (listener_v4, listener_v6) = (of(v4), listen_v6_only());
-        for order in [[&listener_v4, &listener_v6], [&listener_v6, &listener_v4]] {
-            for (member, listener) in order.into_iter().enumerate() {
-                put(sandbox, Protocol::Tcp, member, &duplicate(listener));
-            }
-            for (family, listener) in [(v4, &listener_v4), (v6, &listener_v6)] {
-                let target = SocketAddr::new(family.server, 80);
-                let _client = neighbour.connect(target).expect("a connection");
-                assert_eq!(accept(listener).1, target);
-            }
+        let targets = [v4, v6].map(|family| SocketAddr::new(family.server, 80));
+        let listeners = [(Family::V4, &listener_v4), (Family::V6, &listener_v6)];
+        for (family, listener) in listeners {
+            put_for(sandbox, Protocol::Tcp, family, 0, &duplicate(listener));
         }
-        // One for IPv4 alone is nobody for IPv6.
-        put(sandbox, Protocol::Tcp, 0, &duplicate(&listener_v4));
-        remove(sandbox, Protocol::Tcp, 1);
-        assert_refused(neighbour.connect(SocketAddr::new(v6.server, 80)));
+        for (target, (_, listener)) in targets.into_iter().zip(listeners) {
+            let _client = neighbour.connect(target).expect("a connection");
+            assert_eq!(accept(listener).1, target);
+        }
+        for ([own, other], (family, listener)) in [targets, [targets[1], targets[0]]]
+            .into_iter()
+            .zip(listeners)
+        {
+            remove(sandbox, Protocol::Tcp, 0);
+            put_for(sandbox, Protocol::Tcp, family, 0, &duplicate(listener));
+            let _client = neighbour.connect(own).expect("a connection");
+            assert_eq!(accept(listener).1, own);
+            assert_refused(neighbour.connect(other));
+        }
+        assert_eq!(sandbox.occurred(Outcome::Missing), 0);
     });
 }
 
@@ -326,34 +340,36 @@ fn places_of_sockets_are_filled_and_emptied() {
             (Protocol::Tcp, duplicate(&listener)),
             (Protocol::Udp, duplicate_udp(&datagrams)),
         ] {
-            let first = sockets::redirect(protocol, last);
-            let set = |count| {
-                let members = std::iter::repeat_n(&socket, count);
-                let set = maps.set_redirect(protocol, last, members);
-                set.expect("the sockets are taken");
-            };
-            // More than there are places for; then fewer, which leaves nothing of those before.
-            for (count, places) in [(9, 4), (3, 3), (1, 1), (0, 0)] {
-                set(4);
-                set(count);
-                let expected: Vec<u32> = (first..first + places).collect();
-                assert_eq!(emptied(sandbox), expected, "{count}");
-            }
-            for member in 0..MEMBERS as usize {
-                set(4);
-                let removed = maps.remove_redirect_member(protocol, last, member);
-                removed.expect("the place is emptied");
-                let again = maps.remove_redirect_member(protocol, last, member);
-                again.expect("an empty place is no error");
-                let place = first + u32::try_from(member).expect("a small number");
-                let expected: Vec<u32> = (first..first + MEMBERS)
-                    .filter(|other| *other != place)
-                    .collect();
-                assert_eq!(emptied(sandbox), expected);
+            for family in [Family::V4, Family::V6] {
+                let first = sockets::redirect(protocol, family, last);
+                let set = |count| {
+                    let members = std::iter::repeat_n(&socket, count);
+                    let set = maps.set_redirect(protocol, family, last, members);
+                    set.expect("the sockets are taken");
+                };
+                // More than there are places for; then fewer, which leaves nothing of those before.
+                for (count, places) in [(9, 4), (3, 3), (1, 1), (0, 0)] {
+                    set(4);
+                    set(count);
+                    let expected: Vec<u32> = (first..first + places).collect();
+                    assert_eq!(emptied(sandbox), expected, "{count}");
+                }
+                for member in 0..MEMBERS as usize {
+                    set(4);
+                    let removed = maps.remove_redirect_member(protocol, family, last, member);
+                    removed.expect("the place is emptied");
+                    let again = maps.remove_redirect_member(protocol, family, last, member);
+                    again.expect("an empty place is no error");
+                    let place = first + u32::try_from(member).expect("a small number");
+                    let expected: Vec<u32> = (first..first + MEMBERS)
+                        .filter(|other| *other != place)
+                        .collect();
+                    assert_eq!(emptied(sandbox), expected);
+                }
             }
         }
         // The very last one.
-        let last_place = sockets::redirect(Protocol::Udp, last) + MEMBERS - 1;
+        let last_place = sockets::redirect(Protocol::Udp, Family::V6, last) + MEMBERS - 1;
         assert_eq!(last_place as usize, sockets::PLACES - 1);
     });
 }

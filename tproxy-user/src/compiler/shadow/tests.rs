@@ -43,7 +43,8 @@ fn found_with(rules: &[Rule], lasting: impl Fn(usize) -> bool) -> Vec<(usize, Ve
         })
         .collect();
     let tables = compile(&sources, &Sets::new(), 1).unwrap();
-    shadowed(tables.blocks.as_slice(), lasting)
+    let rules: Vec<&Rule> = rules.iter().collect();
+    shadowed(tables.blocks.as_slice(), &rules, lasting)
         .into_iter()
         .map(|found| (found.rule, found.by))
         .collect()
@@ -154,6 +155,37 @@ fn rules_hide_one_between_them() {
 fn a_rule_that_matches_nothing_by_itself_is_not_hidden() {
     let absent = rule(|spec| spec.iface = words(&["gone"]));
     assert_eq!(found(&[rule(|_| ()), absent]), []);
+}
+
+#[test]
+fn a_control_group_hides_those_below_it() {
+    let of = |groups: &[&str]| {
+        rule(|spec| {
+            spec.scope = Some("local".into());
+            spec.cgroup = words(groups);
+        })
+    };
+    assert_eq!(found(&[of(&["a"]), of(&["a"])]), [(1, vec![0])]);
+    assert_eq!(found(&[of(&["a"]), of(&["a/b"])]), [(1, vec![0])]);
+    assert_eq!(found(&[of(&["a"]), of(&["a/b/c", "a/d"])]), [(1, vec![0])]);
+    assert_eq!(found(&[of(&["a", "b"]), of(&["b/c"])]), [(1, vec![0])]);
+    let between = [of(&["a"]), of(&["c"]), of(&["a/b", "c/d"])];
+    assert_eq!(found(&between), [(2, vec![0, 1])]);
+    // Others are in the group above, beside it, or in one whose name only begins alike.
+    assert_eq!(found(&[of(&["a/b"]), of(&["a"])]), []);
+    assert_eq!(found(&[of(&["a/b"]), of(&["a/c"]), of(&["a"])]), []);
+    assert_eq!(found(&[of(&["a"]), of(&["ab", "b/a"])]), []);
+    assert_eq!(found(&[of(&["a"]), of(&["a/b", "c"])]), []);
+    assert_eq!(found(&[of(&["a"]), of(&["c"]), of(&[])]), []);
+    // The other dimensions count beside it.
+    let web = |group: &str| {
+        let mut web = of(&[group]);
+        web.destination_ports = rule(|spec| spec.dport = words(&["80"])).destination_ports;
+        web
+    };
+    assert_eq!(found(&[web("a"), of(&["a/b"])]), []);
+    assert_eq!(found(&[of(&["a"]), web("a/b")]), [(1, vec![0])]);
+    assert_eq!(found(&[of(&[]), of(&["a/b"])]), [(1, vec![0])]);
 }
 
 /// All of this would take longer than anybody waits, and is given up instead.

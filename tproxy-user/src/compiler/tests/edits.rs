@@ -175,6 +175,44 @@ fn what_does_not_fit_or_is_too_much_is_left_to_the_compiler() {
     assert!(tried(10).is_some());
 }
 
+/// Whether a rule names link-local destinations is in its entry, which an edit does not write. So the
+/// compiler gets the edit with which that changes, and no other.
+#[test]
+fn an_edit_that_names_link_local_destinations_is_left_to_the_compiler() {
+    let (rules, mut sets, name) = only_set(vec![net(0xa900_0000, 8)]);
+    let sources = sources(&rules);
+    let mut tables = compiled(&rules, &sets);
+    let [metadata, subnet] = [net(0xa9fe_a9fe, 32), net(0xa9fe_0000, 17)];
+    let target = probe("169.254.169.254", 80);
+    let mut names = false;
+    for (net, is_added, is_edit) in [
+        (net(0xa9fd_0000, 16), true, true),
+        (metadata, true, false),
+        (subnet, true, true),
+        (metadata, false, true),
+        (subnet, false, false),
+    ] {
+        let set = sets.get_mut(&name).unwrap();
+        assert!(if is_added {
+            set.insert(&net)
+        } else {
+            set.remove(&net)
+        });
+        let set = name.clone();
+        let edits = [SetEdit { set, net }];
+        match edit(tables.as_slice(), &sources, &sets, &edits, 8, 100) {
+            Some(edited) => put_in_force(&mut tables, &edited),
+            None => tables = compiled(&rules, &sets),
+        }
+        let found = classified(&tables, &target).unwrap();
+        names ^= !is_edit;
+        assert_eq!(found.entry.names_link_local(), names, "{net} {is_added}");
+        assert_eq!(Some(found), classified(&compiled(&rules, &sets), &target));
+        let edited = edit(tables.as_slice(), &sources, &sets, &edits, 9, 100);
+        assert!(edited.is_some(), "{net}: it is in force");
+    }
+}
+
 /// A set that no rule names, or a CIDR that lies in another one, changes the generation alone.
 #[test]
 fn an_edit_that_changes_no_address_writes_little() {

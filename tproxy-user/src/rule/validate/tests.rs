@@ -361,3 +361,29 @@ fn everything_that_is_wrong_is_told_with_its_place() {
     );
     assert_eq!(errors.to_string().matches("; --").count(), 4);
 }
+
+#[test]
+fn a_rule_for_every_port_of_this_host_takes_answers() {
+    type Edit = fn(&mut RuleSpec);
+    let takes_answers = |edit: Edit| {
+        let rule = spec(|spec| {
+            spec.scope = word("inbound");
+            spec.proto = word("any");
+            edit(spec);
+        });
+        rule.validate().unwrap().takes_answers()
+    };
+    let taking: [Edit; 3] = [
+        |_| (),
+        |spec| spec.proto = word("udp"),
+        |spec| spec.action = word("drop"),
+    ];
+    assert!(taking.into_iter().all(takes_answers));
+    let sparing: [Edit; 4] = [
+        |spec| spec.proto = word("tcp"),
+        |spec| spec.dport = vec!["53".into()],
+        |spec| spec.action = word("pass"),
+        |spec| spec.scope = word("forward"),
+    ];
+    assert!(!sparing.into_iter().any(takes_answers));
+}
