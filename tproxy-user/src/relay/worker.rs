@@ -174,6 +174,7 @@ impl Worker {
     }
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        self.datagrams.let_gather();
         let timeout = if self.intake.is_ready() || !self.ready.is_empty() {
             Some(Duration::ZERO)
         } else {

@@ -12,6 +12,7 @@
 //! socket. Its replies go out by a raw socket, and the client's datagrams come to the worker's.
 
 mod forward;
+mod gathering;
 mod raw;
 mod recency;
 mod session;
@@ -37,6 +38,7 @@ use super::side::Side;
 use super::stats::Counters;
 use super::token::Origin;
 use super::worker::Shared;
+use gathering::Gathering;
 use sessions::{Opened, Sessions};
 pub(super) use socket::prepare;
 use sys::{BATCH, Inbox, overflow};
@@ -62,6 +64,7 @@ pub(super) struct Datagrams {
     unsettled: Vec<Opened>,
     /// How many batches of the worker's socket have been read since the first of them was opened.
     batches: u32,
+    gathering: Gathering,
     last_error: Occasional,
 }
 
@@ -86,6 +89,7 @@ impl Datagrams {
             sessions: Sessions::new(registry.try_clone()?, shared, counters),
             unsettled: Vec::new(),
             batches: 0,
+            gathering: Gathering::default(),
             last_error: Occasional::default(),
         })
     }
@@ -110,6 +114,11 @@ impl Datagrams {
         }
         self.sessions.give_turns(&mut self.inbox);
         self.sessions.expire(&mut self.inbox);
+    }
+
+    /// Called before the poll: what was handled may have others make more, which is better read together.
+    pub(super) fn let_gather(&mut self) {
+        self.gathering.let_others_run(self.inbox.total());
     }
 
     /// How long the poll may wait, at most.

@@ -37,6 +37,8 @@ pub(super) struct Inbox {
     headers: Box<[mmsghdr; BATCH]>,
     /// How many messages there are.
     length: usize,
+    /// How many there have been in all.
+    total: u64,
 }
 
 // SAFETY: the pointers in `slices` and `headers` lead to memory that the same value owns.
@@ -54,6 +56,7 @@ impl Inbox {
                 slices: Box::new(zeroed()),
                 headers: Box::new(zeroed()),
                 length: 0,
+                total: 0,
             }
         };
         for index in 0..BATCH {
@@ -98,7 +101,13 @@ impl Inbox {
         };
         let received = Errno::result(received)?;
         self.length = usize::try_from(received).unwrap_or_default();
+        self.total += self.length as u64;
         Ok(self.length)
+    }
+
+    /// How many messages it has received in all.
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 
     /// The bytes of a message.
