@@ -1,6 +1,7 @@
 //! Servers for the agent to relay to, proxies for it to hand flows to, and clients: programs of others, each in a
 //! directory of its own.
 
+mod certificate;
 mod curl;
 mod datagram_witness;
 mod dnsmasq;
@@ -19,6 +20,7 @@ mod squid;
 mod stream_echo;
 mod witness;
 
+pub use certificate::Certificate;
 pub use curl::Fetched;
 pub use datagram_witness::{DatagramWitness, Received};
 pub use dnsmasq::{Answer, Dnsmasq, LONG_NAME, NAME, dig};
