@@ -28,7 +28,7 @@ pub use envoy_datagrams::EnvoyDatagrams;
 pub use git::Repository;
 pub use iperf::{Iperf, UdpReport, send_datagrams, sender};
 pub use nginx::Nginx;
-pub use proxy::{Handed, Product, Proxy, Source};
+pub use proxy::{Handed, Product, Proxy, Sockets, Source};
 pub use python::{WITHOUT_PROXIES, python};
 pub use quic::QuicServer;
 pub use server::{Server, listen, listen_prepared};
