@@ -144,6 +144,16 @@ fn squid_keeps_the_clients_address() {
 }
 
 #[test]
+fn envoy_keeps_the_clients_address() {
+    keeps_the_clients_address(Product::Envoy);
+}
+
+#[test]
+fn envoy_with_http_keeps_the_clients_address() {
+    keeps_the_clients_address(Product::EnvoyHttp);
+}
+
+#[test]
 fn haproxy_keeps_the_clients_address() {
     keeps_the_clients_address(Product::Haproxy);
 }

@@ -212,9 +212,8 @@ impl Product {
             Self::Squid => squid::configuration(directory, source),
             Self::Haproxy => haproxy::configuration(directory, source),
             Self::NginxStream => nginx_stream::configuration(directory, source),
-            _ if source == Source::Client => panic!("no configuration of {self:?} for that"),
-            Self::Envoy => envoy::configuration(directory, envoy::Layer::Bytes),
-            Self::EnvoyHttp => envoy::configuration(directory, envoy::Layer::Http),
+            Self::Envoy => envoy::configuration(directory, envoy::Layer::Bytes, source),
+            Self::EnvoyHttp => envoy::configuration(directory, envoy::Layer::Http, source),
         }
     }
 
