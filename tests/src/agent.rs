@@ -60,12 +60,20 @@ impl<'a> Agent<'a> {
         let cli = Cli::new(namespace, instance);
         let wrapper = format!("env RUST_LOG=info {wrapper}");
         let process = cli.start_under(&wrapper, &format!("run {arguments}"));
+        Self::over(cli, process)
+    }
+
+    /// Waits until the agent is ready that `process` has become, or will become. `cli` is for its instance.
+    #[must_use]
+    #[track_caller]
+    pub fn over(cli: Cli<'a>, process: Process) -> Self {
         let Some(ready) = process
             .stdout
             .find(|line| line.starts_with("tproxy ready: ").then(|| line.to_owned()))
         else {
             panic!(
-                "no ready line from tproxy run {arguments}\n{}",
+                "no ready line from the agent {}\n{}",
+                cli.instance(),
                 process.stderr.text()
             );
         };

@@ -1,7 +1,7 @@
 //! A control group of the unified hierarchy, for processes of a test.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -29,6 +29,13 @@ impl ControlGroup {
     pub fn create() -> Self {
         let number = CREATED.fetch_add(1, Ordering::Relaxed);
         let name = format!("tproxy-test-{}-{number}", std::process::id());
+        Self::at(root().join(name))
+    }
+
+    /// Makes one of this name below the root, on a machine of a test's own.
+    #[must_use]
+    #[track_caller]
+    pub fn named(name: &str) -> Self {
         Self::at(root().join(name))
     }
 
@@ -87,9 +94,19 @@ impl ControlGroup {
 
 impl Drop for ControlGroup {
     fn drop(&mut self) {
-        // A process that was killed leaves it a moment later.
-        let _ = wait::within(wait::PATIENCE, || fs::remove_dir(&self.directory).ok());
+        // A process that was killed leaves it a moment later, and may have made groups in it.
+        let _ = wait::within(wait::PATIENCE, || remove(&self.directory).ok());
     }
+}
+
+/// Removes a group, and first those in it.
+fn remove(group: &Path) -> io::Result<()> {
+    for entry in group.read_dir()?.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove(&entry.path())?;
+        }
+    }
+    fs::remove_dir(group)
 }
 
 /// The directory of the root of all groups.

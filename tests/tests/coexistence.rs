@@ -1,13 +1,13 @@
 //! Programs of others at the same hooks: all of them still run.
 
-use std::os::fd::OwnedFd;
+use std::{io, os::fd::OwnedFd};
 
 use tproxy_tests::{
-    Agent, Lab, Snapshot,
+    Agent, DatagramClient, Family, Lab, Snapshot,
     address::FAMILIES,
     agent::{ATTACH_MODES, unique_instance},
     bpf::{self, CountingProgram, PinDirectory, Place},
-    peer::Witness,
+    peer::{DatagramWitness, Witness},
     wait,
 };
 
@@ -174,4 +174,66 @@ fn relayed_flows_need_no_forwarding() {
         lab.ask(family.near(), 80).assert_relayed(&agent);
     }
     assert_eq!(agent.stop().len(), 2);
+}
+
+const README: &str = include_str!("../../README.md");
+
+/// Under policies of drop, for what is forwarded as for what is addressed to the gateway, and with connection tracking,
+/// the rules that the README names are enough, and none of them is too much.
+#[test]
+fn what_the_readme_lets_into_a_closed_firewall_is_enough() {
+    let rules = README.lines().map(str::trim_start);
+    let rules = rules.filter(|line| line.starts_with("nft add rule inet filter input "));
+    let [marked, answers] = rules.collect::<Vec<_>>().try_into().expect("two rules");
+
+    let lab = Lab::new();
+    let _witnesses = [80, 81].map(|port| Witness::start(&lab.server, port));
+    let _datagrams = DatagramWitness::start(&lab.server, 80);
+    let mut agent = lab.agent("--iface cl0 --proto any --dport 80 --connect-timeout 1");
+    close_firewall(&lab);
+    let connect = |family: Family, port| lab.connect_at_once((family.near(), port).into());
+    let assert_silent = |family, port| {
+        let silent = connect(family, port).expect_err("the firewall drops the SYN");
+        assert_eq!(silent.kind(), io::ErrorKind::TimedOut, "{silent}");
+    };
+    for family in FAMILIES {
+        assert_silent(family, 80);
+    }
+    lab.gateway.run(marked);
+    for family in FAMILIES {
+        let stream = connect(family, 80).expect("the agent is reached");
+        let flow = agent.flow_of(stream.local_addr().unwrap());
+        assert_eq!(flow.end, "timeout", "the server's answer is dropped");
+    }
+    lab.gateway.run(answers);
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+        let client = DatagramClient::connected(&lab.client, (family.near(), 80).into());
+        for length in [10, 4000] {
+            let answer = client.ask(&vec![7; length]);
+            answer.assert_relayed_from(family.gateway_upstream());
+        }
+        assert_silent(family, 81);
+    }
+
+    close_firewall(&lab);
+    lab.gateway
+        .run("nft add rule inet filter input iifname cl0 tcp dport { 80, 443 } accept");
+    lab.gateway.run(answers);
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    assert_eq!(agent.stop().len(), 8);
+}
+
+/// Drops everything but what IPv6 needs to find its neighbours (RFC 4861, sections 4.3 and 4.4).
+fn close_firewall(lab: &Lab) {
+    lab.gateway.nft(
+        "table inet filter\ndelete table inet filter\n\
+         table inet filter {\n\
+           chain input {\n type filter hook input priority 0; policy drop;\n\
+             icmpv6 type { 135, 136 } accept\n }\n\
+           chain forward {\n type filter hook forward priority 0; policy drop;\n }\n\
+         }",
+    );
 }

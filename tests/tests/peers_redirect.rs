@@ -1,8 +1,10 @@
 //! Flows handed to programs of others, transparent proxies and plain servers, which know nothing of the one that steers.
 
 use std::{
-    io::Read,
-    net::{IpAddr, SocketAddr},
+    io::{BufRead as _, BufReader, Read, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -10,7 +12,8 @@ use tproxy_tests::{
     Agent, Family, Lab, Namespace,
     address::FAMILIES,
     peer::{
-        Dnsmasq, EnvoyDatagrams, Fetched, NAME, Nginx, Product, Proxy, Source, StreamEcho, dig,
+        Dnsmasq, EnvoyDatagrams, Fetched, NAME, Nginx, Product, Proxy, Sockets, Source, StreamEcho,
+        dig,
     },
     wait,
 };
@@ -138,6 +141,16 @@ fn keeps_the_clients_address(product: Product) {
 #[test]
 fn squid_keeps_the_clients_address() {
     keeps_the_clients_address(Product::Squid);
+}
+
+#[test]
+fn envoy_keeps_the_clients_address() {
+    keeps_the_clients_address(Product::Envoy);
+}
+
+#[test]
+fn envoy_with_http_keeps_the_clients_address() {
+    keeps_the_clients_address(Product::EnvoyHttp);
 }
 
 #[test]
@@ -395,4 +408,107 @@ fn a_whole_prefix_is_served_by_one_listener() {
 /// An address and a port as nginx prints them.
 fn words(address: SocketAddr) -> String {
     format!("{} {}", address.ip(), address.port())
+}
+
+/// A successor of `HAProxy` is given the listening sockets: under load nobody is refused. The flows of its predecessor
+/// finish there, new ones are the successor's.
+#[test]
+fn nobody_is_refused_while_haproxy_hands_its_sockets_over() {
+    let lab = Lab::new();
+    let _server = Nginx::start(&lab.server, WEB);
+    let mut proxy = Proxy::start(&lab.gateway, Product::Haproxy, Source::Proxy);
+    let mut agent = lab.agent("--iface cl0");
+    hand_over(&agent, "");
+    let has_ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let clients = FAMILIES.map(|family| {
+            let (lab, has_ended) = (&lab, &has_ended);
+            scope.spawn(move || fetch_again_and_again(lab, family, has_ended))
+        });
+        // Also when an assertion fails.
+        let end = StoresOnDrop(&has_ended);
+        for _ in 0..3 {
+            reload(&lab, &mut proxy, Sockets::HandedOver);
+        }
+        drop(end);
+        for client in clients {
+            let fetched = client.join().expect("no client panics");
+            assert!(fetched > 50, "{fetched} pages are no load");
+        }
+    });
+    assert_eq!(agent.stop(), []);
+}
+
+/// A successor that opens sockets of its own gets new flows within a second, and its predecessor finishes.
+#[test]
+fn a_successor_of_haproxy_takes_over_within_a_second() {
+    let lab = Lab::new();
+    let _server = Nginx::start(&lab.server, WEB);
+    let mut proxy = Proxy::start(&lab.gateway, Product::Haproxy, Source::Proxy);
+    let mut agent = lab.agent("--iface cl0");
+    hand_over(&agent, "");
+    for _ in 0..3 {
+        reload(&lab, &mut proxy, Sockets::Opened);
+    }
+    assert_eq!(agent.stop(), []);
+}
+
+/// Replaces the process of a proxy that has a flow of each family, which goes on to its end. New flows are the
+/// successor's.
+#[track_caller]
+fn reload(lab: &Lab, proxy: &mut Proxy, sockets: Sockets) {
+    let mut flows = FAMILIES.map(|family| {
+        let target = (family.near(), WEB).into();
+        let stream = lab.client.connect(target).expect("the proxy");
+        BufReader::new(stream)
+    });
+    let ask = |flow: &mut BufReader<TcpStream>, family: Family, connection: &str| {
+        let request =
+            format!("GET /who HTTP/1.1\r\nHost: server\r\nConnection: {connection}\r\n\r\n");
+        flow.get_mut().write_all(request.as_bytes()).expect("send");
+        let lines = flow.lines().map(|line| line.expect("an answer"));
+        let page = format!("{} {}", family.gateway_upstream(), family.near());
+        assert!(lines.take(20).any(|line| line == page), "no {page}");
+    };
+    for (flow, family) in flows.iter_mut().zip(FAMILIES) {
+        ask(flow, family, "keep-alive");
+    }
+    let mut old = proxy.reload(sockets);
+    for family in FAMILIES {
+        if sockets == Sockets::Opened {
+            assert_reached_within_a_second(lab, family);
+        }
+        assert_handed(lab, proxy, family, Source::Proxy);
+    }
+    assert!(!old.has_ended(), "it has flows");
+    for (flow, family) in flows.iter_mut().zip(FAMILIES) {
+        ask(flow, family, "close");
+    }
+    drop(flows);
+    assert_eq!(old.wait().code(), Some(0));
+}
+
+/// Fetches pages, each of which must come, until it is told; returns how many.
+fn fetch_again_and_again(lab: &Lab, family: Family, has_ended: &AtomicBool) -> u32 {
+    let page = format!("{} {}\n", family.gateway_upstream(), family.near());
+    let mut count = 0;
+    while !has_ended.load(Ordering::Relaxed) {
+        let target = (family.near(), WEB).into();
+        let mut stream = lab.client.connect(target).expect("nobody is refused");
+        request(&mut stream, "who");
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        read.expect("nobody is reset");
+        assert!(answer.ends_with(&page), "{answer:?}");
+        count += 1;
+    }
+    count
+}
+
+struct StoresOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StoresOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

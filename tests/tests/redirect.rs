@@ -2,7 +2,8 @@
 
 use std::{
     io::{self, Read as _},
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
     time::Duration,
 };
 
@@ -11,7 +12,8 @@ use tproxy_tests::{
     Agent, DatagramClient, Exchange, Family, Lab, Namespace, Snapshot,
     address::FAMILIES,
     agent::unique_instance,
-    peer::{DatagramWitness, Witness, listen, listen_prepared},
+    pattern,
+    peer::{DatagramWitness, Server, Witness, listen, listen_prepared},
     process::Process,
     wait,
 };
@@ -529,4 +531,127 @@ fn the_listener_keeps_its_flows_when_the_agent_is_killed() {
     for family in FAMILIES {
         lab.ask(family.near(), 80).assert_unproxied();
     }
+}
+
+/// The agent is killed while flows move bytes to the listener and back: they complete, also when the listener has closed
+/// meanwhile and a successor of the agent has started. New flows go to the listener, follow `on_missing` without it, and
+/// go to the one that the successor finds.
+#[test]
+fn flows_in_mid_transfer_outlive_the_agent_and_what_follows() {
+    // Elsewhere nobody listens there.
+    const PORT: u16 = 3132;
+    let lab = Lab::new();
+    let servers = [80, 81].map(|port| Witness::start(&lab.server, port));
+    let address = SocketAddr::new(Family::V6.any(), PORT);
+    let listener = Server::over(transparent(&lab.gateway, address), echo);
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let to = format!("--action redirect --to [::]:{PORT}");
+    let run = format!("--iface cl0 --dport 80 {to} --name closed --pin");
+    let mut agent = Agent::start_under(&lab.gateway, &instance, "", &run);
+    agent.run(&format!(
+        "rule add --dport 81 {to} --on-missing pass --name open"
+    ));
+    let target = |family: Family, port| SocketAddr::new(family.near(), port);
+
+    let mut transfers = FAMILIES.map(|family| Transfer::start(&lab, target(family, 80)));
+    transfers.iter_mut().for_each(Transfer::advance);
+    agent.kill();
+    lab.gateway.ip("route add 198.18.0.0/15 dev lo");
+    transfers.iter_mut().for_each(Transfer::advance);
+    for (family, port) in FAMILIES
+        .into_iter()
+        .flat_map(|family| [(family, 80), (family, 81)])
+    {
+        let mut later = Transfer::start(&lab, target(family, port));
+        later.advance();
+        later.finish();
+        assert_eq!(listener.outcome().unwrap(), Transfer::LENGTH);
+    }
+    let seen = || servers.each_ref().map(|server| server.clients().len());
+    assert_eq!(seen(), [0, 0]);
+
+    drop(listener);
+    lab.gateway.wait_for_no_listener(PORT);
+    for family in FAMILIES {
+        let refused = lab.connect_at_once(target(family, 80));
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+        lab.ask(family.near(), 81).assert_unproxied();
+    }
+    assert_eq!(seen(), [0, 2]);
+    transfers.iter_mut().for_each(Transfer::advance);
+
+    let mut successor = Agent::start_under(&lab.gateway, &instance, "", "");
+    assert_eq!(successor.rule_names(), ["closed", "open"]);
+    transfers.iter_mut().for_each(Transfer::advance);
+    let listener = Witness::over(transparent(&lab.gateway, address));
+    let found = wait::within(SOON, || {
+        Exchange::attempt(&lab.client, target(Family::V4, 80)).ok()
+    });
+    found
+        .expect("a listener that was found")
+        .assert_direct(&successor);
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_direct(&successor);
+        lab.ask(family.near(), 81).assert_direct(&successor);
+    }
+    assert_eq!(listener.clients().len(), 5, "it has them all");
+    assert_eq!(seen(), [0, 0]);
+    transfers.into_iter().for_each(Transfer::finish);
+    lab.gateway.ip("route del 198.18.0.0/15 dev lo");
+    assert_eq!(successor.stop(), []);
+    Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+}
+
+/// Bytes on their way to an [`echo`] and back, more than all sockets hold.
+struct Transfer {
+    stream: TcpStream,
+    sender: thread::JoinHandle<io::Result<()>>,
+    received: u64,
+}
+
+impl Transfer {
+    const LENGTH: u64 = 64 << 20;
+
+    #[track_caller]
+    fn start(lab: &Lab, target: SocketAddr) -> Self {
+        let stream = lab.client.connect(target).expect("an echo");
+        let mut sending = stream.try_clone().expect("duplicate a socket");
+        let sender = thread::spawn(move || {
+            pattern::write(&mut sending, Self::LENGTH)?;
+            sending.shutdown(Shutdown::Write)
+        });
+        Self {
+            stream,
+            sender,
+            received: 0,
+        }
+    }
+
+    /// Receives the next megabyte.
+    #[track_caller]
+    fn advance(&mut self) {
+        let next = self.received + (1 << 20);
+        let received = pattern::read_up_to(&mut self.stream, self.received, next);
+        self.received = received.expect("the flow goes on");
+        assert_eq!(self.received, next);
+        assert!(!self.sender.is_finished(), "there is more to come");
+    }
+
+    /// Receives the rest.
+    #[track_caller]
+    fn finish(mut self) {
+        let received = pattern::read_up_to(&mut self.stream, self.received, u64::MAX);
+        assert_eq!(received.expect("the flow goes on"), Self::LENGTH);
+        self.sender.join().expect("no panic").expect("all is sent");
+    }
+}
+
+fn echo(mut stream: TcpStream) -> io::Result<u64> {
+    let length = io::copy(&mut stream.try_clone()?, &mut stream)?;
+    stream.shutdown(Shutdown::Write)?;
+    Ok(length)
 }

@@ -12,6 +12,8 @@ use crate::{
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+/// The header of a fragment of IPv6.
+const FRAGMENT: u8 = 44;
 
 /// Octets before the packet that an error quotes (RFC 792; RFC 4443, 2.1).
 const ICMP_HEADER: usize = 8;
@@ -93,8 +95,8 @@ fn quoted_v4<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<Quoted> {
     })
 }
 
-/// As [`quoted_v4`]. Neither errors nor what the relay sends have extension headers in practice;
-/// those that do are passed on.
+/// As [`quoted_v4`]. Of extension headers, neither errors nor what the relay sends have any in
+/// practice but that of a fragment; those that do are passed on.
 #[inline(always)]
 fn quoted_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<Quoted> {
     const ICMPV6: u8 = 58;
@@ -114,14 +116,27 @@ fn quoted_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<Quoted> {
     if quoted[0] >> 4 != 6 {
         return None;
     }
-    let transport_offset = at + FIXED_HEADER;
+    let (number, transport_offset) = match quoted[6] {
+        FRAGMENT => first_fragment(&packet, at + FIXED_HEADER)?,
+        number => (number, at + FIXED_HEADER),
+    };
     Some(Quoted {
-        protocol: protocol(quoted[6])?,
+        protocol: protocol(number)?,
         source: Address::v6(packet.read(at + 8)?),
         destination: Address::v6(packet.read(at + 24)?),
         ports: packet.read(transport_offset)?,
         transport_offset,
     })
+}
+
+/// The protocol of what the fragment header at `offset` belongs to, and where that begins (RFC 8200,
+/// 4.5). `None` for a later fragment, which has no ports.
+#[inline(always)]
+fn first_fragment<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<(u8, usize)> {
+    let header: [u8; 8] = packet.read(offset)?;
+    // Beside the offset there are two reserved bits, and the one for more fragments.
+    let is_first = header[2] == 0 && header[3] & 0xf8 == 0;
+    is_first.then_some((header[0], offset + header.len()))
 }
 
 #[cfg(test)]
@@ -173,6 +188,40 @@ mod tests {
                 }
             };
             assert_eq!((flow.source, flow.destination), (client, server));
+        }
+    }
+
+    /// An error about a segment in fragments, of which it quotes one that begins at `offset`.
+    fn error_about_fragment(offset: u16) -> Vec<u8> {
+        const QUOTED: usize = 40 + ICMP_HEADER;
+        let mut packet = error_v6(2);
+        packet[5] += 8;
+        packet[QUOTED + 6] = FRAGMENT;
+        let [high, low] = (offset | 1).to_be_bytes();
+        let header = [TCP, 0, high, low, 0, 0, 0, 7];
+        packet.splice(QUOTED + 40..QUOTED + 40, header);
+        packet
+    }
+
+    #[test]
+    fn the_first_fragment_tells_the_flow() {
+        let whole = quoted_flow(error_v6(2).as_slice(), Family::V6, 0).unwrap();
+        let first = error_about_fragment(0);
+        let flow = quoted_flow(first.as_slice(), Family::V6, 0).unwrap();
+        let transport_offset = whole.transport_offset + 8;
+        assert_eq!(
+            flow,
+            Headers {
+                transport_offset,
+                ..whole
+            }
+        );
+        for offset in [8, 1 << 8, 1 << 15] {
+            let later = error_about_fragment(offset);
+            assert_eq!(quoted_flow(later.as_slice(), Family::V6, 0), None);
+        }
+        for length in 0..first.len() - 4 {
+            assert_eq!(quoted_flow(&first[..length], Family::V6, 0), None);
         }
     }
 

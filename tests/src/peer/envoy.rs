@@ -1,11 +1,15 @@
 //! Envoy as a transparent proxy.
 //!
 //! `transparent` makes the listener's sockets such; the listener filter `original_dst` finds that out and takes the
-//! accepted socket's own address for the destination, and a cluster of type `ORIGINAL_DST` connects to it.
+//! accepted socket's own address for the destination, and a cluster of type `ORIGINAL_DST` connects to it. The listener
+//! filter `original_src` lets it connect from the client's address.
 
 use std::{path::Path, process::Command};
 
-use crate::{Namespace, peer::python};
+use crate::{
+    Namespace,
+    peer::{Source, python},
+};
 
 /// Each listens with sockets of its own, which share the port.
 pub(super) const WORKERS: usize = 2;
@@ -19,7 +23,7 @@ pub(super) enum Layer {
     Http,
 }
 
-pub(super) fn configuration(directory: &Path, layer: Layer) -> String {
+pub(super) fn configuration(directory: &Path, layer: Layer, source: Source) -> String {
     let log = directory.join("access.log");
     let access_log = format!(
         r#"[{{name: log, typed_config: {{
@@ -45,6 +49,14 @@ pub(super) fn configuration(directory: &Path, layer: Layer) -> String {
             "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}"#
         ),
     };
+    let source = match source {
+        Source::Proxy => "",
+        Source::Client => {
+            r#"
+    - name: original_src
+      typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc}"#
+        }
+    };
     let listener = |name: &str, address: &str| {
         format!(
             r#"
@@ -53,7 +65,7 @@ pub(super) fn configuration(directory: &Path, layer: Layer) -> String {
     transparent: true
     listener_filters:
     - name: original_dst
-      typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}}
+      typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}}{source}
     filter_chains:
     - filters:
       - {{{filter}}}"#

@@ -22,7 +22,7 @@ pub struct Repository {
 
 impl Repository {
     /// The path in URLs.
-    const PATH: &str = "repository.git";
+    const PATH: &str = "project.git";
 
     /// The name of its only file.
     const FILE: &str = "file";

@@ -1,12 +1,17 @@
 //! `HAProxy` as a transparent relay.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{Namespace, peer::Source};
 
 /// `transparent` is what lets a listener take flows to any address; a server 0.0.0.0:0 is the address that the client
-/// asked for, in either family.
-pub(super) fn configuration(source: Source) -> String {
+/// asked for, in either family. Of threads that log at once, some would lose their line.
+pub(super) fn configuration(directory: &Path, source: Source) -> String {
+    let socket = socket(directory);
+    let socket = socket.display();
     let source = match source {
         Source::Proxy => "",
         Source::Client => "source 0.0.0.0 usesrc clientip",
@@ -14,7 +19,9 @@ pub(super) fn configuration(source: Source) -> String {
     format!(
         "global\n\
        maxconn 200\n\
+       nbthread 1\n\
        log stdout format raw local0\n\
+       stats socket {socket} expose-fd listeners\n\
      defaults\n\
        mode tcp\n\
        timeout connect 5s\n\
@@ -28,6 +35,11 @@ pub(super) fn configuration(source: Source) -> String {
        {source}\n\
        server original 0.0.0.0:0\n"
     )
+}
+
+/// Where a successor is given the listening sockets.
+pub(super) fn socket(directory: &Path) -> PathBuf {
+    directory.join("haproxy.sock")
 }
 
 pub(super) fn command(namespace: &Namespace, configuration: &Path) -> Command {

@@ -1,6 +1,7 @@
 //! Servers for the agent to relay to, proxies for it to hand flows to, and clients: programs of others, each in a
 //! directory of its own.
 
+mod certificate;
 mod curl;
 mod datagram_witness;
 mod dnsmasq;
@@ -19,6 +20,7 @@ mod squid;
 mod stream_echo;
 mod witness;
 
+pub use certificate::Certificate;
 pub use curl::Fetched;
 pub use datagram_witness::{DatagramWitness, Received};
 pub use dnsmasq::{Answer, Dnsmasq, LONG_NAME, NAME, dig};
@@ -26,7 +28,7 @@ pub use envoy_datagrams::EnvoyDatagrams;
 pub use git::Repository;
 pub use iperf::{Iperf, UdpReport, send_datagrams, sender};
 pub use nginx::Nginx;
-pub use proxy::{Handed, Product, Proxy, Source};
+pub use proxy::{Handed, Product, Proxy, Sockets, Source};
 pub use python::{WITHOUT_PROXIES, python};
 pub use quic::QuicServer;
 pub use server::{Server, listen, listen_prepared};

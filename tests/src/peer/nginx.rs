@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, path::Path};
 
 use tempfile::TempDir;
 
-use crate::{Namespace, address::FAMILIES, process::Process};
+use crate::{Namespace, address::FAMILIES, peer::Certificate, process::Process};
 
 /// A running nginx with a directory of its own.
 #[derive(Debug)]
@@ -27,13 +27,39 @@ impl Nginx {
     #[must_use]
     #[track_caller]
     pub fn bound(namespace: &Namespace, addresses: &[SocketAddr]) -> Self {
-        let directory = TempDir::new().expect("make a directory");
-        let path = directory.path().display();
         let listen = |address: &SocketAddr| match address {
             SocketAddr::V4(address) => format!("listen {address};"),
             SocketAddr::V6(address) => format!("listen {address} ipv6only=on;"),
         };
         let listen: String = addresses.iter().map(listen).collect();
+        let nginx = Self::launch(namespace, &listen);
+        for address in addresses {
+            namespace.wait_for_listener(address.port());
+        }
+        nginx
+    }
+
+    /// As [`Nginx::start`], over TLS.
+    #[must_use]
+    #[track_caller]
+    pub fn with_tls(namespace: &Namespace, port: u16, certificate: &Certificate) -> Self {
+        let (path, key) = (certificate.path(), certificate.key());
+        let nginx = Self::launch(
+            namespace,
+            &format!(
+                "listen {port} ssl; listen [::]:{port} ssl ipv6only=on;\n\
+                 ssl_certificate {}; ssl_certificate_key {};",
+                path.display(),
+                key.display()
+            ),
+        );
+        namespace.wait_for_listener(port);
+        nginx
+    }
+
+    fn launch(namespace: &Namespace, listen: &str) -> Self {
+        let directory = TempDir::new().expect("make a directory");
+        let path = directory.path().display();
         let configuration = format!(
             "daemon off; master_process off; pid {path}/nginx.pid; error_log stderr;\n\
              events {{ worker_connections 512; }}\n\
@@ -55,9 +81,6 @@ impl Nginx {
             .expect("write the configuration");
         let mut command = namespace.command_line(&format!("nginx -p {path} -c {path}/nginx.conf"));
         let process = Process::start(&mut command);
-        for address in addresses {
-            namespace.wait_for_listener(address.port());
-        }
         Self {
             directory,
             _process: process,

@@ -43,6 +43,15 @@ pub enum Source {
     Client,
 }
 
+/// Where a successor has its listening sockets from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sockets {
+    /// It opens its own beside those that are there (`SO_REUSEPORT`).
+    Opened,
+    /// From its predecessor.
+    HandedOver,
+}
+
 /// A flow that a proxy was given, as its access log has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handed {
@@ -90,6 +99,29 @@ impl<'a> Proxy<'a> {
     pub fn restart(&mut self) {
         self.stop();
         self.process = launch(self.namespace, self.product, &self.directory);
+    }
+
+    /// Starts another process of `HAProxy`, which takes the place of this one: that has closed its listeners then, and ends
+    /// with its last flow. Returns it.
+    #[must_use]
+    #[track_caller]
+    pub fn reload(&mut self, sockets: Sockets) -> Process {
+        assert_eq!(self.product, Product::Haproxy, "who knows `-sf`");
+        let directory = self.directory.path();
+        let mut command = self.product.command(self.namespace, directory);
+        command.args(["-sf", &self.id().to_string()]);
+        if sockets == Sockets::HandedOver {
+            command.arg("-x").arg(haproxy::socket(directory));
+        }
+        let old = std::mem::replace(&mut self.process, Process::start(&mut command));
+        let listeners = format!("ss -Htlnp sport = :{}", Self::PORT);
+        wait::until("the listeners of the successor alone", || {
+            let listeners = self.namespace.output(&listeners);
+            let is_there =
+                |process: &Process| listeners.contains(&format!("pid={},", process.id()));
+            (is_there(&self.process) && !is_there(&old)).then_some(())
+        });
+        old
     }
 
     /// Ends it, with its sockets.
@@ -178,11 +210,10 @@ impl Product {
     fn configuration(self, directory: &Path, source: Source) -> String {
         match self {
             Self::Squid => squid::configuration(directory, source),
-            Self::Haproxy => haproxy::configuration(source),
+            Self::Haproxy => haproxy::configuration(directory, source),
             Self::NginxStream => nginx_stream::configuration(directory, source),
-            _ if source == Source::Client => panic!("no configuration of {self:?} for that"),
-            Self::Envoy => envoy::configuration(directory, envoy::Layer::Bytes),
-            Self::EnvoyHttp => envoy::configuration(directory, envoy::Layer::Http),
+            Self::Envoy => envoy::configuration(directory, envoy::Layer::Bytes, source),
+            Self::EnvoyHttp => envoy::configuration(directory, envoy::Layer::Http, source),
         }
     }
 

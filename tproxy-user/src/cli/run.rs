@@ -21,7 +21,7 @@ use crate::{
   tproxy run --iface eth1 --dport 80,443
   tproxy run --iface eth1,wg0 --dst '0.0.0.0/0,!10.0.0.0/8' --proto any --dport 53,80,443
   tproxy run --scope local --cgroup /sys/fs/cgroup/user.slice --dport 80,443
-  tproxy --netns pod run --scope local --dport 80,443
+  tproxy run --netns pod --scope local --proto any --dport 53,80,443
   tproxy run --config /etc/tproxy.toml       # SIGHUP reads its rules and sets again
   tproxy --instance lab run --iface veth0    # no rules yet: add them with `tproxy rule add`")]
 pub(super) struct Arguments {

@@ -12,6 +12,7 @@
 //! socket. Its replies go out by a raw socket, and the client's datagrams come to the worker's.
 
 mod forward;
+mod fragments;
 mod gathering;
 mod raw;
 mod recency;

@@ -10,6 +10,7 @@ use nix::libc;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, SockaddrIn6, sendmsg};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
+use super::fragments::{self, Identifications};
 use super::socket::{allow_fragments, transparent};
 use super::unreachable::{self, Reason};
 
@@ -20,6 +21,8 @@ pub(super) struct RawSockets {
     mark: Option<u32>,
     udp_v4: Option<Socket>,
     udp_v6: Option<Socket>,
+    fragments_v6: Option<Socket>,
+    identifications: Identifications,
     icmp_v4: Option<Socket>,
     icmp_v6: Option<Socket>,
 }
@@ -32,7 +35,8 @@ impl RawSockets {
         }
     }
 
-    /// Sends a datagram from `source`. The kernel fragments it as needed.
+    /// Sends a datagram from `source`. The kernel fragments it as needed in IPv4, where routers do so as well. A router of
+    /// IPv6 says that a packet is too long, but what it says comes to no socket: long ones are sent in short fragments.
     pub(super) fn reply(
         &mut self,
         source: SocketAddr,
@@ -40,6 +44,10 @@ impl RawSockets {
         payload: &[u8],
     ) -> io::Result<()> {
         let header = udp_header(source, client, payload)?;
+        if source.is_ipv6() && fragments::is_long(header.length.into()) {
+            let datagram = [&header.to_bytes(), payload].concat();
+            return self.reply_in_fragments(source, client, &datagram);
+        }
         let (socket, protocol) = match source {
             SocketAddr::V4(_) => (&mut self.udp_v4, Protocol::UDP),
             SocketAddr::V6(_) => (&mut self.udp_v6, Protocol::UDP),
@@ -50,6 +58,20 @@ impl RawSockets {
             client,
             &[&header.to_bytes(), payload],
         )
+    }
+
+    fn reply_in_fragments(
+        &mut self,
+        source: SocketAddr,
+        client: SocketAddr,
+        datagram: &[u8],
+    ) -> io::Result<()> {
+        let protocol = Protocol::from(libc::IPPROTO_FRAGMENT);
+        let socket = made(&mut self.fragments_v6, source, protocol, self.mark)?;
+        for (header, part) in fragments::of(datagram, self.identifications.next()) {
+            send(socket, source, client, &[&header, part])?;
+        }
+        Ok(())
     }
 
     /// Tells the client that its datagram of `length` bytes has not arrived at `destination`, as if
