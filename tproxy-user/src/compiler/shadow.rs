@@ -57,7 +57,8 @@ impl Shadowed {
 }
 
 /// Rules of these tables that can never match; rules that match nothing by themselves are not among
-/// them. `rules` are those that the tables were compiled from, and `lasting` says of a place whether its rule will stay: one that will not hides none.
+/// them. `rules` are those that the tables were compiled from, and `lasting` says of a place whether
+/// its rule will stay: one that will not hides none.
 ///
 /// Every rule named is one. One that a single rule hides is always found; one that several hide
 /// between them unless that takes too many [`STEPS`] to tell, or more [`MEMBERSHIPS`] than are kept.

@@ -31,7 +31,8 @@ pub(super) fn of(
     })
 }
 
-/// Numbers by which fragments of one datagram are told from those of others, hard to guess from one another (RFC 7739).
+/// Numbers by which fragments of one datagram are told from those of others, hard to guess from one
+/// another (RFC 7739).
 #[derive(Debug, Default)]
 pub(super) struct Identifications {
     key: RandomState,

@@ -117,7 +117,8 @@ impl Datagrams {
         self.sessions.expire(&mut self.inbox);
     }
 
-    /// Called before the poll: what was handled may have others make more, which is better read together.
+    /// Called before the poll: what was handled may have others make more, which is better read
+    /// together.
     pub(super) fn let_gather(&mut self) {
         self.gathering.let_others_run(self.inbox.total());
     }

@@ -35,8 +35,9 @@ impl RawSockets {
         }
     }
 
-    /// Sends a datagram from `source`. The kernel fragments it as needed in IPv4, where routers do so as well. A router of
-    /// IPv6 says that a packet is too long, but what it says comes to no socket: long ones are sent in short fragments.
+    /// Sends a datagram from `source`. The kernel fragments it as needed in IPv4, where routers do so
+    /// as well. A router of IPv6 says that a packet is too long, but what it says comes to no socket:
+    /// long ones are sent in short fragments.
     pub(super) fn reply(
         &mut self,
         source: SocketAddr,
