@@ -207,16 +207,7 @@ fn a_listener_that_restarts_gets_its_flows_again() {
         );
 
         let listener = Witness::over(transparent(&lab.gateway, address));
-        let found = wait::within(SOON, || {
-            Exchange::attempt(&lab.client, (Family::V4.near(), 80).into()).ok()
-        });
-        found
-            .expect("a listener that was found")
-            .assert_direct(&agent);
-        for family in FAMILIES {
-            lab.ask(family.near(), 80).assert_direct(&agent);
-            lab.ask(family.near(), 81).assert_direct(&agent);
-        }
+        assert_new_flows_are_taken(&lab, &agent);
         assert_eq!(listener.clients().len(), 5, "it has them all");
         assert_eq!(
             servers.each_ref().map(|server| server.clients().len()),
@@ -227,6 +218,21 @@ fn a_listener_that_restarts_gets_its_flows_again() {
         lab.gateway.wait_for_no_listener(PORT);
     }
     assert_eq!(agent.stop(), []);
+}
+
+/// Checks that a listener that is there since now gets the flows to two ports soon: one to find out when, and four.
+#[track_caller]
+fn assert_new_flows_are_taken(lab: &Lab, agent: &Agent) {
+    let target = SocketAddr::new(Family::V4.near(), 80);
+    let found = wait::within(SOON, || Exchange::attempt(&lab.client, target).ok());
+    found
+        .expect("a listener that was found")
+        .assert_direct(agent);
+    for family in FAMILIES {
+        for port in [80, 81] {
+            lab.ask(family.near(), port).assert_direct(agent);
+        }
+    }
 }
 
 /// Flows of IPv6 do not fit a listener of IPv4: they follow `on_missing`, and the others are its.
@@ -588,16 +594,7 @@ fn flows_in_mid_transfer_outlive_the_agent_and_what_follows() {
     assert_eq!(successor.rule_names(), ["closed", "open"]);
     transfers.iter_mut().for_each(Transfer::advance);
     let listener = Witness::over(transparent(&lab.gateway, address));
-    let found = wait::within(SOON, || {
-        Exchange::attempt(&lab.client, target(Family::V4, 80)).ok()
-    });
-    found
-        .expect("a listener that was found")
-        .assert_direct(&successor);
-    for family in FAMILIES {
-        lab.ask(family.near(), 80).assert_direct(&successor);
-        lab.ask(family.near(), 81).assert_direct(&successor);
-    }
+    assert_new_flows_are_taken(&lab, &successor);
     assert_eq!(listener.clients().len(), 5, "it has them all");
     assert_eq!(seen(), [0, 0]);
     transfers.into_iter().for_each(Transfer::finish);

@@ -334,16 +334,21 @@ fn a_service_of_the_gateway_at_the_same_port_is_neither_robbed_nor_in_the_way() 
     assert_eq!(agent.stop().len(), 8);
 }
 
+/// The services of TCP and UDP at the link-local address, behind the gateway, at which clouds tell a host its secrets.
+fn serve_metadata(lab: &Lab) -> (SocketAddr, (DatagramWitness, Witness)) {
+    let metadata = SocketAddr::from(([169, 254, 169, 254], 80));
+    lab.server.ip("addr add 169.254.169.254/32 dev lo");
+    lab.gateway.ip("route add 169.254.169.254/32 via 10.77.2.2");
+    let datagrams = DatagramWitness::bound(&lab.server, &[metadata]);
+    (metadata, (datagrams, Witness::start(&lab.server, 80)))
+}
+
 /// Link-local addresses, at which clouds tell a host its secrets, are not for the agent to relay to, unless a rule names
 /// them.
 #[test]
 fn link_local_destinations_are_relayed_only_when_named() {
     let lab = Lab::new();
-    let metadata = SocketAddr::from(([169, 254, 169, 254], 80));
-    lab.server.ip("addr add 169.254.169.254/32 dev lo");
-    lab.gateway.ip("route add 169.254.169.254/32 via 10.77.2.2");
-    let _witness = DatagramWitness::bound(&lab.server, &[metadata]);
-    let _web = Witness::start(&lab.server, 80);
+    let (metadata, _services) = serve_metadata(&lab);
     let mut agent = lab.agent("--iface cl0 --proto any --name all");
     let ask = || DatagramClient::connected(&lab.client, metadata).ask(b"secrets");
     ask().assert_direct();
@@ -366,11 +371,7 @@ fn link_local_destinations_are_relayed_only_when_named() {
 #[test]
 fn link_local_destinations_in_a_set_are_named() {
     let lab = Lab::new();
-    let metadata = SocketAddr::from(([169, 254, 169, 254], 80));
-    lab.server.ip("addr add 169.254.169.254/32 dev lo");
-    lab.gateway.ip("route add 169.254.169.254/32 via 10.77.2.2");
-    let _witness = DatagramWitness::bound(&lab.server, &[metadata]);
-    let _web = Witness::start(&lab.server, 80);
+    let (metadata, _services) = serve_metadata(&lab);
     let mut agent = lab.agent("--iface cl0");
     agent.run("set add some 169.0.0.0/8");
     agent.run("rule add --proto any --dst set:some --name some");
