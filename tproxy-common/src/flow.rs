@@ -84,10 +84,9 @@ impl Flow {
     }
 }
 
-/// The worker, of `workers`, that serves the flow between these ends.
+/// The worker, of `workers`, that serves the UDP flow between these ends.
 ///
-/// Every hook computes the same answer for every packet of a flow: the last ACK of a handshake
-/// by SYN cookie must reach the listener that sent the cookie.
+/// It is the same for every datagram: more of them may come before the worker has made a session.
 #[must_use]
 #[inline(always)]
 pub const fn worker_of(client: &Address, client_port: u16, workers: u32) -> u32 {

@@ -175,6 +175,7 @@ pub fn completes_cookie_handshake(arrival: &Arrival<'_>) -> bool {
     let Some(mut tcp) = skb.read::<20>(headers.transport_offset) else {
         return false;
     };
+    // Whichever listener has sent the cookie: they are one group.
     let worker = worker_of(
         &headers.source,
         headers.source_port,

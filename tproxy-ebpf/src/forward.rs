@@ -219,6 +219,7 @@ fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
     if !state.is_accepting() && (state.workers() == 0 || sockets::agent_lives()) {
         return Outcome::PassedDraining;
     }
+    // That of a datagram; where one worker has a listener, all have.
     let worker = worker_of(&flow.source, flow.source_port, state.workers());
     let target = Target::of(rule.taken(), flow.protocol, arrival.family, worker);
     if target.is_there(arrival.family) {

@@ -12,6 +12,7 @@ use tproxy_common::{
 use crate::{
     agent, counters, established, handover, interfaces, local_prefixes, local_udp, rules,
     sockets::{self, Reuseport, Target},
+    turn,
 };
 
 /// `LOOPBACK_IFINDEX`, include/net/flow.h.
@@ -61,8 +62,7 @@ pub fn choose(ctx: &SkLookupContext) -> Outcome {
     } else {
         return Outcome::NotOurs;
     };
-    let worker = worker_of(&ends.source, ends.source_port, state.workers());
-    if assign(ctx, taken, &ends, worker) {
+    if assign(ctx, taken, &ends, state.workers()) {
         Outcome::Assigned
     } else {
         Outcome::Missing
@@ -167,8 +167,7 @@ fn hand_over_inbound(ctx: &SkLookupContext, ends: &Ends, rule: RuleEntry, worker
         return Outcome::InboundPassedMissing;
     }
     handover::announce(ends, rule.taken());
-    let worker = worker_of(&ends.source, ends.source_port, workers);
-    if assign(ctx, rule.taken(), ends, worker) {
+    if assign(ctx, rule.taken(), ends, workers) {
         return Outcome::InboundTaken;
     }
     match rule.on_missing() {
@@ -178,13 +177,19 @@ fn hand_over_inbound(ctx: &SkLookupContext, ends: &Ends, rule: RuleEntry, worker
 }
 
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, taken: Taken, ends: &Ends, worker: u32) -> bool {
+fn assign(ctx: &SkLookupContext, taken: Taken, ends: &Ends, workers: u32) -> bool {
     let reuseport = if taken.redirected {
         Reuseport::Honoured
     } else {
         Reuseport::Ignored
     };
     let family = ends.destination.family();
+    let worker = match ends.protocol {
+        // Asked once for a connection.
+        Protocol::Tcp => turn::next(workers),
+        // Asked again until there is a session.
+        Protocol::Udp => worker_of(&ends.source, ends.source_port, workers),
+    };
     Target::of(taken, ends.protocol, family, worker).assign(ctx, reuseport)
 }
 

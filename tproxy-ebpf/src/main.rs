@@ -37,6 +37,7 @@ mod rules;
 mod sendmsg;
 mod skb;
 mod sockets;
+mod turn;
 mod unreachable;
 
 use aya_ebpf::{

@@ -215,7 +215,7 @@ pub(crate) fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
 
 /// Waits until a condition holds.
 #[track_caller]
-pub(crate) fn wait_until(condition: impl Fn() -> bool) {
+pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "it never came");
