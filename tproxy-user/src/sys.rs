@@ -139,6 +139,20 @@ pub(crate) fn release_freed_memory() {
     }
 }
 
+/// Gives every large block of memory pages of its own from now on (`M_MMAP_THRESHOLD`, mallopt(3)).
+/// Unasked the allocator moves that bound up to the largest block that was ever freed, and then a table
+/// that grows leaves behind all the smaller ones that it was.
+pub(crate) fn keep_large_blocks_apart() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LARGE: libc::c_int = 64 * 1024;
+        // SAFETY: takes numbers, and concerns only what is allocated later.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        }
+    }
+}
+
 /// The elements of an array map, shared with the kernel and with other processes.
 pub(crate) struct SharedArray<T> {
     memory: MmapRaw,

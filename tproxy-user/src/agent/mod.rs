@@ -35,6 +35,7 @@ use crate::{
     config::{Config, Source},
     instance::{Instance, NamespaceId, NamespaceWatch, remove},
     relay::Relay,
+    sys::keep_large_blocks_apart,
 };
 use reload::Reload;
 use shutdown::{Signals, Told};
@@ -99,6 +100,7 @@ async fn serve(
     file: Option<(Source, Config)>,
     purpose: Purpose,
 ) -> anyhow::Result<u8> {
+    keep_large_blocks_apart();
     let (mut signals, hangup) = Signals::install()?;
     let (reload, config) = match file {
         Some((source, config)) => (Some(Reload::new(source, &config)), Some(config)),

@@ -33,6 +33,8 @@ const EVENTS: usize = 512;
 const ACCEPT_BATCH: usize = 32;
 /// How many batches are accepted when the listener is about to be closed.
 const LAST_BATCHES: usize = 64;
+/// A table with places for no more flows than these is kept when it is empty.
+const FEW_FLOWS: usize = 1024;
 /// The scratch buffer for exchanges too small to be worth a pipe, in bytes.
 const COPY_BUFFER: usize = 16 * 1024;
 /// A connection to upstream that takes longer than this has its client watched, to notice when it
@@ -491,6 +493,10 @@ impl Worker {
                 self.flows.remove(key);
             }
             self.counters.flows.set(self.flows.len() as u64);
+            if self.flows.is_empty() && self.flows.capacity() > FEW_FLOWS {
+                // What thousands of them needed is given back.
+                self.flows = Slab::new();
+            }
         }
         self.counters.pipes.set(self.resources.pipes.held() as u64);
         let load = self.counters.load();
