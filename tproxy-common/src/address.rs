@@ -2,11 +2,30 @@
 
 /// Address family of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
 pub enum Family {
     /// IPv4.
-    V4,
+    V4 = 0,
     /// IPv6.
-    V6,
+    V6 = 1,
+}
+
+impl Family {
+    /// Its number, of one bit.
+    #[must_use]
+    #[inline(always)]
+    pub const fn bit(self) -> u8 {
+        self as u8
+    }
+
+    /// The family with this number, of which only the lowest bit counts. No branch comes of it, which
+    /// the verifier would follow both ways.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_bit(bit: u8) -> Self {
+        // SAFETY: both values of a bit are families.
+        unsafe { core::mem::transmute::<u8, Self>(bit & 1) }
+    }
 }
 
 /// An address as two 64-bit halves in host byte order, most significant first.
@@ -42,6 +61,13 @@ impl Address {
             high: (value >> 64) as u64,
             low: value as u64,
         }
+    }
+
+    /// The address with these halves, as [`high`](Self::high) and [`low`](Self::low) tell them.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_halves(family: Family, [high, low]: [u64; 2]) -> Self {
+        Self { family, high, low }
     }
 
     /// The address that stands for none (RFC 1122, 3.2.1.3; RFC 4291, 2.5.2).

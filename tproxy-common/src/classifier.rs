@@ -1,10 +1,9 @@
 //! Which rule takes a flow: the one piece of code that every hook, the agent and the tests run.
 
 use crate::{
-    address::{Address, Family},
-    flow::{Flow, Protocol, Scope, origin},
+    flow::{Flow, origin},
     limits::CGROUP_LEVELS,
-    tables::{Block, CLASS_WORDS, Dimension, Header, RuleEntry, Tables},
+    tables::{Block, CLASS_WORDS, Dimension, End, Header, RuleEntry, Tables},
 };
 
 /// The rule that takes a flow.
@@ -41,9 +40,9 @@ pub fn classify_local<T: Tables + ?Sized>(
 ) -> Option<Match> {
     let header = tables.header()?;
     let [origin, interface, from_port, to_port, from, to] = flow_classes(tables, &header, flow)?;
-    let user = tables.class(&header, Dimension::User, u64::from(user), 0)?;
+    let user = tables.class(&header, Dimension::User, u64::from(user))?;
     // A rule that names groups is satisfied by each that the process is in; none has the number 0.
-    let anywhere = tables.class(&header, Dimension::Cgroup, 0, 0)?;
+    let anywhere = tables.class(&header, Dimension::Cgroup, 0)?;
     let mut of_groups = [anywhere; CGROUP_LEVELS as usize];
     // Most instances have no rule that names one.
     if !header.root(Dimension::Cgroup).is_class() {
@@ -73,37 +72,22 @@ pub fn group_class<T: Tables + ?Sized>(
     header: &Header<'_>,
     cgroup: u64,
 ) -> Option<u32> {
-    tables.class_block(header, Dimension::Cgroup, cgroup, 0)
+    tables.class_block(header, Dimension::Cgroup, cgroup)
 }
 
-/// Whether a flow between these addresses can be one that a rule matches, whatever its ports are.
+/// Whether a rule may match such a flow, whatever its ports are.
 #[inline(always)]
-pub fn may_match<T: Tables + ?Sized>(
-    tables: &T,
-    scope: Scope,
-    protocol: Protocol,
-    interface: u32,
-    source: &Address,
-    destination: &Address,
-) -> Option<bool> {
+pub fn may_match<T: Tables + ?Sized>(tables: &T, flow: &Flow) -> Option<bool> {
     let header = tables.header()?;
     let classes = [
-        tables.class(&header, Dimension::Origin, origin(scope, protocol), 0)?,
-        tables.class(&header, Dimension::Interface, u64::from(interface), 0)?,
-        address_class(
-            tables,
+        tables.class(
             &header,
-            source,
-            Dimension::SourceV4,
-            Dimension::SourceV6,
+            Dimension::Origin,
+            origin(flow.scope, flow.protocol),
         )?,
-        address_class(
-            tables,
-            &header,
-            destination,
-            Dimension::DestinationV4,
-            Dimension::DestinationV6,
-        )?,
+        tables.class(&header, Dimension::Interface, u64::from(flow.interface))?,
+        tables.address_class(&header, End::Source, &flow.source)?,
+        tables.address_class(&header, End::Destination, &flow.destination)?,
     ];
     Some(first_common_bit(&classes, header.rules()).is_some())
 }
@@ -114,43 +98,20 @@ fn flow_classes<'t, T: Tables + ?Sized>(
     header: &Header<'_>,
     flow: &Flow,
 ) -> Option<[&'t Block; 6]> {
-    let origin = tables.class(
-        header,
-        Dimension::Origin,
-        origin(flow.scope, flow.protocol),
-        0,
-    )?;
+    let origin = tables.class(header, Dimension::Origin, origin(flow.scope, flow.protocol))?;
     // Where no rule is about such flows at all, as with most datagrams to a host's own services.
     first_common_bit(&[origin], header.rules())?;
     Some([
         origin,
-        tables.class(header, Dimension::Interface, u64::from(flow.interface), 0)?,
-        tables.class(
-            header,
-            Dimension::SourcePort,
-            u64::from(flow.source_port),
-            0,
-        )?,
+        tables.class(header, Dimension::Interface, u64::from(flow.interface))?,
+        tables.class(header, Dimension::SourcePort, u64::from(flow.source_port))?,
         tables.class(
             header,
             Dimension::DestinationPort,
             u64::from(flow.destination_port),
-            0,
         )?,
-        address_class(
-            tables,
-            header,
-            &flow.source,
-            Dimension::SourceV4,
-            Dimension::SourceV6,
-        )?,
-        address_class(
-            tables,
-            header,
-            &flow.destination,
-            Dimension::DestinationV4,
-            Dimension::DestinationV6,
-        )?,
+        tables.address_class(header, End::Source, &flow.source)?,
+        tables.address_class(header, End::Destination, &flow.destination)?,
     ])
 }
 
@@ -163,21 +124,6 @@ fn first_match<T: Tables + ?Sized, const CLASSES: usize>(
     let rule = first_common_bit(classes, header.rules())?;
     let entry = tables.entry(header, rule)?;
     Some(Match { rule, entry })
-}
-
-#[inline(always)]
-fn address_class<'t, T: Tables + ?Sized>(
-    tables: &'t T,
-    header: &Header<'_>,
-    address: &Address,
-    v4: Dimension,
-    v6: Dimension,
-) -> Option<&'t Block> {
-    let dimension = match address.family() {
-        Family::V4 => v4,
-        Family::V6 => v6,
-    };
-    tables.class(header, dimension, address.high(), address.low())
 }
 
 #[inline(always)]

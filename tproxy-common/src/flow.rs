@@ -15,11 +15,29 @@ pub enum Scope {
 
 /// Transport protocol of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
 pub enum Protocol {
     /// TCP.
-    Tcp,
+    Tcp = 0,
     /// UDP.
-    Udp,
+    Udp = 1,
+}
+
+impl Protocol {
+    /// Its number, of one bit.
+    #[must_use]
+    #[inline(always)]
+    pub const fn bit(self) -> u8 {
+        self as u8
+    }
+
+    /// The protocol with this number, as [`Family::from_bit`](crate::address::Family::from_bit).
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_bit(bit: u8) -> Self {
+        // SAFETY: both values of a bit are protocols.
+        unsafe { core::mem::transmute::<u8, Self>(bit & 1) }
+    }
 }
 
 /// Number of values of [`origin`].

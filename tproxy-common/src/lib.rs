@@ -29,6 +29,7 @@ pub mod icmp;
 pub mod limits;
 pub mod local_udp;
 pub mod outcome;
+pub mod packed;
 pub mod packet;
 pub mod sockets;
 pub mod tables;

@@ -19,7 +19,7 @@
 //! those, and no block that was in force is ever written again.
 
 use crate::{
-    address::Address,
+    address::{Address, Family},
     flow::ORIGINS,
     handover::Taken,
     limits::{CIDRS, INTERFACES, OWNERS, RULES},
@@ -68,13 +68,16 @@ impl Block {
 
     /// Which child of this node holds `key`: the number of boundaries that are not above it.
     ///
-    /// A binary search without branches: the verifier follows one path through it, not one for each
-    /// answer, and the CPU has nothing to mispredict.
+    /// A binary search. It is written without branches, but the compiler makes one of each comparison, of
+    /// which the verifier follows both ways: sixteen through a node, where these lead to numbers that it
+    /// knows. With a `zero` that it does not know in the middle it goes on from there once. What is
+    /// searched in one of few levels does without, since it costs a packet something.
     #[inline(always)]
-    fn position(&self, key: u64) -> usize {
+    fn position(&self, key: u64, zero: usize) -> usize {
         let keys = &self.words;
         let mut position = at_least(key, keys[7]) << 3;
         position |= at_least(key, keys[(position + 3) & 15]) << 2;
+        position = (position + zero) & 15;
         position |= at_least(key, keys[(position + 1) & 15]) << 1;
         position | at_least(key, keys[position & 15])
     }
@@ -268,6 +271,33 @@ impl Dimension {
     }
 }
 
+/// The end of a flow whose address is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Where it comes from.
+    Source,
+    /// Where it wants to go.
+    Destination,
+}
+
+impl End {
+    /// Its dimension for IPv4, which is in the same word of the header as the one for IPv6.
+    #[inline(always)]
+    const fn v4(self) -> Dimension {
+        match self {
+            Self::Source => Dimension::SourceV4,
+            Self::Destination => Dimension::DestinationV4,
+        }
+    }
+}
+
+const _: () = {
+    assert!((Dimension::SourceV4 as usize).is_multiple_of(2));
+    assert!((Dimension::DestinationV4 as usize).is_multiple_of(2));
+    assert!(Dimension::SourceV6 as usize == Dimension::SourceV4 as usize + 1);
+    assert!(Dimension::DestinationV6 as usize == Dimension::DestinationV4 as usize + 1);
+};
+
 const ORIGIN_DEPTH: usize = 1;
 const INTERFACE_DEPTH: usize = 3;
 const PORT_DEPTH: usize = 5;
@@ -291,8 +321,9 @@ const _: () = assert!(NODE_CHILDREN.pow(ADDRESS_HALF_DEPTH as u32) > 2 * (2 * CI
 pub struct Header<'a>(&'a Block);
 
 const ROOT_WORDS: usize = 1;
+const ZERO_WORD: usize = ROOT_WORDS + Dimension::ALL.len().div_ceil(2);
 const GENERATION_WORD: usize = BLOCK_WORDS - 1;
-const _: () = assert!(ROOT_WORDS + Dimension::ALL.len() / 2 < GENERATION_WORD);
+const _: () = assert!(ZERO_WORD < GENERATION_WORD);
 
 impl<'a> Header<'a> {
     /// Reads `block` as a header.
@@ -340,12 +371,27 @@ impl<'a> Header<'a> {
         Self::encode(self.rules(), entries, roots, generation)
     }
 
+    /// Zero, which neither the compiler nor the verifier can know.
+    #[inline(always)]
+    const fn zero(self) -> usize {
+        self.0.words[ZERO_WORD] as usize
+    }
+
     /// Where the tree of a dimension begins.
     #[must_use]
     #[inline(always)]
     pub const fn root(self, dimension: Dimension) -> Child {
         let place = dimension as usize;
         Child((self.0.words[ROOT_WORDS + place / 2] >> ((place % 2) * 32)) as u32)
+    }
+
+    /// Where the tree of the addresses of a family at one end of a flow begins. No branch: the verifier
+    /// would follow all that comes after it once for each family.
+    #[must_use]
+    #[inline(always)]
+    pub const fn address_root(self, end: End, family: Family) -> Child {
+        let word = self.0.words[ROOT_WORDS + end.v4() as usize / 2];
+        Child((word >> (family.bit() as u32 * 32)) as u32)
     }
 
     /// Block and word of a rule's entry.
@@ -508,30 +554,34 @@ pub trait Tables {
         self.block(self.head()?).map(Header::new)
     }
 
-    /// The class of a key in one dimension. `low` is the lower half of an IPv6 address.
+    /// The class of a key in a dimension of single keys, that is any but those of addresses.
     #[inline(always)]
-    fn class(
-        &self,
-        header: &Header<'_>,
-        dimension: Dimension,
-        high: u64,
-        low: u64,
-    ) -> Option<&Block> {
-        self.block(self.class_block(header, dimension, high, low)?)
+    fn class(&self, header: &Header<'_>, dimension: Dimension, key: u64) -> Option<&Block> {
+        self.block(self.class_block(header, dimension, key)?)
     }
 
     /// The number of the block of that class.
     #[inline(always)]
-    fn class_block(
-        &self,
-        header: &Header<'_>,
-        dimension: Dimension,
-        high: u64,
-        low: u64,
-    ) -> Option<u32> {
-        let mut child = header.root(dimension);
-        let mut key = high;
-        for _ in 0..dimension.depth() {
+    fn class_block(&self, header: &Header<'_>, dimension: Dimension, key: u64) -> Option<u32> {
+        // Both halves are the same, so that none is to be chosen.
+        self.descend(header.root(dimension), dimension.depth(), [key; 2], 0)
+    }
+
+    /// The class of the address at one end of a flow.
+    #[inline(always)]
+    fn address_class(&self, header: &Header<'_>, end: End, address: &Address) -> Option<&Block> {
+        let root = header.address_root(end, address.family());
+        let depth = end.v4().depth();
+        self.block(self.descend(root, depth, [address.high(), address.low()], header.zero())?)
+    }
+
+    /// The number of the block of the class that a tree leads to. `key` is the upper and the lower half
+    /// of an IPv6 address; `zero` is as for [`Block::position`].
+    #[inline(always)]
+    fn descend(&self, root: Child, depth: usize, key: [u64; 2], zero: usize) -> Option<u32> {
+        let mut child = root;
+        let [mut key, low] = key;
+        for _ in 0..depth {
             if child.is_class() {
                 break;
             }
@@ -539,7 +589,7 @@ pub trait Tables {
                 key = low;
             }
             let node = self.block(child.block())?;
-            child = node.child(node.position(key));
+            child = node.child(node.position(key, zero));
         }
         Some(child.block())
     }

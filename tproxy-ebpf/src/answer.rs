@@ -8,7 +8,12 @@ use tproxy_common::{
     packet::{Packet as _, parse},
 };
 
-use crate::{forward::Arrival, reset, skb::Skb, unreachable};
+use crate::{
+    forward::Arrival,
+    reset,
+    skb::{LONGEST_LINK_HEADER, Skb},
+    unreachable,
+};
 
 /// Turns the packet into the answer that refuses it: RST, or ICMP port unreachable. False when that
 /// cannot be, after which the packet is good for nothing but to be discarded.
@@ -22,7 +27,6 @@ pub fn refuse(ctx: &TcContext, network_offset: usize) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn tproxy_refuse(skb: *mut __sk_buff, network_offset: u32) -> u32 {
-    const LONGEST_LINK_HEADER: u32 = 15;
     let ctx = TcContext::new(skb);
     let network_offset = (network_offset & LONGEST_LINK_HEADER) as usize;
     u32::from(make_answer(&ctx, network_offset).is_some())

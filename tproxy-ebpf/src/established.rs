@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{bpf_sock, bpf_sock_tuple, bpf_tunnel_key},
+    bindings::{__sk_buff, bpf_sock, bpf_sock_tuple, bpf_tunnel_key},
     btf_maps::PerCpuArray,
     helpers::{
         bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_set_tunnel_key, bpf_skc_lookup_tcp,
@@ -15,10 +15,17 @@ use core::ffi::c_void;
 use tproxy_common::{
     address::Family,
     flow::{Protocol, worker_of},
-    packet::{Headers, Packet},
+    handover::Ends,
+    packet::Packet,
 };
 
-use crate::{agent, forward::Arrival, handover, skb::Skb, sockets::Target};
+use crate::{
+    agent,
+    forward::Arrival,
+    handover,
+    skb::{LONGEST_LINK_HEADER, Skb},
+    sockets::Target,
+};
 
 /// Set while this CPU looks for established sockets only.
 ///
@@ -48,17 +55,17 @@ pub enum Holder {
 
 /// Finds the socket that has this flow.
 #[inline(always)]
-pub fn holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder {
-    match headers.protocol {
-        Protocol::Tcp => tcp_holder(ctx, family, headers),
-        Protocol::Udp => udp_holder(ctx, family, headers),
+pub fn holder(ctx: &TcContext, ends: &Ends) -> Holder {
+    match ends.protocol {
+        Protocol::Tcp => tcp_holder(ctx, ends),
+        Protocol::Udp => udp_holder(ctx, ends),
     }
 }
 
 /// Finds the connected UDP socket that has this flow.
 #[inline(always)]
-pub fn udp_holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder {
-    match state_of_holder(ctx, family, headers, bpf_sk_lookup_udp) {
+pub fn udp_holder(ctx: &TcContext, ends: &Ends) -> Holder {
+    match state_of_holder(ctx, ends, bpf_sk_lookup_udp) {
         // A UDP socket that is connected is in this state.
         Some(TCP_ESTABLISHED) => Holder::Connection,
         _ => Holder::Nobody,
@@ -67,8 +74,8 @@ pub fn udp_holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder 
 
 /// Finds the socket that has this TCP flow.
 #[inline(always)]
-pub fn tcp_holder(ctx: &TcContext, family: Family, headers: &Headers) -> Holder {
-    match state_of_holder(ctx, family, headers, bpf_skc_lookup_tcp) {
+pub fn tcp_holder(ctx: &TcContext, ends: &Ends) -> Holder {
+    match state_of_holder(ctx, ends, bpf_skc_lookup_tcp) {
         None | Some(TCP_LISTEN) => Holder::Nobody,
         Some(TCP_TIME_WAIT) => Holder::TimeWait,
         Some(_) => Holder::Connection,
@@ -84,13 +91,8 @@ type Lookup = unsafe fn(*mut c_void, *mut bpf_sock_tuple, u32, u64, u64) -> *mut
 
 /// The state of the socket that a lookup gives the flow to.
 #[inline(always)]
-fn state_of_holder(
-    ctx: &TcContext,
-    family: Family,
-    headers: &Headers,
-    lookup: Lookup,
-) -> Option<u32> {
-    let (mut tuple, length) = tuple(family, headers);
+fn state_of_holder(ctx: &TcContext, ends: &Ends, lookup: Lookup) -> Option<u32> {
+    let (mut tuple, length) = tuple(ends);
     let probing = PROBING.get_ptr_mut(0)?;
     // SAFETY: the slot belongs to this CPU.
     unsafe { *probing = 1 };
@@ -124,26 +126,26 @@ pub fn hide_from_early_demux(ctx: &TcContext) {
 }
 
 #[inline(always)]
-fn tuple(family: Family, headers: &Headers) -> (bpf_sock_tuple, u32) {
+fn tuple(ends: &Ends) -> (bpf_sock_tuple, u32) {
     // SAFETY: plain integers, for which zero is a value.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    match family {
+    match ends.destination.family() {
         Family::V4 => {
             // SAFETY: the variant is chosen by the length returned with it.
             let v4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
-            v4.saddr = ((headers.source.high() >> 32) as u32).to_be();
-            v4.daddr = ((headers.destination.high() >> 32) as u32).to_be();
-            v4.sport = headers.source_port.to_be();
-            v4.dport = headers.destination_port.to_be();
+            v4.saddr = ((ends.source.high() >> 32) as u32).to_be();
+            v4.daddr = ((ends.destination.high() >> 32) as u32).to_be();
+            v4.sport = ends.source_port.to_be();
+            v4.dport = ends.destination_port.to_be();
             (tuple, 12)
         }
         Family::V6 => {
             // SAFETY: the variant is chosen by the length returned with it.
             let v6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
-            v6.saddr = words(headers.source.high(), headers.source.low());
-            v6.daddr = words(headers.destination.high(), headers.destination.low());
-            v6.sport = headers.source_port.to_be();
-            v6.dport = headers.destination_port.to_be();
+            v6.saddr = words(ends.source.high(), ends.source.low());
+            v6.daddr = words(ends.destination.high(), ends.destination.low());
+            v6.sport = ends.source_port.to_be();
+            v6.dport = ends.destination_port.to_be();
             (tuple, 36)
         }
     }
@@ -161,29 +163,61 @@ const fn words(high: u64, low: u64) -> [u32; 4] {
 
 /// Whether this ACK carries a SYN cookie of one of our listeners.
 #[inline(always)]
-pub fn completes_cookie_handshake(arrival: &Arrival<'_>) -> bool {
+pub fn completes_cookie_handshake(arrival: &Arrival<'_>, ends: &Ends) -> bool {
     let Arrival {
         ctx,
         family,
         headers,
         network_offset,
     } = *arrival;
-    let skb = Skb::new(ctx);
     if !headers.flags.completes() {
         return false;
     }
-    let Some(mut tcp) = skb.read::<20>(headers.transport_offset) else {
-        return false;
-    };
     // Whichever listener has sent the cookie: they are one group.
-    let worker = worker_of(
-        &headers.source,
-        headers.source_port,
-        agent::state().workers(),
-    );
-    let target = match handover::taken(&headers.ends()) {
+    let worker = worker_of(&ends.source, ends.source_port, agent::state().workers());
+    let target = match handover::taken(ends) {
         Some(taken) => Target::of(taken, Protocol::Tcp, family, worker),
         None => Target::worker(Protocol::Tcp, worker),
+    };
+    let skb = ctx.skb.skb;
+    let transport_offset = headers.transport_offset as u32;
+    tproxy_has_cookie(
+        skb,
+        network_offset as u32,
+        transport_offset,
+        target.to_word(),
+    ) != 0
+}
+
+/// Whether the ACK carries a cookie of a listener of this target. A global function: the verifier walks
+/// it once, and not again for each of the many ways through the headers of a packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_has_cookie(
+    skb: *mut __sk_buff,
+    network_offset: u32,
+    transport_offset: u32,
+    target: u32,
+) -> u32 {
+    let ctx = TcContext::new(skb);
+    let network_offset = (network_offset & LONGEST_LINK_HEADER) as usize;
+    let target = Target::from_word(target);
+    has_cookie(&ctx, network_offset, transport_offset as usize, target).into()
+}
+
+#[inline(always)]
+fn has_cookie(
+    ctx: &TcContext,
+    network_offset: usize,
+    transport_offset: usize,
+    target: Target,
+) -> bool {
+    let skb = Skb::new(ctx);
+    let Some(family) = skb.family() else {
+        return false;
+    };
+    let Some(mut tcp) = skb.read::<20>(transport_offset) else {
+        return false;
     };
     let tcp = &raw mut tcp;
     let check = |ip: *mut u8, length: u32| {

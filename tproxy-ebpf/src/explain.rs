@@ -7,7 +7,7 @@ use tproxy_common::{
     packet::parse,
 };
 
-use crate::{forward::is_forwarded, rules, skb::Skb};
+use crate::{new_flow::is_forwarded, rules, skb::Skb};
 
 /// The answer about the packet whose IP header begins at `network_offset`.
 #[inline(always)]

@@ -7,7 +7,7 @@
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
 use tproxy_common::{
     flow_filter::{FlowFilter, is_recent, slot_of},
-    packet::Headers,
+    handover::Ends,
 };
 
 #[btf_map]
@@ -22,11 +22,11 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// The stamp of the flow of this packet. One that is current stands for a map that is not there,
+    /// The stamp of the flow between these ends. One that is current stands for a map that is not there,
     /// which verifiers before Linux 6.15 do not know to be impossible; an `Option` would leave them
     /// registers that nobody wrote.
     #[inline(always)]
-    pub fn of(headers: &Headers) -> Self {
+    pub fn of(ends: &Ends) -> Self {
         let Some(filter) = FLOW_FILTER.get_ptr_mut(0) else {
             return Self {
                 place: core::ptr::null_mut(),
@@ -37,7 +37,7 @@ impl Stamp {
         // SAFETY: the map has this one element, and the slot is one of its stamps.
         unsafe {
             let stamps = (&raw mut (*filter).stamps).cast::<u8>();
-            let place = stamps.add(slot_of(&headers.ends()));
+            let place = stamps.add(slot_of(ends));
             Self {
                 place,
                 epoch: (&raw const (*filter).epoch).read_volatile(),

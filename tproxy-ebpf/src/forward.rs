@@ -1,22 +1,21 @@
 //! What is done with a packet that arrives on an attached interface.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use tproxy_common::{
     address::Family,
-    flow::{Flow, Protocol, Scope, worker_of},
+    flow::Protocol,
+    handover::Ends,
     icmp::quoted_flow,
     outcome::Outcome,
-    packet::{Headers, Unreadable, parse},
-    tables::{Action, OnMissing, RuleEntry},
+    packet::{Headers, MoreFragments, Unreadable, parse},
 };
 
 use crate::{
-    agent, counters,
+    agent,
     established::{self, Holder},
     flow_filter::Stamp,
-    handover, interfaces, local_prefixes, rules,
-    skb::Skb,
-    sockets::{self, Target},
+    handover, new_flow,
+    skb::{LONGEST_LINK_HEADER, Skb},
 };
 
 /// A TCP segment or UDP datagram, and where it is.
@@ -32,18 +31,44 @@ pub struct Arrival<'a> {
     pub network_offset: usize,
 }
 
-impl Arrival<'_> {
-    /// Its length from the IP header on, in bytes.
-    #[inline(always)]
-    fn length(&self) -> u64 {
-        u64::from(self.ctx.len()).saturating_sub(self.network_offset as u64)
-    }
+/// What was decided about a packet, but for a later fragment, about which the caller is to find out.
+#[derive(Clone, Copy)]
+pub enum Decision {
+    /// About a whole packet, or one that cannot be read.
+    Whole(Outcome),
+    /// About the first of several fragments.
+    FirstFragment(Outcome),
 }
 
-/// Decides about one packet, and says whether it is the first of several fragments. What is said of
-/// later ones is for the caller to find out.
+/// Decides about a packet whose IP header comes behind that of a link layer.
 #[inline(always)]
-pub fn decide(ctx: &TcContext, network_offset: usize, fragmented: &mut u32) -> Outcome {
+pub fn decide(ctx: &TcContext, network_offset: usize) -> Decision {
+    let word = tproxy_forward(ctx.skb.skb, network_offset as u32);
+    if let Some(outcome) = Outcome::from_number(word) {
+        return Decision::Whole(outcome);
+    }
+    let outcome = Outcome::from_number(word & !FIRST_FRAGMENT);
+    Decision::FirstFragment(outcome.unwrap_or(Outcome::Malformed))
+}
+
+/// Set beside the number of the outcome. No outcome has so great a number.
+const FIRST_FRAGMENT: u32 = 1 << FIRST_FRAGMENT_SHIFT;
+const FIRST_FRAGMENT_SHIFT: u32 = 16;
+
+/// A global function: the verifier walks it once, and what was decided is one number to it from then on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_forward(skb: *mut __sk_buff, network_offset: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let network_offset = (network_offset & LONGEST_LINK_HEADER) as usize;
+    let mut fragmented = MoreFragments::default();
+    let outcome = decide_whole(&ctx, network_offset, &mut fragmented);
+    // Of a branch here the verifier would follow both ways.
+    outcome as u32 | u32::from(fragmented.bits()) << FIRST_FRAGMENT_SHIFT
+}
+
+#[inline(always)]
+fn decide_whole(ctx: &TcContext, network_offset: usize, fragmented: &mut MoreFragments) -> Outcome {
     let skb = Skb::new(ctx);
 
     // 1. Only IP packets for this host's link-layer address can be routed by it.
@@ -61,7 +86,7 @@ pub fn decide(ctx: &TcContext, network_offset: usize, fragmented: &mut u32) -> O
         Err(Unreadable::Malformed) => return Outcome::Malformed,
         Err(Unreadable::Fragment) if is_own_upstream(&skb) => return Outcome::OwnUpstream,
         Err(Unreadable::Fragment) => return Outcome::Fragment,
-        Err(Unreadable::OtherProtocol) => return decide_other(ctx, family, network_offset),
+        Err(Unreadable::OtherProtocol) => return decide_other(ctx, network_offset),
         Err(Unreadable::TooManyExtensions) => return Outcome::TooManyExtensions,
     };
 
@@ -70,51 +95,31 @@ pub fn decide(ctx: &TcContext, network_offset: usize, fragmented: &mut u32) -> O
         return Outcome::OwnUpstream;
     }
 
-    let arrival = Arrival {
-        ctx,
-        family,
-        headers,
-        network_offset,
-    };
-    *fragmented = headers.more_fragments.bits().into();
+    *fragmented = headers.more_fragments;
 
     // 3. What is in mid-flow is ours when a socket has the flow, whatever the rules say now.
+    let ends = headers.ends();
     match headers.protocol {
-        Protocol::Tcp if !headers.flags.opens() => return decide_in_flow(&arrival),
+        Protocol::Tcp if !headers.flags.opens() => {
+            return decide_in_flow(&Arrival {
+                ctx,
+                family,
+                headers,
+                network_offset,
+            });
+        }
         Protocol::Tcp => {}
         Protocol::Udp => {
-            let stamp = Stamp::of(&headers);
-            if stamp.is_recent()
-                && established::udp_holder(ctx, family, &headers) == Holder::Connection
-            {
+            let stamp = Stamp::of(&ends);
+            if stamp.is_recent() && established::udp_holder(ctx, &ends) == Holder::Connection {
                 stamp.renew();
                 return Outcome::EstablishedUdp;
             }
         }
     }
 
-    // 4. A new flow is for the rules to decide, but for one that comes from where servers are.
-    let outcome = if interfaces::takes_answers_only(skb.interface()) {
-        Outcome::AnswersOnly
-    } else {
-        decide_new(&arrival)
-    };
-    let goes_its_own_way = matches!(
-        outcome,
-        Outcome::AnswersOnly
-            | Outcome::NoRule
-            | Outcome::Passed
-            | Outcome::PassedMissing
-            | Outcome::PassedDraining
-    );
-    if goes_its_own_way && headers.protocol == Protocol::Tcp {
-        // Its ports may be those of an earlier flow of ours, whose TIME_WAIT socket must not get it.
-        handover::let_go(&headers);
-        if established::tcp_holder(ctx, family, &headers) == Holder::TimeWait {
-            established::hide_from_early_demux(ctx);
-        }
-    }
-    outcome
+    // 4. A new flow is for the rules to decide.
+    new_flow::decide(ctx, network_offset, &ends)
 }
 
 #[inline(always)]
@@ -125,21 +130,19 @@ fn is_own_upstream(skb: &Skb<'_>) -> bool {
 
 #[inline(always)]
 fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
-    let Arrival {
-        ctx,
-        family,
-        headers,
-        ..
-    } = arrival;
-    let stamp = Stamp::of(headers);
+    let Arrival { ctx, headers, .. } = arrival;
+    let ends = headers.ends();
+    let stamp = Stamp::of(&ends);
     // A flow that began at this host shows with the answer to its SYN: that is always looked up.
     if !headers.flags.answers_opening() && !stamp.is_recent() {
-        return without_socket(headers);
+        return without_socket(&ends);
     }
-    let outcome = match established::tcp_holder(ctx, *family, headers) {
-        Holder::Nobody if established::completes_cookie_handshake(arrival) => Outcome::SynCookie,
-        Holder::Nobody => return without_socket(headers),
-        Holder::TimeWait if handover::was_let_go(headers) => {
+    let outcome = match established::tcp_holder(ctx, &ends) {
+        Holder::Nobody if established::completes_cookie_handshake(arrival, &ends) => {
+            Outcome::SynCookie
+        }
+        Holder::Nobody => return without_socket(&ends),
+        Holder::TimeWait if handover::was_let_go(&ends) => {
             established::hide_from_early_demux(ctx);
             Outcome::Foreign
         }
@@ -152,8 +155,8 @@ fn decide_in_flow(arrival: &Arrival<'_>) -> Outcome {
 /// No socket has this flow. One that was taken has lost it: its agent has reset it, or was killed,
 /// and the client does not know yet.
 #[inline(always)]
-fn without_socket(headers: &Headers) -> Outcome {
-    if handover::was_taken(headers) {
+fn without_socket(ends: &Ends) -> Outcome {
+    if handover::taken(ends).is_some() {
         Outcome::Orphaned
     } else {
         Outcome::Foreign
@@ -168,68 +171,25 @@ pub fn mark(ctx: &TcContext) {
 
 /// Neither TCP nor UDP: only ICMP errors about flows of ours concern us.
 #[inline(always)]
-fn decide_other(ctx: &TcContext, family: Family, network_offset: usize) -> Outcome {
-    match quoted_flow(&Skb::new(ctx), family, network_offset) {
-        Some(flow) if established::holder(ctx, family, &flow) != Holder::Nobody => {
-            Outcome::IcmpError
-        }
-        _ => Outcome::OtherProtocol,
+fn decide_other(ctx: &TcContext, network_offset: usize) -> Outcome {
+    if tproxy_quotes_flow(ctx.skb.skb, network_offset as u32) != 0 {
+        Outcome::IcmpError
+    } else {
+        Outcome::OtherProtocol
     }
 }
 
-#[inline(always)]
-fn decide_new(arrival: &Arrival<'_>) -> Outcome {
-    let interface = Skb::new(arrival.ctx).interface();
-    let flow = Flow::of(&arrival.headers, Scope::Forward, interface);
-    let Some(found) = rules::find(&flow) else {
-        return Outcome::NoRule;
-    };
-    // After the rules, because most flows that no rule wants are spared these two lookups.
-    if !is_forwarded(&flow) || found.entry.shuns(&flow.destination) {
-        return Outcome::NotForwarded;
-    }
-    counters::count_flow(found.entry);
-    match found.entry.action() {
-        Action::Pass => Outcome::Passed,
-        Action::Drop => {
-            counters::count_discarded(found.entry, arrival.length());
-            Outcome::Dropped
-        }
-        Action::Reject => {
-            counters::count_discarded(found.entry, arrival.length());
-            Outcome::Rejected
-        }
-        Action::Relay | Action::Redirect => hand_over(arrival, &flow, found.entry),
-    }
-}
-
-/// Neither end is this host: what comes from it is its own traffic on a way back, what goes to it
-/// is not routed onwards.
-#[inline(always)]
-pub fn is_forwarded(flow: &Flow) -> bool {
-    flow.destination.is_forwardable()
-        && !local_prefixes::contains(&flow.destination)
-        && !local_prefixes::contains(&flow.source)
-}
-
-#[inline(always)]
-fn hand_over(arrival: &Arrival<'_>, flow: &Flow, rule: RuleEntry) -> Outcome {
-    let state = agent::state();
-    // An agent that was killed while it drained is missing like any other.
-    if !state.is_accepting() && (state.workers() == 0 || sockets::agent_lives()) {
-        return Outcome::PassedDraining;
-    }
-    // That of a datagram; where one worker has a listener, all have.
-    let worker = worker_of(&flow.source, flow.source_port, state.workers());
-    let target = Target::of(rule.taken(), flow.protocol, arrival.family, worker);
-    if target.is_there(arrival.family) {
-        handover::announce(&arrival.headers.ends(), rule.taken());
-        Stamp::of(&arrival.headers).renew();
-        return Outcome::Taken;
-    }
-    match rule.on_missing() {
-        OnMissing::Pass => Outcome::PassedMissing,
-        OnMissing::Drop if flow.protocol == Protocol::Tcp => Outcome::RefusedMissing,
-        OnMissing::Drop => Outcome::DroppedMissing,
-    }
+/// Whether a socket of this host has the flow that the packet, an ICMP error, quotes. Global as well.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_quotes_flow(skb: *mut __sk_buff, network_offset: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let skb = Skb::new(&ctx);
+    let network_offset = (network_offset & LONGEST_LINK_HEADER) as usize;
+    let quoted = skb
+        .family()
+        .and_then(|family| quoted_flow(&skb, family, network_offset));
+    let has_socket =
+        quoted.is_some_and(|headers| established::holder(&ctx, &headers.ends()) != Holder::Nobody);
+    has_socket.into()
 }

@@ -9,18 +9,23 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use tproxy_common::{
-    flow::{Protocol, Scope},
+    flow::{Flow, Protocol, Scope},
     fragment::{Fate, FragmentedPacket, Way, parse_fragment},
+    handover::Ends,
     limits::FRAGMENTED,
     outcome::Outcome,
+    packed::PackedEnds,
 };
 
-use crate::{interfaces, local_prefixes, rules, skb::Skb};
+use crate::{
+    interfaces,
+    new_flow::is_forwarded,
+    rules,
+    skb::{LONGEST_LINK_HEADER, Skb},
+};
 
 #[btf_map]
 static FRAGMENTED_PACKETS: LruHashMap<FragmentedPacket, Fate, FRAGMENTED> = LruHashMap::new();
-
-const LONGEST_LINK_HEADER: u32 = 15;
 
 /// What is done with a fragment that has no ports: as with the others of its packet. The first one
 /// that is seen may be any of them.
@@ -62,7 +67,7 @@ const fn way(number: u32) -> Way {
     }
 }
 
-/// Global, as is the next: the verifier walks it once.
+/// Global, as are the next: the verifier walks each once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn tproxy_later_fragment(skb: *mut __sk_buff, network_offset: u32) -> u32 {
@@ -81,26 +86,38 @@ extern "C" fn tproxy_later_fragment(skb: *mut __sk_buff, network_offset: u32) ->
         return known as u32;
     }
     // What of a datagram overtakes its first fragment is kept here where a rule may want it: a
-    // datagram that none takes is relayed then all the same. TCP sends again. Which rule it is does not
-    // show yet, so that what most rules shun is left alone.
-    let wanted = fragment.protocol == Protocol::Udp
-        && rules::may_match(
-            Scope::Forward,
-            Protocol::Udp,
-            skb.interface(),
-            &fragment.source,
-            &fragment.destination,
-        )
-        && !interfaces::takes_answers_only(skb.interface())
-        && fragment.destination.is_forwardable()
-        && !fragment.destination.is_v4_link_local()
-        && !local_prefixes::contains(&fragment.destination)
-        && !local_prefixes::contains(&fragment.source);
-    if !wanted {
+    // datagram that none takes is relayed then all the same. TCP sends again.
+    let ends = PackedEnds::new(&Ends {
+        protocol: fragment.protocol,
+        source: fragment.source,
+        source_port: 0,
+        destination: fragment.destination,
+        destination_port: 0,
+    });
+    if fragment.protocol != Protocol::Udp || tproxy_may_be_taken(ctx.skb.skb, &raw const ends) == 0
+    {
         return Way::Own as u32;
     }
     remember(&fragment.packet, Way::Here, now);
     Way::Here as u32
+}
+
+/// Whether a rule may want what goes between these ends, whatever its ports are. Which rule it is does
+/// not show yet, so that what most rules shun is left alone.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_may_be_taken(skb: *mut __sk_buff, ends: *const PackedEnds) -> u32 {
+    // SAFETY: the caller's, which lives as long as this runs.
+    let Some(ends) = (unsafe { ends.as_ref() }) else {
+        return 0;
+    };
+    let ctx = TcContext::new(skb);
+    let flow = Flow::between(&ends.ends(), Scope::Forward, Skb::new(&ctx).interface());
+    let may_be_taken = rules::may_match(&flow)
+        && !interfaces::takes_answers_only(flow.interface)
+        && !flow.destination.is_v4_link_local()
+        && is_forwarded(&flow);
+    may_be_taken.into()
 }
 
 #[unsafe(no_mangle)]

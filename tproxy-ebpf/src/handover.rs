@@ -7,7 +7,6 @@ use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
 use tproxy_common::{
     handover::{Ends, Place, Taken},
     limits::HANDOVERS,
-    packet::Headers,
 };
 
 #[btf_map]
@@ -31,21 +30,15 @@ pub fn taken(ends: &Ends) -> Option<Taken> {
 
 /// Remembers that the flow goes its own way.
 #[inline(always)]
-pub fn let_go(headers: &Headers) {
-    let place = Place::of(&headers.ends());
+pub fn let_go(ends: &Ends) {
+    let place = Place::of(ends);
     write(&place, place.let_go());
-}
-
-/// Whether the flow is known to have been taken.
-#[inline(always)]
-pub fn was_taken(headers: &Headers) -> bool {
-    taken(&headers.ends()).is_some()
 }
 
 /// Whether the flow is known to go its own way.
 #[inline(always)]
-pub fn was_let_go(headers: &Headers) -> bool {
-    let place = Place::of(&headers.ends());
+pub fn was_let_go(ends: &Ends) -> bool {
+    let place = Place::of(ends);
     HANDOVER
         .get(place.index)
         .is_some_and(|word| *word == place.let_go())

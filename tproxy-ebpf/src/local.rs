@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::bpf_sock, helpers::bpf_get_netns_cookie, programs::SockAddrContext};
 use tproxy_common::{
     address::Address,
-    flow::{Flow, Protocol, Scope, worker_of},
+    flow::{Protocol, worker_of},
     handover::Ends,
     outcome::Outcome,
     tables::{Action, OnMissing, RuleEntry},
@@ -175,24 +175,15 @@ pub fn decide(opening: &Opening) -> Decision {
     }
 
     // 2. The rules decide.
-    let flow = Flow {
-        scope: Scope::Local,
-        protocol: opening.protocol,
-        interface: 0,
-        source: opening.bound,
-        source_port: opening.port,
-        destination: opening.destination,
-        destination_port: opening.destination_port,
-    };
-    let Some(found) = rules::find_local(&flow) else {
+    let ends = opening.ends();
+    let Some(rule) = rules::find_local(&ends) else {
         return Decision::Leave(Outcome::LocalNoRule);
     };
-    let rule = found.entry;
 
     // 3. This host's own services, its links, and groups of hosts are left alone.
-    if !flow.destination.is_forwardable()
-        || local_prefixes::contains(&flow.destination)
-        || rule.shuns(&flow.destination)
+    if !ends.destination.is_forwardable()
+        || local_prefixes::contains(&ends.destination)
+        || rule.shuns(&ends.destination)
     {
         return Decision::Leave(Outcome::LocalNotForwarded);
     }
@@ -200,7 +191,7 @@ pub fn decide(opening: &Opening) -> Decision {
         Action::Pass => Outcome::LocalPassed,
         Action::Drop => Outcome::LocalDropped,
         Action::Reject => Outcome::LocalRejected,
-        Action::Relay | Action::Redirect => match lacking(&flow, rule) {
+        Action::Relay | Action::Redirect => match lacking(&ends, rule) {
             None => return Decision::Take(rule),
             Some(outcome) => outcome,
         },
@@ -211,15 +202,15 @@ pub fn decide(opening: &Opening) -> Decision {
 
 /// What becomes of a flow that nobody is there to take; `None` when somebody is.
 #[inline(always)]
-fn lacking(flow: &Flow, rule: RuleEntry) -> Option<Outcome> {
+fn lacking(ends: &Ends, rule: RuleEntry) -> Option<Outcome> {
     let state = agent::state();
     if !state.is_accepting() && (state.workers() == 0 || sockets::agent_lives()) {
         return Some(Outcome::LocalPassedMissing);
     }
-    let family = flow.destination.family();
+    let family = ends.destination.family();
     // Which worker it will be hangs on the source address; where one is, all are.
-    let worker = worker_of(&flow.source, flow.source_port, state.workers());
-    if Target::of(rule.taken(), flow.protocol, family, worker).is_there(family) {
+    let worker = worker_of(&ends.source, ends.source_port, state.workers());
+    if Target::of(rule.taken(), ends.protocol, family, worker).is_there(family) {
         return None;
     }
     Some(match rule.on_missing() {

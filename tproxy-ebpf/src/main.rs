@@ -31,6 +31,7 @@ mod local;
 mod local_prefixes;
 mod local_udp;
 mod lookup;
+mod new_flow;
 mod opening;
 mod reset;
 mod rules;
@@ -41,25 +42,27 @@ mod turn;
 mod unreachable;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action},
     helpers::bpf_set_retval,
     macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops},
     programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext},
 };
 use tproxy_common::outcome::Outcome;
 
+use forward::Decision;
+
 const ETHERNET_HEADER: usize = 14;
 
 /// Ingress of interfaces whose frames begin with an Ethernet header.
 #[classifier]
 pub fn tproxy_ether(ctx: TcContext) -> i32 {
-    steer::<ETHERNET_HEADER>(&ctx)
+    steer(&ctx, ETHERNET_HEADER)
 }
 
 /// Ingress of interfaces whose packets begin with the IP header: tun, ppp, `WireGuard`.
 #[classifier]
 pub fn tproxy_ip(ctx: TcContext) -> i32 {
-    steer::<0>(&ctx)
+    steer(&ctx, 0)
 }
 
 /// Choice of the socket for what is delivered to this host.
@@ -135,16 +138,15 @@ pub fn tproxy_explain(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn steer<const NETWORK_OFFSET: usize>(ctx: &TcContext) -> i32 {
-    let mut fragmented = 0;
-    let outcome = match decide::<NETWORK_OFFSET>(ctx.skb.skb, &mut fragmented) {
-        Outcome::Fragment => fragments::decide_later(ctx, NETWORK_OFFSET),
-        outcome if fragmented != 0 => fragments::decide_first(ctx, NETWORK_OFFSET, outcome),
-        outcome => outcome,
+fn steer(ctx: &TcContext, network_offset: usize) -> i32 {
+    let outcome = match forward::decide(ctx, network_offset) {
+        Decision::Whole(Outcome::Fragment) => fragments::decide_later(ctx, network_offset),
+        Decision::Whole(outcome) => outcome,
+        Decision::FirstFragment(outcome) => fragments::decide_first(ctx, network_offset, outcome),
     };
     let outcome = match outcome {
-        Outcome::Rejected if !answer::refuse(ctx, NETWORK_OFFSET) => Outcome::RejectedUnanswered,
-        Outcome::RefusedMissing if !answer::refuse(ctx, NETWORK_OFFSET) => Outcome::DroppedMissing,
+        Outcome::Rejected if !answer::refuse(ctx, network_offset) => Outcome::RejectedUnanswered,
+        Outcome::RefusedMissing if !answer::refuse(ctx, network_offset) => Outcome::DroppedMissing,
         outcome => outcome,
     };
     counters::count(outcome);
@@ -158,13 +160,6 @@ fn steer<const NETWORK_OFFSET: usize>(ctx: &TcContext) -> i32 {
         Verdict::Discard => TC_ACT_SHOT,
         Verdict::Answer => answer::send_back(ctx),
     }
-}
-
-/// A function of its own, so that its stack is free again for the one that makes answers: there are
-/// 512 bytes for all that are called from one another.
-#[inline(never)]
-fn decide<const NETWORK_OFFSET: usize>(skb: *mut __sk_buff, fragmented: &mut u32) -> Outcome {
-    forward::decide(&TcContext::new(skb), NETWORK_OFFSET, fragmented)
 }
 
 #[derive(Clone, Copy)]

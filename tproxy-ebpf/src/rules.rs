@@ -10,10 +10,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use tproxy_common::{
-    address::Address,
     classifier::{self, Match, classify, classify_local, group_class},
-    flow::{Flow, Protocol, Scope},
-    tables::{BLOCK_WORDS, Block, Tables},
+    flow::{Flow, Scope},
+    handover::Ends,
+    packed::PackedEnds,
+    tables::{BLOCK_WORDS, Block, RuleEntry, Tables},
 };
 
 const ARENA_FLAGS: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
@@ -43,14 +44,36 @@ pub fn find(flow: &Flow) -> Option<Match> {
 
 /// The rule that takes a flow that the running process opens.
 #[inline(always)]
-pub fn find_local(flow: &Flow) -> Option<Match> {
-    let user = bpf_get_current_uid_gid() as u32;
-    classify_local(&InForce(GENERATION.get(0)?), flow, user, |header, level| {
-        match tproxy_group_class(header.generation(), level) {
-            NO_GROUP => None,
-            block => Some(block),
-        }
-    })
+pub fn find_local(ends: &Ends) -> Option<RuleEntry> {
+    let packed = PackedEnds::new(ends);
+    match tproxy_find_local(&raw const packed) {
+        NO_RULE => None,
+        word => Some(RuleEntry::from_word(word)),
+    }
+}
+
+/// No slot is that large.
+const NO_RULE: u64 = u64::MAX;
+
+/// A global function: the verifier walks the rules once, and not again for each family.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_find_local(ends: *const PackedEnds) -> u64 {
+    // SAFETY: the caller's, which lives as long as this runs.
+    let found = unsafe { ends.as_ref() }.and_then(|ends| {
+        let user = bpf_get_current_uid_gid() as u32;
+        let flow = Flow::between(&ends.ends(), Scope::Local, 0);
+        classify_local(
+            &InForce(GENERATION.get(0)?),
+            &flow,
+            user,
+            |header, level| match tproxy_group_class(header.generation(), level) {
+                NO_GROUP => None,
+                block => Some(block),
+            },
+        )
+    });
+    found.map_or(NO_RULE, |found| found.entry.to_word())
 }
 
 /// No class is in the block that names the header.
@@ -81,18 +104,11 @@ extern "C" fn tproxy_group_class(generation: u64, level: u32) -> u32 {
     group_class(&tables, &header, cgroup).unwrap_or(NO_GROUP)
 }
 
-/// Whether a rule may take a flow between these addresses.
+/// Whether a rule may take such a flow, whatever its ports are.
 #[inline(always)]
-pub fn may_match(
-    scope: Scope,
-    protocol: Protocol,
-    interface: u32,
-    source: &Address,
-    destination: &Address,
-) -> bool {
-    let matches = GENERATION.get(0).and_then(|tables| {
-        let tables = InForce(tables);
-        classifier::may_match(&tables, scope, protocol, interface, source, destination)
-    });
+pub fn may_match(flow: &Flow) -> bool {
+    let matches = GENERATION
+        .get(0)
+        .and_then(|tables| classifier::may_match(&InForce(tables), flow));
     matches.unwrap_or(false)
 }

@@ -3,6 +3,10 @@
 use aya_ebpf::programs::TcContext;
 use tproxy_common::{address::Family, packet::Packet};
 
+/// Most that stands before the IP header, and the mask by which the verifier sees that: what a function
+/// of its own is given may be anything to it.
+pub const LONGEST_LINK_HEADER: u32 = 15;
+
 /// A packet at tc ingress.
 pub struct Skb<'a>(&'a TcContext);
 

@@ -55,6 +55,21 @@ impl Target {
         }
     }
 
+    /// As one word, for a function that the verifier walks by itself.
+    #[inline(always)]
+    pub const fn to_word(self) -> u32 {
+        self.first << 8 | self.places
+    }
+
+    /// What was made such a word.
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self {
+            first: word >> 8,
+            places: word & 0xff,
+        }
+    }
+
     /// Whether some socket is such, of those that are there and can have a flow of this family.
     #[inline(always)]
     pub fn any(self, family: Family, is_such: impl Fn(*mut bpf_sock) -> bool) -> bool {

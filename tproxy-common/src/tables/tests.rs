@@ -89,7 +89,7 @@ proptest! {
         let node = Block::node(&boundaries, &children);
         for key in keys {
             let plain = boundaries.iter().filter(|first| **first <= key).count();
-            prop_assert_eq!(node.child(node.position(key)), children[plain], "{}", key);
+            prop_assert_eq!(node.child(node.position(key, 0)), children[plain], "{}", key);
         }
     }
 

@@ -389,16 +389,8 @@ proptest! {
                 prop_assert_eq!(found.entry.slot(), 100 + found.rule);
             }
             // What is asked about a fragment without ports.
-            let flow = probe.flow();
             prop_assert_eq!(
-                may_match(
-                    tables.as_slice(),
-                    flow.scope,
-                    flow.protocol,
-                    flow.interface,
-                    &flow.source,
-                    &flow.destination,
-                ),
+                may_match(tables.as_slice(), &probe.flow()),
                 Some(rules.iter().any(|rule| is_between(rule, &sets, probe))),
                 "{:?}", probe
             );

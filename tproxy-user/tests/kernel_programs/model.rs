@@ -212,14 +212,16 @@ impl Model {
     /// Only of datagrams: TCP sends again. Not to link-local addresses, which most rules shun.
     fn may_be_taken(&self, fragment: &Fragment, interface: Interface) -> bool {
         let (source, destination) = (&fragment.source, &fragment.destination);
-        let found = may_match(
-            self.blocks.as_slice(),
-            Scope::Forward,
-            fragment.protocol,
-            interface.index,
-            source,
-            destination,
-        );
+        let flow = Flow {
+            scope: Scope::Forward,
+            protocol: fragment.protocol,
+            interface: interface.index,
+            source: *source,
+            source_port: 0,
+            destination: *destination,
+            destination_port: 0,
+        };
+        let found = may_match(self.blocks.as_slice(), &flow);
         fragment.protocol == Protocol::Udp
             && found == Some(true)
             && self.is_forwarded(source, destination)
