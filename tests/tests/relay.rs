@@ -188,11 +188,15 @@ fn a_reset_of_the_server_reaches_the_client() {
 #[test]
 fn a_reset_after_half_close_is_passed_on() {
     let lab = Lab::new();
-    let _server = Server::start(&lab.server, 80, |mut stream: TcpStream| {
+    let _resetting = Server::start(&lab.server, 80, |mut stream: TcpStream| {
         pattern::read_to_end(&mut stream).expect("the client's half");
         reset(stream);
     });
-    let mut agent = lab.agent("--iface cl0 --dport 80");
+    let closing = Server::start(&lab.server, 81, |mut stream: TcpStream| {
+        stream.shutdown(Shutdown::Write)?;
+        io::copy(&mut stream, &mut io::sink())
+    });
+    let mut agent = lab.agent("--iface cl0 --dport 80,81");
     for family in FAMILIES {
         let mut stream = lab.client.connect((family.near(), 80).into()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
@@ -200,8 +204,20 @@ fn a_reset_after_half_close_is_passed_on() {
             .read(&mut [0; 16])
             .expect_err("the client sees no end of data");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        let client = stream.local_addr().unwrap();
+        assert_eq!(agent.flow_of(client).end, "upstream-reset");
+
+        let mut stream = lab.client.connect((family.near(), 81).into()).unwrap();
+        assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
+        let client = stream.local_addr().unwrap();
+        reset(stream);
+        let error = closing
+            .outcome()
+            .expect_err("the server sees no end of data");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(agent.flow_of(client).end, "client-reset");
     }
-    assert_eq!(agent.stop().len(), 2);
+    assert_eq!(agent.stop().len(), 4);
 }
 
 /// A server that refuses: the client is told with a reset, at once.
@@ -394,9 +410,9 @@ fn iperf3_measures_through_the_agent() {
     lab.server.wait_for_listener(5201);
     let mut agent = lab.agent("--iface cl0 --dport 5201");
     for (address, direction) in [("192.0.2.9", ""), ("2001:db8:1::9", "-R")] {
-        let report = lab
-            .client
-            .output(&format!("iperf3 -J -c {address} -P 4 -n 20M {direction}"));
+        let report = lab.client.output(&format!(
+            "iperf3 -J -c {address} -P 4 -n 20M {direction}"
+        ));
         let report: serde_json::Value = serde_json::from_str(&report).unwrap();
         let received = report["end"]["sum_received"]["bytes"]
             .as_f64()
