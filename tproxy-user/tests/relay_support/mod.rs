@@ -167,9 +167,12 @@ pub(crate) fn with_udp(tcp: TcpListener) -> Listener {
     }
 }
 
-/// A server socket on loopback.
+/// A server socket on loopback, which fails rather than waits for a connection that does not come.
 pub(crate) fn server() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    SockRef::from(&listener)
+        .set_read_timeout(Some(PATIENCE))
+        .unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
