@@ -1,8 +1,11 @@
 //! The agent (`tproxy run`), started inside a namespace with an instance name of its own.
 
 use std::{
+    collections::BTreeSet,
+    fs::OpenOptions,
     net::SocketAddr,
     ops::Deref,
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     process::ExitStatus,
     sync::atomic::{AtomicU32, Ordering},
@@ -13,7 +16,7 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::{Cli, FlowLine, Namespace, process::Process, wait};
+use crate::{Cli, FlowLine, Namespace, process::Process, sys, wait};
 
 /// A running agent. It dereferences to the [`Cli`] of its instance. When it goes out of scope it is killed, and whatever
 /// it left is unloaded.
@@ -219,6 +222,32 @@ impl<'a> Agent<'a> {
         std::fs::read_dir(format!("/proc/{}/fd", self.id()))
             .expect("the agent runs")
             .count()
+    }
+
+    /// How many threads it has.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.id()))
+            .expect("the agent runs")
+            .count()
+    }
+
+    /// The bytes in its pipes.
+    #[must_use]
+    pub fn bytes_in_pipes(&self) -> u64 {
+        let table = std::fs::read_dir(format!("/proc/{}/fd", self.id())).expect("the agent runs");
+        let mut pipes = BTreeSet::new();
+        let bytes = table.flatten().filter_map(|entry| {
+            let leads_to = std::fs::read_link(entry.path()).ok()?;
+            if !leads_to.to_string_lossy().starts_with("pipe:") || !pipes.insert(leads_to) {
+                return None;
+            }
+            // Opening one end of a pipe whose other end is gone would wait.
+            let mut options = OpenOptions::new();
+            let pipe = options.read(true).custom_flags(libc::O_NONBLOCK);
+            sys::readable_bytes(&pipe.open(entry.path()).ok()?).ok()
+        });
+        bytes.sum()
     }
 
     /// The id of its thread with this name.

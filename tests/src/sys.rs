@@ -96,9 +96,12 @@ fn bpf_failing_filter(bpf_command: Option<u32>, error: i32) -> Vec<libc::sock_fi
     }
 }
 
-/// Binds an `AF_PACKET` socket to the interface `index`, see packet(7).
-pub(crate) fn bind_packet_socket(socket: &impl AsFd, index: u32) -> io::Result<()> {
-    let address = packet_address(index);
+/// Binds an `AF_PACKET` socket to the interface `index`, see packet(7): to capture, or only to send.
+pub(crate) fn bind_packet_socket(socket: &impl AsFd, index: u32, captures: bool) -> io::Result<()> {
+    let mut address = packet_address(index);
+    if !captures {
+        address.sll_protocol = 0;
+    }
     // SAFETY: the pointer and the length describe a whole sockaddr_ll that outlives the call.
     let outcome = unsafe {
         libc::bind(
@@ -202,6 +205,21 @@ fn packet_address(index: u32) -> libc::sockaddr_ll {
     address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
     address.sll_ifindex = index as libc::c_int;
     address
+}
+
+/// How many bytes wait to be read, see `FIONREAD` in ioctl(2).
+pub(crate) fn readable_bytes(descriptor: &impl AsFd) -> io::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, which outlives the call.
+    let outcome = unsafe {
+        libc::ioctl(
+            descriptor.as_fd().as_raw_fd(),
+            libc::FIONREAD,
+            &raw mut bytes,
+        )
+    };
+    check(outcome.into())?;
+    Ok(bytes as u64)
 }
 
 /// Makes or opens the tun device `name` without packet information headers, see

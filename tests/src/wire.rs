@@ -44,8 +44,20 @@ impl Wire {
     #[must_use]
     #[track_caller]
     pub fn open(namespace: &Namespace, interface: &str) -> Self {
+        Self::bound(namespace, interface, true)
+    }
+
+    /// Opens `interface` of `namespace` to send only: nothing is captured, which would cost time.
+    #[must_use]
+    #[track_caller]
+    pub fn sender(namespace: &Namespace, interface: &str) -> Self {
+        Self::bound(namespace, interface, false)
+    }
+
+    #[track_caller]
+    fn bound(namespace: &Namespace, interface: &str, captures: bool) -> Self {
         let socket = namespace
-            .enter(|| open(interface))
+            .enter(|| open(interface, captures))
             .unwrap_or_else(|error| panic!("packet socket on {interface}: {error}"));
         Self { socket }
     }
@@ -120,7 +132,7 @@ pub fn hardware_address(namespace: &Namespace, interface: &str) -> [u8; 6] {
     })
 }
 
-fn open(interface: &str) -> io::Result<Socket> {
+fn open(interface: &str, captures: bool) -> io::Result<Socket> {
     // Protocol zero: nothing is captured before the socket is bound to its interface.
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
     nix::sys::socket::setsockopt(
@@ -129,7 +141,7 @@ fn open(interface: &str) -> io::Result<Socket> {
         &CAPTURE_BUFFER,
     )?;
     sys::request_auxiliary_data(&socket)?;
-    sys::bind_packet_socket(&socket, if_nametoindex(interface)?)?;
+    sys::bind_packet_socket(&socket, if_nametoindex(interface)?, captures)?;
     Ok(socket)
 }
 

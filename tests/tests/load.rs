@@ -8,9 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::resource::{Resource, getrlimit};
 use socket2::SockRef;
 use tproxy_tests::{
-    Exchange, Family, Lab, Namespace,
+    Exchange, Family, FlowLine, Lab, Namespace,
     address::FAMILIES,
     peer::{Server, Witness},
     wait,
@@ -152,43 +153,119 @@ fn running_out_of_descriptors_costs_no_processor_time() {
     agent.stop();
 }
 
-/// A hundred thousand connections that end with a reset, before or after their first bytes: no descriptor is left over,
-/// and no memory to speak of.
+/// The limit of open files is lowered under an agent, so that no connection can be accepted at all: those that come wait,
+/// at no cost, and are served when it is raised again.
+#[test]
+fn connections_wait_while_no_descriptor_is_to_be_had() {
+    // Fewer than the agent has open.
+    const NONE_LEFT: u64 = 10;
+    const WINDOW: Duration = Duration::from_secs(1);
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let mut agent = lab.agent("--iface cl0 --dport 80");
+    lab.ask(Family::V4.near(), 80).assert_relayed(&agent);
+    let limit_to = |soft: u64| {
+        let process = agent.id();
+        lab.gateway
+            .run(&format!("prlimit --pid {process} --nofile={soft}:"));
+    };
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
+    limit_to(NONE_LEFT);
+    let targets = FAMILIES.map(|family| SocketAddr::new(family.near(), 80));
+    let waiting = targets.map(|target| lab.client.connect(target).expect("the kernel accepts"));
+    wait::until("a pause", || (agent.status()["pauses"] != 0).then_some(()));
+    agent.wait_for_log("new flows wait");
+    let before = agent.processor_time();
+    thread::sleep(WINDOW);
+    let used = agent.processor_time().checked_sub(before).unwrap();
+    assert!(
+        used < WINDOW / 5,
+        "{used:?} of processor time in {WINDOW:?} without descriptors"
+    );
+    assert_eq!(agent.flows().len(), 1);
+    limit_to(hard);
+    for (stream, target) in waiting.into_iter().zip(targets) {
+        let exchange = Exchange::over(stream, target).expect("it is served");
+        exchange.assert_relayed(&agent);
+    }
+    assert_eq!(agent.status()["shed"], 0);
+    agent.stop();
+}
+
+/// A hundred thousand connections that either end resets, at once or after their first bytes: no descriptor and no thread
+/// is left over, and no memory to speak of.
 #[test]
 fn connections_that_are_reset_leave_nothing_over() {
     const FLOWS: usize = 100_000;
     const AT_ONCE: u32 = 4;
     let lab = Lab::new();
-    let _server = Server::start(&lab.server, 80, |mut stream: TcpStream| {
+    let _patient = Server::start(&lab.server, 80, |mut stream: TcpStream| {
         io::copy(&mut stream, &mut io::sink())
     });
+    let _resetting = Server::start(&lab.server, 82, |mut stream: TcpStream| {
+        let _ = stream.read(&mut [0]);
+        reset(stream);
+    });
     let _witness = Witness::start(&lab.server, 81);
-    let mut agent = lab.agent("--iface cl0 --dport 80,81");
+    let mut agent = lab.agent("--iface cl0 --dport 80-82 --name web");
     lab.ask(Family::V4.near(), 81).assert_relayed(&agent);
     agent.wait_for_descriptors(agent.open_descriptors());
-    let (descriptors, memory) = (agent.open_descriptors(), agent.memory_kib("VmRSS"));
+    let (descriptors, threads) = (agent.open_descriptors(), agent.threads());
+    let memory = agent.memory_kib("VmRSS");
     lab.client.enter_many(AT_ONCE, || {
         for index in 0..FLOWS / AT_ONCE as usize {
-            let target = SocketAddr::new(FAMILIES[index % 2].near(), 80);
-            let mut stream = TcpStream::connect_timeout(&target, wait::PATIENCE).expect("connect");
-            if index % 3 == 0 {
-                stream.write_all(b"half of a request").expect("write");
+            let family = FAMILIES[index / 4 % 2];
+            let connect = |port| {
+                let target = SocketAddr::new(family.near(), port);
+                TcpStream::connect_timeout(&target, wait::PATIENCE).expect("connect")
+            };
+            match index % 4 {
+                0 => {
+                    let mut stream = connect(80);
+                    stream.write_all(b"half of a request").expect("write");
+                    reset(stream);
+                }
+                1 => {
+                    let mut stream = connect(82);
+                    stream.write_all(b"half of a request").expect("write");
+                    let error = stream.read(&mut [0]).expect_err("the server's reset");
+                    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+                }
+                _ => reset(connect(80)),
             }
-            SockRef::from(&stream)
-                .set_linger(Some(Duration::ZERO))
-                .expect("set SO_LINGER");
         }
     });
     agent.wait_for_descriptors(descriptors);
     wait::until("no live flow", || {
         (agent.status()["flows"] == 0).then_some(())
     });
+    // The agent has a thread more now and then, for something that has to wait.
+    assert!(
+        agent.threads() <= threads + 2,
+        "{} threads",
+        agent.threads()
+    );
     let grown = agent.memory_kib("VmRSS").saturating_sub(memory);
     assert!(grown < 8 * 1024, "{grown} KiB more than before");
+    let rule = agent.json("rule show web");
+    let taken = rule["flows"].as_u64().expect("a number");
+    assert!(taken > FLOWS as u64, "{taken} flows are taken");
     for family in FAMILIES {
         lab.ask(family.near(), 81).assert_relayed(&agent);
     }
-    agent.stop();
+    let ended = |flows: &[FlowLine], end: &str| flows.iter().filter(|flow| flow.end == end).count();
+    let flows = agent.stop();
+    for end in ["client-reset", "upstream-reset"] {
+        assert!(ended(&flows, end) > FLOWS / 10, "few flows end as {end}");
+    }
+}
+
+/// Closes a connection by a RST.
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .expect("set SO_LINGER");
+    drop(stream);
 }
 
 /// A thousand idle flows are held with little memory each, and given back when they end.

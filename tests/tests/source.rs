@@ -220,27 +220,29 @@ fn without_a_free_port_the_gateway_is_seen() {
     }
     agent.wait_for_log("the server sees this host's address instead of the client's");
 
-    let before = agent.status()["fallbacks"].as_u64().unwrap();
-    let target: SocketAddr = (Family::V4.near(), 53).into();
-    let server = bound(&lab.server, target);
-    let mut seen = Vec::new();
-    let clients: Vec<UdpSocket> = (0..FLOWS)
-        .map(|_| {
-            let client = bound(&lab.client, (Family::V4.client(), 0).into());
-            client.send_to(b"who", target).unwrap();
-            let (_, from) = server.recv_from(&mut [0; 8]).unwrap();
-            server.send_to(b"you", from).unwrap();
-            assert_eq!(client.recv(&mut [0; 8]).unwrap(), 3);
-            seen.push(from.ip());
-            client
-        })
-        .collect();
-    let of = |address| seen.iter().filter(|seen| **seen == address).count();
-    assert_eq!(of(Family::V4.client()), PORTS, "{seen:?}");
-    assert_eq!(of(Family::V4.gateway_upstream()), FLOWS - PORTS, "{seen:?}");
-    let fallbacks = agent.status()["fallbacks"].as_u64().unwrap() - before;
-    assert_eq!(fallbacks, (FLOWS - PORTS) as u64);
-    drop(clients);
+    for family in FAMILIES {
+        let before = agent.status()["fallbacks"].as_u64().unwrap();
+        let target: SocketAddr = (family.near(), 53).into();
+        let server = bound(&lab.server, target);
+        let mut seen = Vec::new();
+        let clients: Vec<UdpSocket> = (0..FLOWS)
+            .map(|_| {
+                let client = bound(&lab.client, (family.client(), 0).into());
+                client.send_to(b"who", target).unwrap();
+                let (_, from) = server.recv_from(&mut [0; 8]).unwrap();
+                server.send_to(b"you", from).unwrap();
+                assert_eq!(client.recv(&mut [0; 8]).unwrap(), 3);
+                seen.push(from.ip());
+                client
+            })
+            .collect();
+        let of = |address| seen.iter().filter(|seen| **seen == address).count();
+        assert_eq!(of(family.client()), PORTS, "{seen:?}");
+        assert_eq!(of(family.gateway_upstream()), FLOWS - PORTS, "{seen:?}");
+        let fallbacks = agent.status()["fallbacks"].as_u64().unwrap() - before;
+        assert_eq!(fallbacks, (FLOWS - PORTS) as u64);
+        drop(clients);
+    }
     agent.stop();
 }
 

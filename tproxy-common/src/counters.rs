@@ -38,9 +38,12 @@ pub struct IntakeCounter {
     pub pauses: u64,
     /// Flows that were to reach their server from the client's address, and did from this host's.
     pub fallbacks: u64,
+    /// Connections that were accepted and then reset, because their client had as many flows as it may
+    /// have.
+    pub over_limit: u64,
 }
 
-const _: () = assert!(size_of::<IntakeCounter>() == 24);
+const _: () = assert!(size_of::<IntakeCounter>() == 32);
 
 /// What a worker of the agent serves.
 #[repr(C)]

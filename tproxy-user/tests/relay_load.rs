@@ -1,5 +1,6 @@
 //! Stalled flows, waiting flows, and the end of the relay itself.
 
+#[expect(dead_code, reason = "shared by several test binaries")]
 mod relay_support;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};

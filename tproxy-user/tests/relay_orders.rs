@@ -1,16 +1,16 @@
 //! Flows whose two ends send, close and reset in every order, against what each end must then see.
 
+#[path = "relay_support/end.rs"]
+mod end;
 #[expect(dead_code, reason = "shared by several test binaries")]
 mod relay_support;
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::time::Duration;
+use std::net::TcpListener;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use socket2::SockRef;
 
+use end::End;
 use relay_support::{Harness, accept, eventually, server};
 
 /// Something that one of the two ends does; `true` is the client.
@@ -21,14 +21,6 @@ enum Step {
     Receive(bool),
     Close(bool),
     Reset(bool),
-}
-
-/// One end: its stream, what it has sent, and what it has seen.
-struct End {
-    stream: Option<TcpStream>,
-    sent: usize,
-    received: usize,
-    closed: bool,
 }
 
 #[test]
@@ -96,85 +88,4 @@ fn play(harness: &Harness, listener: &TcpListener, steps: &[Step]) {
         (ended.to_upstream, ended.to_client),
         (client.sent as u64, server.sent as u64)
     );
-}
-
-impl End {
-    fn new(stream: TcpStream) -> Self {
-        Self {
-            stream: Some(stream),
-            sent: 0,
-            received: 0,
-            closed: false,
-        }
-    }
-
-    fn stream(&mut self) -> &mut TcpStream {
-        self.stream.as_mut().expect("a stream that was not reset")
-    }
-
-    fn send(&mut self, length: usize) {
-        if !self.closed {
-            let bytes: Vec<u8> = (self.sent..self.sent + length).map(byte).collect();
-            self.stream().write_all(&bytes).unwrap();
-            self.sent += length;
-        }
-    }
-
-    fn receive(&mut self, until: usize) {
-        let mut bytes = vec![0; until - self.received];
-        self.stream().read_exact(&mut bytes).unwrap();
-        assert!(
-            bytes
-                .iter()
-                .zip(self.received..)
-                .all(|(&got, offset)| got == byte(offset)),
-            "bytes differ"
-        );
-        self.received = until;
-    }
-
-    fn close(&mut self) {
-        if !std::mem::replace(&mut self.closed, true) {
-            self.stream().shutdown(Shutdown::Write).unwrap();
-        }
-    }
-
-    fn reset(&mut self) {
-        let stream = self.stream.take().expect("a stream that was not reset");
-        SockRef::from(&stream)
-            .set_linger(Some(Duration::ZERO))
-            .unwrap();
-    }
-
-    /// Reads what came before the RST, then the RST.
-    fn expect_reset(&mut self) {
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            let stream = self.stream();
-            match stream.read(&mut buffer) {
-                // An end of the stream that came before the RST hides it from reads, and not from the socket.
-                Ok(0) => return eventually("a RST", || stream_is_reset(stream)),
-                Ok(_) => {}
-                Err(error) => return assert_eq!(error.kind(), ErrorKind::ConnectionReset),
-            }
-        }
-    }
-
-    fn expect_end(&mut self) {
-        assert_eq!(
-            self.stream().read(&mut [0]).unwrap(),
-            0,
-            "bytes after the last"
-        );
-    }
-}
-
-fn stream_is_reset(stream: &TcpStream) -> bool {
-    stream
-        .peer_addr()
-        .is_err_and(|error| error.kind() == ErrorKind::NotConnected)
-}
-
-fn byte(offset: usize) -> u8 {
-    u8::try_from(offset % 251).expect("less than 251")
 }

@@ -7,12 +7,14 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 use tproxy_user::relay::Settings;
 
-use relay_support::{Harness, PATIENCE, accept, assert_reset, eventually, patient, server};
+use relay_support::{
+    Harness, PATIENCE, accept, assert_reset, eventually, patient, reset, server, silent_server,
+};
 
-/// The size at which case 13 of half-closing is tested, a multiple of the chunks that it is sent in.
+/// What passes over the half that is still open, a multiple of the chunks that it is sent in.
 const LARGE: u64 = 100 * 1024 * 1024;
 
 #[test]
@@ -139,26 +141,38 @@ fn large_streams_cross_each_other() {
 }
 
 #[test]
-fn a_stream_of_single_bytes_arrives_whole() {
+fn streams_of_single_bytes_arrive_whole_in_both_directions() {
     let (listener, upstream) = server();
     let harness = Harness::new(upstream);
-    let mut client = harness.connect();
-    let mut server = accept(&listener);
-    client.set_nodelay(true).unwrap();
-    let sender = std::thread::spawn(move || {
-        for byte in 0..20_000_u32 {
-            client.write_all(&[byte.to_le_bytes()[0]]).unwrap();
+    let ends = [harness.connect(), accept(&listener)];
+    std::thread::scope(|scope| {
+        for end in &ends {
+            scope.spawn(move || send_single_bytes(end));
+            scope.spawn(move || receive_single_bytes(end));
         }
     });
-    let mut received = Vec::new();
-    server.read_to_end(&mut received).unwrap();
-    sender.join().unwrap();
-    assert_eq!(received.len(), 20_000);
-    assert!(
-        (0..20_000_u32)
-            .zip(&received)
-            .all(|(sent, got)| sent.to_le_bytes()[0] == *got)
+    let ended = harness.ended();
+    assert_eq!(
+        (ended.to_upstream, ended.to_client, ended.end.as_str()),
+        (SINGLE_BYTES.into(), SINGLE_BYTES.into(), "fin")
     );
+}
+
+const SINGLE_BYTES: u32 = 20_000;
+
+fn send_single_bytes(mut stream: &TcpStream) {
+    stream.set_nodelay(true).unwrap();
+    for byte in 0..SINGLE_BYTES {
+        stream.write_all(&[byte.to_le_bytes()[0]]).unwrap();
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+}
+
+fn receive_single_bytes(mut stream: &TcpStream) {
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    let sent = (0..SINGLE_BYTES).map(|byte| byte.to_le_bytes()[0]);
+    assert!(sent.eq(received), "bytes differ");
 }
 
 #[test]
@@ -317,24 +331,6 @@ fn a_connection_that_would_come_back_to_the_relay_is_refused() {
     assert_eq!(harness.total(|stats| stats.accepted), 1);
 }
 
-/// A listener whose backlog is full, so that further connections get no answer. The streams keep it so.
-fn silent_server() -> ((Socket, Vec<Socket>), SocketAddr) {
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    listener
-        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
-        .unwrap();
-    listener.listen(0).unwrap();
-    let address = listener.local_addr().unwrap();
-    let streams = (0..4)
-        .map(|_| {
-            let stream = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
-            let _ = stream.connect(&address);
-            stream
-        })
-        .collect();
-    ((listener, streams), address.as_socket().unwrap())
-}
-
 fn expect(stream: &mut TcpStream, bytes: &[u8]) {
     let mut received = vec![0; bytes.len()];
     stream.read_exact(&mut received).unwrap();
@@ -347,13 +343,6 @@ fn expect_end(stream: &mut TcpStream) {
         0,
         "expected the end of the stream"
     );
-}
-
-fn reset(stream: TcpStream) {
-    SockRef::from(&stream)
-        .set_linger(Some(Duration::ZERO))
-        .unwrap();
-    drop(stream);
 }
 
 fn send_pattern(stream: TcpStream, length: u64) {

@@ -34,6 +34,8 @@ pub struct Options {
     pub udp_idle: Duration,
     /// The same for port 53.
     pub dns_idle: Duration,
+    /// The most TCP flows of one client's address at once; any number when left out.
+    pub flows_per_source: Option<usize>,
     /// The most UDP sessions at once; half of what descriptors allow when left out.
     pub udp_sessions: Option<usize>,
     /// The most UDP sessions of one client's address at one worker.
@@ -58,6 +60,7 @@ impl Default for Options {
             pin: false,
             udp_idle: relay.udp_idle,
             dns_idle: relay.udp_idle_dns,
+            flows_per_source: relay.flows_per_source,
             udp_sessions: relay.udp_sessions,
             udp_sessions_per_source: relay.udp_sessions_per_source,
             namespace: None,

@@ -155,6 +155,7 @@ async fn prepare(
         connect_timeout: options.connect_timeout,
         udp_idle: options.udp_idle,
         udp_idle_dns: options.dns_idle,
+        flows_per_source: options.flows_per_source,
         udp_sessions: options.udp_sessions,
         udp_sessions_per_source: options.udp_sessions_per_source,
         ..relay::Settings::default()

@@ -204,6 +204,10 @@ impl Policy for Steering {
         self.intake.shed();
     }
 
+    fn over_limit(&self) {
+        self.intake.over_limit();
+    }
+
     fn paused(&self) {
         self.intake.paused();
     }

@@ -11,7 +11,7 @@ use clap::Args;
 use super::{Usage, accept, file::read_file, interface_name};
 use crate::{
     agent::{self, Options},
-    config::{AgentSection, Config, Source, idle, number, seconds, sessions},
+    config::{AgentSection, Config, Source, flows, idle, number, seconds, sessions},
     instance::Instance,
     rule::RuleSpec,
 };
@@ -64,6 +64,9 @@ struct Agent {
     /// Leave programs, maps and rules in the kernel at the end
     #[arg(long)]
     pin: bool,
+    /// TCP flows at once of one client, over all workers [default: no limit]
+    #[arg(long, value_name = "N", value_parser = flows)]
+    flows_per_source: Option<usize>,
     /// How long a UDP session is kept in which nothing passes [default: 120]
     #[arg(long, value_name = "SECONDS", value_parser = idle)]
     udp_idle: Option<Duration>,
@@ -161,6 +164,7 @@ fn options(
             .unwrap_or(default.connect_timeout),
         drain: agent.drain.or(section.drain).unwrap_or(default.drain),
         pin: agent.pin || section.pin.unwrap_or(false),
+        flows_per_source: agent.flows_per_source.or(section.flows_per_source),
         udp_idle: agent
             .udp_idle
             .or(section.udp_idle)
@@ -197,6 +201,7 @@ mod tests {
             connect_timeout: None,
             drain: None,
             pin: false,
+            flows_per_source: None,
             udp_idle: None,
             dns_idle: None,
             udp_sessions: None,
@@ -210,6 +215,7 @@ mod tests {
             interfaces: vec!["eth0".into()],
             mark: Some(1),
             port: Some(80),
+            flows_per_source: Some(20),
             clsact: Some(true),
             drain: Some(Duration::ZERO),
             ..AgentSection::default()
@@ -217,6 +223,7 @@ mod tests {
         let flags = Agent {
             mark: Some(2),
             workers: Some(3),
+            flows_per_source: Some(10),
             pin: true,
             ..agent()
         };
@@ -227,6 +234,7 @@ mod tests {
             (Some(2), 80, Some(3))
         );
         assert!(merged.clsact && merged.pin);
+        assert_eq!(merged.flows_per_source, Some(10));
         assert_eq!(merged.drain, Duration::ZERO);
         assert_eq!(merged.connect_timeout, Duration::from_secs(10));
         let of_file = options(Vec::new(), Vec::new(), &agent(), section);
@@ -234,8 +242,10 @@ mod tests {
             (of_file.interfaces, of_file.mark),
             (vec!["eth0".to_owned()], Some(1))
         );
+        assert_eq!(of_file.flows_per_source, Some(20));
         let nothing = options(Vec::new(), Vec::new(), &agent(), AgentSection::default());
         assert_eq!((nothing.port, nothing.drain), (0, Duration::from_secs(10)));
         assert!(!nothing.pin && !nothing.clsact);
+        assert_eq!(nothing.flows_per_source, None);
     }
 }

@@ -48,7 +48,10 @@ struct Status {
     totals: Totals,
     /// Connections that were accepted and then reset for want of descriptors or memory.
     shed: u64,
-    /// How often a worker stopped accepting for want of them.
+    /// Connections that were accepted and then reset, because their client had as many flows as it may
+    /// have.
+    over_limit: u64,
+    /// How often a worker stopped accepting for want of descriptors or memory.
     pauses: u64,
     /// Flows that were to reach their server from the client's address, and did from this host's.
     fallbacks: u64,
@@ -167,6 +170,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         table: state.table,
         totals: Totals::of(&rules),
         shed: intake.shed,
+        over_limit: intake.over_limit,
         pauses: intake.pauses,
         fallbacks: intake.fallbacks,
         counters: counters
@@ -326,8 +330,8 @@ fn print(status: &Status) -> anyhow::Result<()> {
         (
             "overload",
             format!(
-                "{} connections reset, {} pauses",
-                status.shed, status.pauses
+                "{} connections reset, {} over their client's limit, {} pauses",
+                status.shed, status.over_limit, status.pauses
             ),
         ),
         (

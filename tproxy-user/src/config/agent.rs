@@ -26,6 +26,8 @@ pub struct AgentSection {
     pub drain: Option<Duration>,
     /// Whether programs, maps and rules stay at the end.
     pub pin: Option<bool>,
+    /// TCP flows at once of one client's address, over all workers.
+    pub flows_per_source: Option<usize>,
     /// How long a UDP session is kept in which nothing passes.
     pub udp_idle: Option<Duration>,
     /// The same for port 53.
@@ -36,7 +38,7 @@ pub struct AgentSection {
     pub udp_sessions_per_source: Option<usize>,
 }
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "interfaces",
     "mark",
     "table",
@@ -46,6 +48,7 @@ const KEYS: [&str; 13] = [
     "connect_timeout",
     "drain",
     "pin",
+    "flows_per_source",
     "udp_idle",
     "dns_idle",
     "udp_sessions",
@@ -70,6 +73,9 @@ impl AgentSection {
                 }
                 "drain" => section.drain = parsed(document, key, value, seconds),
                 "pin" => section.pin = document.flag(key, value),
+                "flows_per_source" => {
+                    section.flows_per_source = parsed(document, key, value, flows);
+                }
                 "udp_idle" => section.udp_idle = parsed(document, key, value, idle),
                 "dns_idle" => section.dns_idle = parsed(document, key, value, idle),
                 "udp_sessions" => section.udp_sessions = parsed(document, key, value, sessions),
@@ -154,15 +160,28 @@ pub fn idle(word: &str) -> Result<Duration, String> {
     }
 }
 
+/// A number of TCP flows.
+///
+/// # Errors
+///
+/// What a word is that is no such number.
+pub fn flows(word: &str) -> Result<usize, String> {
+    at_least_one(word, "flows")
+}
+
 /// A number of UDP sessions.
 ///
 /// # Errors
 ///
 /// What a word is that is no such number.
 pub fn sessions(word: &str) -> Result<usize, String> {
+    at_least_one(word, "sessions")
+}
+
+fn at_least_one(word: &str, what: &str) -> Result<usize, String> {
     match word.parse::<u32>() {
         Ok(number @ 1..) => usize::try_from(number).map_err(|error| error.to_string()),
-        _ => Err("not a number of sessions from 1 to 4294967295".to_owned()),
+        _ => Err(format!("not a number of {what} from 1 to 4294967295")),
     }
 }
 
@@ -195,6 +214,17 @@ mod tests {
         assert_eq!(number("0x74700000"), Ok(0x7470_0000));
         for word in ["", "0x", "x", "-1", "4294967296", "0x100000000", "1.5"] {
             assert!(number(word).is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn limits_are_one_at_least() {
+        for (word, number) in [("1", 1), ("4294967295", 4_294_967_295)] {
+            assert_eq!((flows(word), sessions(word)), (Ok(number), Ok(number)));
+        }
+        for word in ["0", "-1", "4294967296", "1.5", "many", "0x10", ""] {
+            assert!(flows(word).unwrap_err().contains("flows"), "{word}");
+            assert!(sessions(word).unwrap_err().contains("sessions"), "{word}");
         }
     }
 

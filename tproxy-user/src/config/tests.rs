@@ -120,6 +120,7 @@ fn every_option_of_the_agent_is_taken() {
         agent.connect_timeout = 2.5
         agent.drain = 30
         agent.pin = false
+        agent.flows_per_source = 500
         agent.udp_idle = 300
         agent.dns_idle = 5
         agent.udp_sessions = 100
@@ -138,6 +139,7 @@ fn every_option_of_the_agent_is_taken() {
             connect_timeout: Some(Duration::from_millis(2500)),
             drain: Some(Duration::from_secs(30)),
             pin: Some(false),
+            flows_per_source: Some(500),
             udp_idle: Some(Duration::from_mins(5)),
             dns_idle: Some(Duration::from_secs(5)),
             udp_sessions: Some(100),
@@ -380,6 +382,22 @@ fn values_of_the_wrong_kind_are_told() {
         (
             "workers = 0",
             "workers: \"0\" is not a number of workers from 1 to 64",
+        ),
+        (
+            "flows_per_source = 0",
+            "flows_per_source: \"0\" is not a number of flows from 1 to 4294967295",
+        ),
+        (
+            "flows_per_source = -1",
+            "flows_per_source: \"-1\" is not a number of flows from 1 to 4294967295",
+        ),
+        (
+            "flows_per_source = 'many'",
+            "flows_per_source: \"many\" is not a number of flows from 1 to 4294967295",
+        ),
+        (
+            "udp_sessions_per_source = 4294967296",
+            "udp_sessions_per_source: \"4294967296\" is not a number of sessions from 1 to 4294967295",
         ),
         (
             "drain = '10s'",

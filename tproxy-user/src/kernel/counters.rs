@@ -207,6 +207,7 @@ pub struct IntakeCounters {
 const SHED: usize = 0;
 const PAUSES: usize = 1;
 const FALLBACKS: usize = 2;
+const OVER_LIMIT: usize = 3;
 
 impl IntakeCounters {
     /// Creates the map and pins it in `directory`.
@@ -243,6 +244,11 @@ impl IntakeCounters {
         self.memory.words()[FALLBACKS].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A connection was accepted and reset, because its client had as many flows as it may have.
+    pub fn over_limit(&self) {
+        self.memory.words()[OVER_LIMIT].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What was counted since the instance was loaded.
     #[must_use]
     pub fn get(&self) -> IntakeCounter {
@@ -251,6 +257,7 @@ impl IntakeCounters {
             shed: word(SHED),
             pauses: word(PAUSES),
             fallbacks: word(FALLBACKS),
+            over_limit: word(OVER_LIMIT),
         }
     }
 }

@@ -115,6 +115,10 @@ impl Flow {
         self.serial
     }
 
+    pub(super) fn client(&self) -> SocketAddr {
+        self.client_address
+    }
+
     /// When it was accepted, since the worker's epoch.
     pub(super) fn opened(&self) -> Duration {
         self.opened

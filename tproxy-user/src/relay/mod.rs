@@ -21,6 +21,7 @@ mod record;
 mod settings;
 mod side;
 mod source;
+mod sources;
 mod stats;
 mod sys;
 mod token;
@@ -47,6 +48,7 @@ pub use stats::WorkerStats;
 
 use capacity::{Places, raise_descriptor_limit};
 use control::{Command, Control};
+use sources::Sources;
 use stats::Counters;
 use worker::{Shared, Worker};
 
@@ -146,6 +148,7 @@ impl Relay {
         }
         let shared = Arc::new(Shared {
             sessions_per_source: settings.udp_sessions_per_source.div_ceil(listeners.len()),
+            sources: settings.flows_per_source.map(Sources::new),
             settings,
             policy,
             control: Control::new(),

@@ -43,6 +43,9 @@ pub trait Policy: Send + Sync + 'static {
     /// memory had run out.
     fn shed(&self) {}
 
+    /// A connection was accepted and reset, because its client had as many flows as it may have.
+    fn over_limit(&self) {}
+
     /// A worker stopped accepting, because no descriptor or no place was free.
     fn paused(&self) {}
 

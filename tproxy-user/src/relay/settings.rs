@@ -29,6 +29,9 @@ pub struct Settings {
     /// The most UDP sessions at once over all workers, if that is to be other than half of what
     /// the descriptors allow.
     pub udp_sessions: Option<usize>,
+    /// The most TCP flows that one address has at once, over all workers; any number when left out.
+    /// A connection beyond that is reset.
+    pub flows_per_source: Option<usize>,
     /// The most UDP sessions that one address has at once. One more takes the place of the one that
     /// is idle for the longest, or is not opened if all of them are in use. Each worker sees to its
     /// share, so with several an address may meet the limit somewhat earlier.
@@ -46,6 +49,7 @@ impl Default for Settings {
             udp_idle: Duration::from_mins(2),
             udp_idle_dns: Duration::from_secs(20),
             udp_sessions: None,
+            flows_per_source: None,
             udp_sessions_per_source: 1024,
         }
     }

@@ -14,6 +14,7 @@ pub(super) struct Counters {
     pub(super) own_port: Counter,
     pub(super) connect_failed: Counter,
     pub(super) shed: Counter,
+    pub(super) over_limit: Counter,
     pub(super) pauses: Counter,
     pub(super) fallbacks: Counter,
     pub(super) pipes: Counter,
@@ -42,6 +43,7 @@ impl Counters {
             own_port: self.own_port.get(),
             connect_failed: self.connect_failed.get(),
             shed: self.shed.get(),
+            over_limit: self.over_limit.get(),
             pauses: self.pauses.get(),
             fallbacks: self.fallbacks.get(),
             pipes: self.pipes.get(),
@@ -72,6 +74,9 @@ pub struct WorkerStats {
     /// Connections that were accepted and then reset because descriptors or memory had run out, and
     /// UDP sessions that were not opened.
     pub shed: u64,
+    /// Connections that were accepted and then reset because their client had as many flows as it may
+    /// have.
+    pub over_limit: u64,
     /// How often it stopped accepting because no descriptor or no place was free.
     pub pauses: u64,
     /// Flows that were to come from the client's address and came from this host's.

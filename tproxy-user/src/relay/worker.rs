@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use super::intake::{Accepted, Arrival, Intake, is_exhaustion};
 use super::occasional::Occasional;
 use super::pipe::PipePool;
 use super::side::Side;
+use super::sources::Sources;
 use super::stats::Counters;
 use super::token::Origin;
 use super::udp::Datagrams;
@@ -44,7 +45,6 @@ const CLIENT_WATCH_DELAY: Duration = Duration::from_secs(1);
 pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to wait for a descriptor or a place to become free elsewhere.
 const RESUME_INTERVAL: Duration = Duration::from_millis(100);
-
 /// What all workers of a relay share.
 pub(super) struct Shared {
     pub(super) settings: Settings,
@@ -54,6 +54,8 @@ pub(super) struct Shared {
     pub(super) places: Places,
     /// How many of them sessions may have.
     pub(super) session_places: Places,
+    /// The flows of each address, if there is a limit for them.
+    pub(super) sources: Option<Sources>,
     /// The most sessions that one address may have at one worker.
     pub(super) sessions_per_source: usize,
     /// The most pipes that one worker may have.
@@ -87,6 +89,7 @@ pub(super) struct Worker {
     next_serial: u32,
     command: Command,
     warned_of_fallback: Occasional,
+    warned_of_limit: Occasional,
     /// What the policy was last told that it serves.
     told_load: Load,
 }
@@ -147,6 +150,7 @@ impl Worker {
             next_serial: 0,
             command: Command::Run,
             warned_of_fallback: Occasional::default(),
+            warned_of_limit: Occasional::default(),
             told_load: Load::default(),
         };
         Ok((worker, waker))
@@ -263,6 +267,10 @@ impl Worker {
             self.intake.release();
             return;
         }
+        if !self.within_limit(client_address, destination) {
+            self.intake.release();
+            return;
+        }
         self.shared.policy.opened(&admission.rule);
         let attempt = match self.attempt(client_address, &admission) {
             Ok(attempt) => attempt,
@@ -274,7 +282,7 @@ impl Worker {
                     self.counters.connect_failed.add(1);
                 }
                 drop(client);
-                self.intake.release();
+                self.release(client_address.ip());
                 self.shared.policy.ended(&FlowRecord {
                     protocol: "tcp",
                     client: client_address,
@@ -311,6 +319,34 @@ impl Worker {
             let delay = CLIENT_WATCH_DELAY.min(self.shared.settings.connect_timeout);
             self.timers
                 .set(self.now + delay, Timer::WatchClient { key, serial });
+        }
+    }
+
+    /// Counts a flow of `client` with its source, unless that has as many as it may have.
+    fn within_limit(&mut self, client: SocketAddr, destination: SocketAddr) -> bool {
+        let Some(sources) = &self.shared.sources else {
+            return true;
+        };
+        if sources.take(client.ip()) {
+            return true;
+        }
+        self.counters.over_limit.add(1);
+        self.shared.policy.over_limit();
+        if self.warned_of_limit.is_due() {
+            log::warn!(
+                "tcp {client} -> {destination} is reset: {} has {} flows, which --flows-per-source lets a client have at once",
+                client.ip(),
+                sources.most()
+            );
+        }
+        false
+    }
+
+    /// Gives back what the flow of an arrival from `source` has taken.
+    fn release(&mut self, source: IpAddr) {
+        self.intake.release();
+        if let Some(sources) = &self.shared.sources {
+            sources.give_back(source);
         }
     }
 
@@ -464,10 +500,11 @@ impl Worker {
             self.counters.connect_failed.add(1);
         }
         report(&mut flow, &*self.shared.policy, &self.counters);
+        let source = flow.client().ip();
         flow.close(&mut self.resources, self.now, end, |record| {
             self.shared.policy.ended(record);
         });
-        self.intake.release();
+        self.release(source);
     }
 
     fn end_all(&mut self) {

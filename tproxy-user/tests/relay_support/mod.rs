@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, SockRef, Socket, Type};
 use tproxy_common::flow::Protocol;
 use tproxy_user::relay::{Admission, FlowRecord, Listener, Policy, Relay, RuleTag, Settings};
 
@@ -166,9 +167,12 @@ pub(crate) fn with_udp(tcp: TcpListener) -> Listener {
     }
 }
 
-/// A server socket on loopback.
+/// A server socket on loopback, which fails rather than waits for a connection that does not come.
 pub(crate) fn server() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    SockRef::from(&listener)
+        .set_read_timeout(Some(PATIENCE))
+        .unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
@@ -200,4 +204,30 @@ pub(crate) fn assert_reset(stream: &mut TcpStream) {
         matches!(&result, Err(error) if error.kind() == ErrorKind::ConnectionReset),
         "expected a RST, got {result:?}"
     );
+}
+
+/// Ends a stream by a RST.
+pub(crate) fn reset(stream: TcpStream) {
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(stream);
+}
+
+/// A listener whose backlog is full, so that further connections get no answer. The streams keep it so.
+pub(crate) fn silent_server() -> ((Socket, Vec<Socket>), SocketAddr) {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener
+        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let streams = (0..4)
+        .map(|_| {
+            let stream = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+            let _ = stream.connect(&address);
+            stream
+        })
+        .collect();
+    ((listener, streams), address.as_socket().unwrap())
 }
