@@ -7,7 +7,7 @@ use crate::{
     handover::Ends,
 };
 
-/// The two ends of a flow, without padding.
+/// The two ends of a flow, both of one family, without padding.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedEnds {

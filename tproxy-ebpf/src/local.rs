@@ -175,7 +175,13 @@ pub fn decide(opening: &Opening) -> Decision {
     }
 
     // 2. The rules decide.
-    let ends = opening.ends();
+    let ends = Ends {
+        protocol: opening.protocol,
+        source: opening.bound,
+        source_port: opening.port,
+        destination: opening.destination,
+        destination_port: opening.destination_port,
+    };
     let Some(rule) = rules::find_local(&ends) else {
         return Decision::Leave(Outcome::LocalNoRule);
     };
