@@ -21,10 +21,32 @@ pub struct Fragment {
     pub packet: FragmentedPacket,
     /// Protocol of what is in it.
     pub protocol: Protocol,
+    family: Family,
+}
+
+impl Fragment {
     /// Source address.
-    pub source: Address,
+    #[must_use]
+    #[inline(always)]
+    pub const fn source(&self) -> Address {
+        address(self.family, &self.packet.source)
+    }
+
     /// Destination address.
-    pub destination: Address,
+    #[must_use]
+    #[inline(always)]
+    pub const fn destination(&self) -> Address {
+        address(self.family, &self.packet.destination)
+    }
+}
+
+/// The address of which these are the [`mapped_octets`](Address::mapped_octets).
+#[inline(always)]
+const fn address(family: Family, octets: &[u8; 16]) -> Address {
+    match family {
+        Family::V4 => Address::v4([octets[12], octets[13], octets[14], octets[15]]),
+        Family::V6 => Address::v6(*octets),
+    }
 }
 
 /// By what fragments of one packet are known (RFC 791, 3.2; RFC 8200, 4.5).
@@ -131,8 +153,7 @@ fn parse_v4<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<Fragment> {
             protocol: u32::from(header[9]),
         },
         protocol,
-        source,
-        destination,
+        family: Family::V4,
     })
 }
 
@@ -145,8 +166,8 @@ fn parse_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<Fragment> {
     const DESTINATION_OPTIONS: u8 = 60;
 
     let fixed: [u8; 8] = frame.read(offset)?;
-    let source_octets: [u8; 16] = frame.read(offset + 8)?;
-    let destination_octets: [u8; 16] = frame.read(offset + 24)?;
+    let source: [u8; 16] = frame.read(offset + 8)?;
+    let destination: [u8; 16] = frame.read(offset + 24)?;
     let mut number = fixed[6];
     let mut at = offset + FIXED_V6;
     for _ in 0..EXTENSION_HEADERS {
@@ -165,18 +186,15 @@ fn parse_v6<P: Packet + ?Sized>(frame: &P, offset: usize) -> Option<Fragment> {
     }
     let header: [u8; 8] = frame.read(at)?;
     let protocol = protocol_of(header[0])?;
-    let source = Address::v6(source_octets);
-    let destination = Address::v6(destination_octets);
     Some(Fragment {
         packet: FragmentedPacket {
-            source: source_octets,
-            destination: destination_octets,
+            source,
+            destination,
             identification: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
             protocol: u32::from(header[0]),
         },
         protocol,
-        source,
-        destination,
+        family: Family::V6,
     })
 }
 
@@ -227,7 +245,7 @@ mod tests {
             let later = parse_fragment(later.as_slice(), family, 0).unwrap();
             assert_eq!(first, later);
             assert_eq!(first.protocol, Protocol::Udp);
-            assert_ne!(first.source, first.destination);
+            assert_ne!(first.source(), first.destination());
         }
     }
 

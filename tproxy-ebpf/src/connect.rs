@@ -32,6 +32,7 @@ pub fn decide_v4(ctx: &SockAddrContext) -> Option<Outcome> {
         return None;
     }
     let (socket, opening) = opening_v4(ctx)?;
+    forget_earlier(ctx, &opening);
     let decision = Decision::from_word(tproxy_decide_connect4(ctx.sock_addr));
     Some(connect(ctx, socket, opening, decision, Family::V4))
 }
@@ -43,6 +44,7 @@ pub fn decide_v6(ctx: &SockAddrContext) -> Option<Outcome> {
         return None;
     }
     let (socket, opening) = opening_v6(ctx)?;
+    forget_earlier(ctx, &opening);
     let decision = Decision::from_word(tproxy_decide_connect6(ctx.sock_addr));
     Some(connect(ctx, socket, opening, decision, Family::V6))
 }
@@ -89,6 +91,16 @@ fn opening_v6(ctx: &SockAddrContext) -> Option<(*mut bpf_sock, Opening)> {
     Some((socket, opening))
 }
 
+/// A mark of ours is that of an earlier connection of the socket, to somewhere else. Before the decision,
+/// of which nothing is looked at twice then: verifiers up to that of Linux 6.1 see ways there on which it
+/// comes out differently.
+#[inline(always)]
+fn forget_earlier(ctx: &SockAddrContext, opening: &Opening) {
+    if opening.mark != 0 && opening.mark == agent::mark() {
+        set_mark(ctx, 0);
+    }
+}
+
 /// `family` is that of the socket.
 #[inline(always)]
 fn connect(
@@ -98,10 +110,6 @@ fn connect(
     decision: Decision,
     family: Family,
 ) -> Outcome {
-    // A mark of ours is that of an earlier connection of the socket, to somewhere else.
-    if opening.mark != 0 && opening.mark == agent::mark() {
-        set_mark(ctx, 0);
-    }
     match (decision, opening.protocol) {
         (Decision::Take(rule), Protocol::Tcp) => {
             counters::count_flow(rule);

@@ -89,9 +89,9 @@ extern "C" fn tproxy_later_fragment(skb: *mut __sk_buff, network_offset: u32) ->
     // datagram that none takes is relayed then all the same. TCP sends again.
     let ends = PackedEnds::new(&Ends {
         protocol: fragment.protocol,
-        source: fragment.source,
+        source: fragment.source(),
         source_port: 0,
-        destination: fragment.destination,
+        destination: fragment.destination(),
         destination_port: 0,
     });
     if fragment.protocol != Protocol::Udp || tproxy_may_be_taken(ctx.skb.skb, &raw const ends) == 0

@@ -211,7 +211,7 @@ impl Model {
 
     /// Only of datagrams: TCP sends again. Not to link-local addresses, which most rules shun.
     fn may_be_taken(&self, fragment: &Fragment, interface: Interface) -> bool {
-        let (source, destination) = (&fragment.source, &fragment.destination);
+        let (source, destination) = (&fragment.source(), &fragment.destination());
         let flow = Flow {
             scope: Scope::Forward,
             protocol: fragment.protocol,
