@@ -1,6 +1,6 @@
 //! Agents in network namespaces that they are told of by name.
 
-use std::net::SocketAddr;
+use std::{collections::HashSet, net::SocketAddr};
 
 use tproxy_tests::{
     Agent, Cli, DatagramClient, Exchange, Family, Lab, Snapshot,
@@ -92,6 +92,39 @@ fn several_instances_work_at_once() {
     for mut agent in routed.into_iter().chain(inbound) {
         assert_eq!(agent.stop().len(), 4);
     }
+}
+
+/// Instances that start at the same moment have marks and tables of their own, also one that has nothing in the kernel
+/// yet, and the end of one takes nothing from the others.
+#[test]
+fn instances_that_start_at_once_do_not_share() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let started = [
+        "--iface cl0 --dport 80",
+        "--iface sv0 --dport 80",
+        "--scope local --dport 80 --uid 4711",
+        "",
+    ]
+    .map(|arguments| {
+        let cli = Cli::new(&lab.gateway, &unique_instance());
+        let process = cli.start_under("env RUST_LOG=info", &format!("run {arguments}"));
+        (cli, process)
+    });
+    let agents = started.map(|(cli, process)| Agent::over(cli, process));
+    for key in ["mark", "table"] {
+        let numbers = agents.each_ref().map(|agent| agent.status()[key].as_u64());
+        let distinct: HashSet<u64> = numbers.iter().flatten().copied().collect();
+        assert_eq!(distinct.len(), agents.len(), "{key}: {numbers:?}");
+    }
+    let [mut first, others @ ..] = agents;
+    for mut other in others {
+        assert_eq!(other.stop(), []);
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_relayed(&first);
+        }
+    }
+    assert_eq!(first.stop().len(), 6);
 }
 
 /// `ip netns del` ends the agent that was told that name, in order, and nothing is left. One in another namespace goes on.

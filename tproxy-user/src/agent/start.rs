@@ -13,7 +13,8 @@ use super::{
 use crate::{
     config::Config,
     delivery::{
-        Assignment, Delivery, LocalAddresses, Netlink, Wanted, choose, link_by_name, list_links,
+        Assignment, Delivery, LocalAddresses, Neighbour, Netlink, Wanted, choose, link_by_name,
+        list_links,
     },
     instance::{
         AgentLock, AgentRecord, Built, Change, ChangeLock, Error, Instance, Interface, NamespaceId,
@@ -134,11 +135,14 @@ async fn prepare(
         let link = link_by_name(&netlink, name).await?;
         check_attachable(instance, &netlink, &link, namespace).await?;
     }
+    // Held until this instance has its rules and routes.
+    let _alone = NamespaceId::have_alone().context("cannot lock the network namespace")?;
     let here = |state: &&State| state.namespace == namespace;
     let wanted = Wanted {
         mark: options.mark,
         table: options.table,
         previous: previous.as_ref().filter(here).map(State::assignment),
+        neighbours: &neighbours(instance, namespace),
     };
     let assignment = choose(&netlink, wanted).await?;
     let workers = options
@@ -200,6 +204,21 @@ async fn prepare(
         log::warn!("cannot undo everything: {error}; `tproxy unload` tries again");
     }
     built
+}
+
+/// The other instances in this namespace.
+fn neighbours(instance: &Instance, namespace: NamespaceId) -> Vec<Neighbour> {
+    let others = Instance::all().into_iter();
+    others
+        .filter(|other| other.name() != instance.name())
+        .filter_map(|other| {
+            let origin = other.origin()?;
+            (origin.namespace == namespace).then(|| Neighbour {
+                instance: other.name().to_owned(),
+                assignment: origin.assignment(),
+            })
+        })
+        .collect()
 }
 
 /// Refuses a file whose rules name interfaces that will not be attached.

@@ -10,9 +10,18 @@ use super::{
     object::{Family, route_of_ours, rule_of_ours, table_of_rule},
 };
 
-/// What the operator asks for.
+/// Another instance in the same network namespace. It may have no policy rule or route yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its name.
+    pub instance: String,
+    /// What it has chosen.
+    pub assignment: Assignment,
+}
+
+/// What the operator asks for, and what is taken beside what the kernel tells.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Wanted {
+pub struct Wanted<'a> {
     /// The mark; chosen when left out.
     pub mark: Option<u32>,
     /// The table; chosen when left out.
@@ -22,6 +31,8 @@ pub struct Wanted {
     /// the first to be tried. If the choice falls on others, call
     /// [`remove_leftovers`](super::remove_leftovers) with this.
     pub previous: Option<Assignment>,
+    /// The other instances, whose marks and tables are taken.
+    pub neighbours: &'a [Neighbour],
 }
 
 /// The first table that is tried.
@@ -53,24 +64,29 @@ fn default_tables() -> impl Iterator<Item = u32> {
 /// An explicit mark or table that is invalid or taken is refused with what holds it; so are the
 /// defaults when all that are tried are taken. [`Error::Read`] when the kernel's rules and routes
 /// cannot be read.
-pub async fn choose(netlink: &Netlink, wanted: Wanted) -> Result<Assignment, Error> {
+pub async fn choose(netlink: &Netlink, wanted: Wanted<'_>) -> Result<Assignment, Error> {
     let previous = wanted
         .previous
         .filter(|previous| previous.mark != 0 && !RESERVED_TABLES.contains(&previous.table));
-    let in_force = InForce::read(netlink, previous).await?;
+    let in_force = InForce::read(netlink, previous, wanted.neighbours).await?;
     let mark = in_force.choose_mark(wanted.mark)?;
     let table = in_force.choose_table(netlink, wanted.table).await?;
     Ok(Assignment { mark, table })
 }
 
 /// The rules in force, without the leftovers of our previous agent.
-struct InForce {
+struct InForce<'a> {
     rules: Vec<RuleMessage>,
     previous: Option<Assignment>,
+    neighbours: &'a [Neighbour],
 }
 
-impl InForce {
-    async fn read(netlink: &Netlink, previous: Option<Assignment>) -> Result<Self, Error> {
+impl<'a> InForce<'a> {
+    async fn read(
+        netlink: &Netlink,
+        previous: Option<Assignment>,
+        neighbours: &'a [Neighbour],
+    ) -> Result<Self, Error> {
         let mut rules = Vec::new();
         for family in Family::BOTH {
             let leftover = |rule: &RuleMessage| {
@@ -84,7 +100,11 @@ impl InForce {
                     .filter(|rule| !leftover(rule)),
             );
         }
-        Ok(Self { rules, previous })
+        Ok(Self {
+            rules,
+            previous,
+            neighbours,
+        })
     }
 
     fn choose_mark(&self, wanted: Option<u32>) -> Result<u32, Error> {
@@ -117,19 +137,27 @@ impl InForce {
         })
     }
 
-    /// The rule that would select packets with our mark or those of upstream connections, or whose
-    /// packets our rule would select.
+    /// The rule, or the instance, that would select packets with our mark or those of upstream
+    /// connections, or whose packets our rule would select.
     fn holder_of_mark(&self, ours: u32) -> Option<String> {
         let upstream = upstream_mark(ours);
-        let holder = self.rules.iter().find(|rule| {
-            let Some(theirs) = RuleSelectors::of(rule).fwmark else {
-                return false;
-            };
+        let clashes = |value: u32, mask: u32| {
             // A rule for packets without a mark (`fwmark 0/0xff`) does not use one.
-            theirs.value & theirs.mask != 0
-                && ((ours ^ theirs.value) & theirs.mask == 0
-                    || (upstream ^ theirs.value) & theirs.mask == 0
-                    || theirs.value & ours == ours)
+            value & mask != 0
+                && ((ours ^ value) & mask == 0
+                    || (upstream ^ value) & mask == 0
+                    || value & ours == ours)
+        };
+        let neighbour = self.neighbours.iter().find(|neighbour| {
+            let theirs = neighbour.assignment.mark;
+            clashes(theirs, theirs) || upstream_mark(theirs) & ours == ours
+        });
+        if let Some(Neighbour { instance, .. }) = neighbour {
+            return Some(format!("instance {instance}"));
+        }
+        let holder = self.rules.iter().find(|rule| {
+            let theirs = RuleSelectors::of(rule).fwmark;
+            theirs.is_some_and(|theirs| clashes(theirs.value, theirs.mask))
         });
         holder.map(|rule| format!("the policy rule \"{}\"", describe_rule(rule)))
     }
@@ -166,6 +194,18 @@ impl InForce {
         netlink: &Netlink,
         table: u32,
     ) -> Result<Option<String>, Error> {
+        let stand_ins = |table| {
+            let assignment = Assignment { mark: 0, table };
+            Family::BOTH.map(|family| assignment.stand_in(family))
+        };
+        // The stand-ins of two tables are the same for IPv4 if their low 16 bits are.
+        let neighbour = self.neighbours.iter().find(|neighbour| {
+            let theirs = stand_ins(neighbour.assignment.table);
+            stand_ins(table).iter().any(|ours| theirs.contains(ours))
+        });
+        if let Some(Neighbour { instance, .. }) = neighbour {
+            return Ok(Some(format!("instance {instance} has it")));
+        }
         let lookup = self
             .rules
             .iter()
@@ -176,11 +216,9 @@ impl InForce {
                 describe_rule(rule)
             )));
         }
-        // The stand-ins of two tables are the same for IPv4 if their low 16 bits are.
-        let assignment = Assignment { mark: 0, table };
         let stand_in = self.rules.iter().find(|rule| {
-            let names = |family| RuleSelectors::of(rule).names(assignment.stand_in(family));
-            Family::BOTH.into_iter().any(names)
+            let names = |stand_in| RuleSelectors::of(rule).names(stand_in);
+            stand_ins(table).into_iter().any(names)
         });
         if let Some(rule) = stand_in {
             return Ok(Some(format!(

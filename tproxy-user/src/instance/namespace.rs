@@ -7,8 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sched::{CloneFlags, setns},
+};
 use serde::{Deserialize, Serialize};
+
+/// That of the calling thread.
+const CURRENT: &str = "/proc/thread-self/ns/net";
 
 /// Device and inode of a network namespace, unique while it exists (namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +30,7 @@ impl NamespaceId {
     ///
     /// When /proc is not there.
     pub fn current() -> io::Result<Self> {
-        Self::of(Path::new("/proc/thread-self/ns/net"))
+        Self::of(Path::new(CURRENT))
     }
 
     /// That of this file, which a namespace is mounted on or which is `ns/net` of a process.
@@ -38,6 +44,17 @@ impl NamespaceId {
             device: metadata.dev(),
             inode: metadata.ino(),
         })
+    }
+
+    /// Waits until nobody else has the calling thread's namespace to itself, and has it from then on.
+    /// Two instances that begin at once in one namespace would choose the same mark and table.
+    ///
+    /// # Errors
+    ///
+    /// When /proc is not there or the kernel refuses.
+    pub fn have_alone() -> io::Result<Flock<File>> {
+        let file = File::open(CURRENT)?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
     }
 
     /// Its inode.

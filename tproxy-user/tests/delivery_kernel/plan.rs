@@ -1,6 +1,6 @@
 //! Choosing a mark and a table.
 
-use tproxy_user::delivery::{Assignment, Delivery, Flows, Netlink, Wanted, choose};
+use tproxy_user::delivery::{Assignment, Delivery, Flows, Neighbour, Netlink, Wanted, choose};
 
 use crate::namespace::{everything, in_namespace, ip};
 
@@ -39,6 +39,44 @@ fn others_are_chosen_when_the_defaults_are_taken() {
                 table: 7472
             }
         );
+    });
+}
+
+/// An instance without interfaces and rules has nothing in the kernel that would show what it has chosen.
+#[test]
+fn what_another_instance_has_chosen_is_taken() {
+    in_namespace(|netlink| async move {
+        let neighbours = [Neighbour {
+            instance: "quiet".into(),
+            assignment: DEFAULT,
+        }];
+        let wanted = Wanted {
+            neighbours: &neighbours,
+            ..Wanted::default()
+        };
+        let chosen = choose(&netlink, wanted).await.unwrap();
+        assert_eq!((chosen.mark, chosen.table), (0x7468_0000, 7471));
+        for (mark, table) in [
+            (Some(DEFAULT.mark), None),
+            (Some(DEFAULT.mark | 1), None),
+            (None, Some(DEFAULT.table)),
+            (None, Some(DEFAULT.table | 1 << 16)),
+        ] {
+            let asked = Wanted {
+                mark,
+                table,
+                ..wanted
+            };
+            let refused = choose(&netlink, asked).await.unwrap_err().to_string();
+            assert!(refused.contains("instance quiet"), "{refused}");
+        }
+        let others = Wanted {
+            mark: Some(0x1000),
+            table: Some(100),
+            ..wanted
+        };
+        let chosen = choose(&netlink, others).await.unwrap();
+        assert_eq!((chosen.mark, chosen.table), (0x1000, 100));
     });
 }
 
@@ -189,6 +227,7 @@ fn leftovers_of_a_dead_agent_are_taken_over_and_those_of_a_living_one_are_not() 
             mark: Some(0x40),
             table: Some(64),
             previous: Some(ours),
+            ..Wanted::default()
         };
         assert_eq!(choose(&netlink, explicit).await.unwrap(), ours);
         assert_eq!(choose(&netlink, Wanted::default()).await.unwrap(), DEFAULT);
@@ -212,7 +251,7 @@ fn leftovers_of_a_dead_agent_are_taken_over_and_those_of_a_living_one_are_not() 
     });
 }
 
-async fn refusal(netlink: &Netlink, wanted: Wanted) -> String {
+async fn refusal(netlink: &Netlink, wanted: Wanted<'_>) -> String {
     match choose(netlink, wanted).await {
         Ok(chosen) => panic!("{wanted:?} gives {chosen:?}\n{}", everything()),
         Err(error) => error.to_string(),
