@@ -235,6 +235,41 @@ fn assert_new_flows_are_taken(lab: &Lab, agent: &Agent) {
     }
 }
 
+/// What `status` says of listeners is about the rule that is there now: one that comes in the place of another that is
+/// gone begins anew, and nothing of the former listener is said to be lost.
+#[test]
+fn the_listeners_of_a_rule_are_not_those_of_the_one_before() {
+    let lab = Lab::new();
+    let listeners = [PORT, PORT + 10].map(|port| {
+        let address = SocketAddr::new(Family::V6.any(), port);
+        Witness::over(transparent(&lab.gateway, address))
+    });
+    let mut agent = lab.agent("--iface cl0");
+    for (index, port) in [PORT, PORT + 10, PORT].into_iter().enumerate() {
+        agent.run(&format!(
+            "rule add --dport 80 --action redirect --to [::]:{port} --name rule-{index}"
+        ));
+        wait::until("the listener is followed", || {
+            let status = agent.status();
+            let [of_rule] = status["listeners"].as_array()?.as_slice() else {
+                panic!("{status}");
+            };
+            (of_rule["found"] == 1 && of_rule["present"] == 1).then(|| {
+                assert_eq!(of_rule["lost"], 0, "{of_rule}");
+            })
+        });
+        lab.ask(Family::V4.near(), 80).assert_direct(&agent);
+        agent.run("rule flush");
+    }
+    let seen = listeners.each_ref().map(|it| it.clients().len());
+    assert_eq!(seen, [2, 1]);
+    assert!(
+        !agent.log().contains("is gone"),
+        "they are all there"
+    );
+    assert_eq!(agent.stop(), []);
+}
+
 /// Flows of IPv6 do not fit a listener of IPv4: they follow `on_missing`, and the others are its.
 #[test]
 fn flows_of_a_family_that_the_listener_has_not_got_follow_on_missing() {

@@ -63,6 +63,7 @@ impl Redirects {
             maps: maps.clone(),
             counters,
             places: HashMap::new(),
+            wanted: Vec::new(),
         };
         let of_thread = Arc::clone(&orders);
         thread::Builder::new()
@@ -121,6 +122,8 @@ struct Follower {
     maps: Maps,
     counters: ListenerCounters,
     places: HashMap<Key, Places>,
+    /// The keys that are followed now.
+    wanted: Vec<Key>,
 }
 
 impl Follower {
@@ -145,6 +148,7 @@ impl Follower {
             drop(order);
             if let Some(wanted) = wanted {
                 idle = wanted.is_empty();
+                self.wanted = wanted.iter().map(|wanted| wanted.key.clone()).collect();
                 watcher.set_wanted(wanted);
             }
             match watcher.poll() {
@@ -175,8 +179,10 @@ impl Follower {
                     "rule {}: the socket of {process} at {bound} is gone",
                     key.rule
                 );
-                self.remove(&key, cookie);
+                let lost = self.remove(&key, cookie);
+                self.count(key.slot, |counter| counter.lost += lost);
             }
+            Event::Released { cookie } => _ = self.remove(&key, cookie),
             Event::Refused(error) => warn!("rule {}: {error}", key.rule),
             Event::Nobody(absence) => warn!("rule {}: {absence}; on_missing decides", key.rule),
         }
@@ -214,15 +220,23 @@ impl Follower {
         }
     }
 
-    fn remove(&mut self, key: &Key, cookie: u64) {
+    /// Takes a socket out of its places. Returns how many these were.
+    fn remove(&mut self, key: &Key, cookie: u64) -> u64 {
         let Some(places) = self.places.get_mut(key) else {
-            return;
+            return 0;
         };
-        let mut lost = 0;
+        // Then what is in the places of the slot is that rule's already.
+        let is_another_rules = self.wanted.iter().any(|wanted| {
+            (wanted.slot, wanted.protocol) == (key.slot, key.protocol) && wanted != key
+        });
+        let mut removed = 0;
         for (member, place) in places.iter_mut().enumerate() {
             if *place == Some(cookie) {
                 *place = None;
-                lost += 1;
+                removed += 1;
+                if is_another_rules {
+                    continue;
+                }
                 // One that was closed is out already.
                 for family in [Family::V4, Family::V6] {
                     let maps = &self.maps;
@@ -233,10 +247,12 @@ impl Follower {
         if places.iter().all(Option::is_none) {
             self.places.remove(key);
         }
-        self.count(key.slot, |counter| {
-            counter.present = counter.present.saturating_sub(lost);
-            counter.lost += lost;
-        });
+        if !is_another_rules {
+            self.count(key.slot, |counter| {
+                counter.present = counter.present.saturating_sub(removed);
+            });
+        }
+        removed
     }
 
     fn count(&self, slot: u32, change: impl FnOnce(&mut ListenerCounter)) {

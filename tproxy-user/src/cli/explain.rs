@@ -153,7 +153,7 @@ pub(super) fn execute(
             .map(|asked| format!("{} {}", asked.key, asked.text))
             .collect();
         print_line(&format!(
-            "{number:>4}  {:<16}{:<8}{verdict}: {}",
+            "{number:>4}  {:<16}{:<9}{verdict}: {}",
             rule.name,
             rule.action,
             reasons.join("; ")

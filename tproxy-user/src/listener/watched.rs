@@ -205,7 +205,8 @@ impl Watched {
 
     /// Everyone is gone: it is no longer watched.
     pub(super) fn end(self) -> impl Iterator<Item = Event> {
-        self.members.into_iter().map(Member::gone)
+        let cookies = self.members.into_iter().map(|member| member.cookie);
+        cookies.map(|cookie| Event::Released { cookie })
     }
 
     /// Descriptors that are readable once a process that has a socket has ended.

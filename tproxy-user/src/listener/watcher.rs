@@ -54,6 +54,11 @@ pub enum Event {
         /// The process that it was from.
         process: Process,
     },
+    /// A socket that was found is asked for no longer, whether it is there or not.
+    Released {
+        /// The socket's.
+        cookie: u64,
+    },
     /// A socket is there that cannot be used. Told once for each socket and reason.
     Refused(Error),
     /// Nobody is there. Told once until somebody has been.
@@ -88,7 +93,7 @@ impl<K: Clone + PartialEq> Watcher<K> {
     }
 
     /// Watches these addresses from now on. What is known of those that stay is kept; the sockets of
-    /// those that go, or mean something else now, are gone with the next poll.
+    /// those that go, or mean something else now, are released with the next poll.
     pub fn set_wanted(&mut self, wanted: Vec<Wanted<K>>) {
         let mut before = std::mem::take(&mut self.addresses);
         for wanted in wanted {

@@ -36,6 +36,7 @@ fn describe(change: &Change<&str>) -> String {
     let what = match &change.event {
         Event::Found(found) => format!("found {}", found.process.pid),
         Event::Gone { process, .. } => format!("gone {}", process.pid),
+        Event::Released { .. } => "released".into(),
         Event::Refused(Error::NotTransparent { process, .. }) => {
             format!("not transparent {}", process.pid)
         }
@@ -180,14 +181,14 @@ fn wanted_addresses_come_and_go() {
         assert_eq!(
             poll(&mut watcher),
             [
-                format!("b gone {own}"),
-                format!("c gone {own}"),
-                format!("a gone {own}"),
+                "b released".into(),
+                "c released".into(),
+                "a released".into(),
                 format!("a found {own}")
             ]
         );
         watcher.set_wanted(Vec::new());
-        assert_eq!(poll(&mut watcher), [format!("a gone {own}")]);
+        assert_eq!(poll(&mut watcher), ["a released"]);
     });
 }
 
@@ -240,7 +241,7 @@ fn programs_that_restart_all_the_time_make_no_errors() {
                     match change.event {
                         Event::Found(_) => found += 1,
                         Event::Gone { .. } => gone += 1,
-                        Event::Nobody(_) => {}
+                        Event::Nobody(_) | Event::Released { .. } => {}
                         Event::Refused(error) => panic!("{error}"),
                     }
                 }
