@@ -263,10 +263,7 @@ fn the_listeners_of_a_rule_are_not_those_of_the_one_before() {
     }
     let seen = listeners.each_ref().map(|it| it.clients().len());
     assert_eq!(seen, [2, 1]);
-    assert!(
-        !agent.log().contains("is gone"),
-        "they are all there"
-    );
+    assert!(!agent.log().contains("is gone"), "they are all there");
     assert_eq!(agent.stop(), []);
 }
 

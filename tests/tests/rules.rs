@@ -471,3 +471,24 @@ fn explain_says_what_it_assumes_about_the_clients_port() {
         assert_eq!(says_so, assumed, "{answer}");
     }
 }
+
+/// A rule about forwarded flows takes nothing where no interface is attached, and is said to.
+#[test]
+fn a_rule_that_has_no_interface_is_warned_of() {
+    let lab = Lab::new();
+    let mut agent = lab.agent("--name first --dport 80");
+    assert!(agent.log().contains("no interface is attached"));
+    let warned = |arguments: &str| {
+        let added = agent.attempt(arguments);
+        assert_eq!(added.code, Some(0));
+        added
+            .stderr
+            .iter()
+            .any(|line| line.contains("no interface is attached"))
+    };
+    assert!(warned("rule add --name second --dport 81"));
+    assert!(!warned("rule add --scope inbound --dport 82"));
+    agent.run("attach cl0");
+    assert!(!warned("rule add --dport 83"));
+    assert_eq!(agent.stop(), []);
+}

@@ -29,6 +29,15 @@ impl Change {
                 rule.name
             );
         }
+        let forwards = |(rule, _): &&(&Rule, &StoredRule)| rule.scope == Scope::Forward;
+        if self.state.interfaces.is_empty()
+            && let Some((rule, _)) = new.iter().find(forwards)
+        {
+            warn!(
+                "no interface is attached: rules of scope forward, as {}, take nothing until `tproxy attach IF`",
+                rule.name
+            );
+        }
         let redirects: Vec<_> = new
             .into_iter()
             .filter(|(rule, _)| rule.action == Action::Redirect)
