@@ -27,12 +27,10 @@ impl ControlGroup {
     #[must_use]
     #[track_caller]
     pub fn create() -> Self {
-        let number = CREATED.fetch_add(1, Ordering::Relaxed);
-        let name = format!("tproxy-test-{}-{number}", std::process::id());
-        Self::at(root().join(name))
+        Self::named(&unique_name())
     }
 
-    /// Makes one of this name below the root, on a machine of a test's own.
+    /// Makes one of this name below the root: a [`unique_name`], or any on a machine of a test's own.
     #[must_use]
     #[track_caller]
     pub fn named(name: &str) -> Self {
@@ -90,6 +88,13 @@ impl ControlGroup {
             .args(command_line.split_whitespace());
         command
     }
+}
+
+/// A name that no group has.
+#[must_use]
+pub fn unique_name() -> String {
+    let number = CREATED.fetch_add(1, Ordering::Relaxed);
+    format!("tproxy-test-{}-{number}", std::process::id())
 }
 
 impl Drop for ControlGroup {

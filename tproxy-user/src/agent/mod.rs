@@ -1,5 +1,6 @@
 //! The agent: brings an instance up, keeps it current while it relays, and takes it down.
 
+mod control_groups;
 mod errand;
 mod expiry;
 mod flow_filter;

@@ -1,14 +1,16 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
-use std::{fs, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread};
+use std::{
+    collections::BTreeMap, fs, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread,
+};
 
 use anyhow::Context as _;
 use log::info;
 use tproxy_common::{agent::AgentState, limits::WORKERS};
 
 use super::{
-    Options, expiry::Expiry, leftovers, redirects::Redirects, steering::Steering, upkeep::Watches,
-    ways_out::Following,
+    Options, control_groups::FollowedGroups, expiry::Expiry, leftovers, redirects::Redirects,
+    steering::Steering, upkeep::Watches, ways_out::Following,
 };
 use crate::{
     config::Config,
@@ -50,6 +52,7 @@ pub(super) struct Parts {
     state: State,
     pub(super) redirects: Redirects,
     pub(super) following: Following,
+    pub(super) groups: FollowedGroups,
     _discard: Discard,
     /// Shows the programs that the agent lives.
     _lifeline: UnixDatagram,
@@ -300,6 +303,8 @@ async fn build(
     redirects.follow(&state);
     let following = Following::new();
     following.follow(&state);
+    let groups = FollowedGroups::new();
+    groups.follow(&state);
     let Capacity {
         flows,
         sessions,
@@ -323,6 +328,7 @@ async fn build(
         state,
         redirects,
         following,
+        groups,
         _discard: sockets.discard,
         _lifeline: sockets.lifeline,
     };
@@ -371,6 +377,7 @@ async fn first_state(plan: &Plan<'_>, loaded: Loaded) -> anyhow::Result<(State, 
         next_rule: kept.map_or(0, |state| state.next_rule),
         sets: kept.map(|state| state.sets.clone()).unwrap_or_default(),
         next_set: kept.map_or(0, |state| state.next_set),
+        cgroups: BTreeMap::new(),
         built: Built::default(),
     };
     let Some(kept) = kept.filter(|_| plan.options.interfaces.is_empty()) else {

@@ -1,5 +1,5 @@
-//! What an agent does beside relaying: it follows changes of rules, interfaces and addresses, and
-//! keeps the filter of flows young.
+//! What an agent does beside relaying: it follows changes of rules, interfaces, addresses and
+//! control groups, and keeps the filter of flows young.
 
 use std::pin::pin;
 
@@ -68,6 +68,7 @@ async fn follow(
         _restores,
     } = watches;
     let mut ways_out = running.following.ways_out(&running.netlink);
+    let mut groups = running.groups.watch();
     let mut flow_filter = pin!(keep_young(FlowFilter::open(&running.maps)?));
     // Changes that came before the watches began.
     take_up(running).await;
@@ -97,6 +98,7 @@ async fn follow(
                 Ok(ways) => follow_ways_out(running, ways).await,
                 Err(error) => warn!("servers behind interfaces that come now do not see clients' addresses: {error}"),
             },
+            () = groups.changed() => follow_groups(running).await,
             prefixes = local.changed() => {
                 let stored = running.maps.set_local_prefixes(prefixes?);
                 stored.unwrap_or_else(|error| warn!("the addresses of this host are out of date: {error}"));
@@ -151,6 +153,7 @@ async fn take_up(running: &Parts) {
         running.expiry.follow(&state)?;
         running.redirects.follow(&state);
         running.following.follow(&state);
+        running.groups.follow(&state);
         state.declare_interfaces(&running.maps)?;
         let interfaces = state.delivering();
         running.delivery.apply(&state.flows(&interfaces)).await?;
@@ -245,6 +248,23 @@ async fn follow_ways_out(running: &Parts, ways: Vec<Link>) {
             change.follow_ways_out(netlink, &ways).await
         };
         change_or_warn(running, edit).await;
+    }
+}
+
+/// Puts the rules in force with the control groups that are there now.
+async fn follow_groups(running: &Parts) {
+    let before = running.groups.current();
+    let edit = async |change: Change, _: &Netlink| change.follow_groups();
+    let Some(state) = change_or_warn(running, edit).await else {
+        return;
+    };
+    for (group, number) in state.named_groups().since(&before) {
+        match number {
+            Some(_) => {
+                info!("control group {group} is there: rules that name it match its processes");
+            }
+            None => info!("control group {group} is gone"),
+        }
     }
 }
 

@@ -1,9 +1,13 @@
 //! The end of a change: everything is written beside what is in force, and takes effect with one
 //! write.
 
-use std::{collections::BTreeSet, mem, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    time::Instant,
+};
 
-use super::{Built, Change, Error, Interface, State, stored_set};
+use super::{Built, Change, Error, Interface, State, named_groups, stored_set};
 use crate::{
     background,
     compiler::{Compiled, Source, check_limits, cidrs, compile, edit},
@@ -37,6 +41,8 @@ impl Change {
         self.forget_unnamed_files(&rules);
         let slots: Vec<u32> = self.state.rules.iter().map(|stored| stored.slot).collect();
         let interfaces = self.state.interfaces.clone();
+        let numbers = named_groups::present(&rules);
+        self.state.cgroups.clone_from(&numbers);
         let sources: Vec<Source<'_>> = rules
             .iter()
             .zip(slots)
@@ -44,7 +50,7 @@ impl Change {
                 rule,
                 slot,
                 interfaces: indexes(&interfaces, &rule.interfaces),
-                cgroups: rule.cgroups.iter().filter_map(present).collect(),
+                cgroups: groups_of(rule, &numbers),
             })
             .collect();
         let own: usize = rules.iter().map(cidrs).sum();
@@ -71,17 +77,15 @@ impl Change {
         let Some(before) = &self.before else {
             return Ok(false);
         };
-        if before.rules != self.state.rules || before.interfaces != self.state.interfaces {
+        if before.rules != self.state.rules
+            || before.interfaces != self.state.interfaces
+            || before.cgroups != self.state.cgroups
+        {
             return Ok(false);
         }
         let Some(edits) = self.set_edits().map(<[_]>::to_vec) else {
             return Ok(false);
         };
-        // Control groups come and go: where nothing else changes, they may be why this is done.
-        let names_cgroups = |source: &Source<'_>| !source.rule.cgroups.is_empty();
-        if edits.is_empty() && sources.iter().any(names_cgroups) {
-            return Ok(false);
-        }
         let in_force = Generation::in_force(&self.maps)?;
         let Some(tables) = in_force.filter(|tables| tables.number() == before.generation) else {
             return Ok(false);
@@ -152,10 +156,8 @@ fn indexes(interfaces: &[Interface], names: &[String]) -> Vec<u32> {
         .collect()
 }
 
-/// The id of a control group that is there. Its rule matches nothing until it is, as with an
-/// interface.
-fn present(group: &Cgroup) -> Option<u64> {
-    let id = group.id();
-    id.inspect_err(|error| log::warn!("control group {group}: {error}"))
-        .unwrap_or_default()
+/// The numbers of the control groups of a rule that are there.
+fn groups_of(rule: &Rule, numbers: &BTreeMap<Cgroup, u64>) -> Vec<u64> {
+    let numbers = rule.cgroups.iter().map(|group| numbers.get(group));
+    numbers.flatten().copied().collect()
 }

@@ -38,6 +38,9 @@ impl Change {
                 rule.name
             );
         }
+        for (rule, _) in &new {
+            self.warn_of_absent_groups(rule);
+        }
         let redirects: Vec<_> = new
             .into_iter()
             .filter(|(rule, _)| rule.action == Action::Redirect)
@@ -70,6 +73,17 @@ impl Change {
         self.state.answering.extend(answering);
         self.state.local |= opens_local;
         Ok(())
+    }
+
+    fn warn_of_absent_groups(&self, rule: &Rule) {
+        for group in &rule.cgroups {
+            if !self.state.cgroups.contains_key(group) {
+                warn!(
+                    "rule {}: there is no control group {group}: the rule matches its processes once it is there",
+                    rule.name
+                );
+            }
+        }
     }
 
     /// Takes away what no rule needs any more. Rules and routes of local flows stay to the end of the

@@ -1,6 +1,7 @@
 //! Rules and interfaces of one generation, as a file.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -12,7 +13,7 @@ use super::{Error, NamespaceId, StoredSet};
 use crate::{
     delivery::{Assignment, Flows, Link},
     kernel::Loaded,
-    rule::{Deadline, RuleSpec},
+    rule::{Cgroup, Deadline, RuleSpec},
 };
 
 /// What an instance is made of.
@@ -47,6 +48,10 @@ pub struct State {
     pub rules: Vec<StoredRule>,
     /// The number of the next rule that has no name.
     pub next_rule: u64,
+    /// The numbers by which the tables know control groups that rules name. Those that were not there
+    /// when the rules were compiled are missing.
+    #[serde(default)]
+    pub cgroups: BTreeMap<Cgroup, u64>,
     /// Sets by name.
     #[serde(default)]
     pub sets: Vec<StoredSet>,

@@ -12,6 +12,7 @@ use nix::{
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
     unistd::User,
 };
+use serde::{Deserialize, Serialize};
 
 /// An inclusive range of user ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +67,7 @@ pub(super) fn user_id(name: &str) -> Option<u32> {
 }
 
 /// A control group of the unified hierarchy, with those below it, as a path from its root: `system.slice/nginx.service`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cgroup(String);
 
 impl Cgroup {
