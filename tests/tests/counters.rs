@@ -93,6 +93,45 @@ fn what_is_dropped_or_rejected_is_counted() {
     }
 }
 
+/// In scope inbound they count flows and packets. Nothing knows how long those are.
+#[test]
+fn what_is_dropped_or_rejected_on_the_way_to_this_host_is_counted() {
+    let lab = Lab::new();
+    let _service = Witness::start(&lab.gateway, 82);
+    let mut agent = lab.agent("--scope inbound --proto any --dport 80 --action drop --name drop");
+    agent.run("rule add --scope inbound --proto any --dport 81 --action reject --name reject");
+    agent.run("rule add --scope inbound --proto any --dport 82 --action pass --name pass");
+    let sizes = [0, 1, 1000];
+    let mut count = 0;
+    for family in FAMILIES {
+        for port in [80, 81, 82] {
+            send(&lab, (family.gateway(), port).into(), &sizes);
+        }
+        count += 3;
+        for name in ["drop", "reject", "pass"] {
+            wait::until("all datagrams are counted", || {
+                (numbers(&agent, name, ["flows"]) == [count]).then_some(())
+            });
+        }
+        let attempts = [80, 81].map(|port| lab.connect_at_once((family.gateway(), port).into()));
+        for attempt in attempts {
+            attempt.expect_err("nobody answers, or a refusal");
+        }
+        lab.ask(family.gateway(), 82).assert_direct(&agent);
+        count += 1;
+        for name in ["drop", "reject"] {
+            assert_eq!(numbers(&agent, name, DISCARDED), [count, count, 0]);
+        }
+        assert_eq!(numbers(&agent, "pass", DISCARDED), [count, 0, 0]);
+    }
+    let totals = &agent.status()["totals"];
+    let expected = [3 * count, 2 * count, 0];
+    for (key, number) in DISCARDED.into_iter().zip(expected) {
+        assert_eq!(totals[key], number, "{key} of {totals}");
+    }
+    agent.stop();
+}
+
 /// `pass` counts what the classifier saw: a SYN for each connection, and each datagram. Nothing is dropped.
 #[test]
 fn what_is_passed_is_counted() {

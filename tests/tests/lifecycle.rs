@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
 use tproxy_tests::{
     Agent, Family, Lab, Snapshot,
     address::FAMILIES,
@@ -245,4 +246,40 @@ fn an_interrupted_agent_ends_in_order() {
     agent.signal(nix::sys::signal::Signal::SIGINT);
     agent.wait();
     Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+}
+
+/// `unload` says what it waits for when the agent does not answer, and goes on when it has ended, by force or by itself.
+#[test]
+fn unload_says_which_agent_it_waits_for() {
+    for remedy in [Signal::SIGKILL, Signal::SIGCONT] {
+        let lab = Lab::new();
+        let instance = unique_instance();
+        let before = Snapshot::of(&lab.gateway, &instance);
+        let mut agent = Agent::start_under(&lab.gateway, &instance, "", "--iface cl0 --dport 80");
+        let pid = agent.id();
+        agent.signal(Signal::SIGSTOP);
+        let mut unload = agent.start_under("", "unload");
+        let said = unload.stderr.find(|line| Some(line.to_owned()));
+        let said = said.expect("a word about the wait");
+        assert!(said.starts_with("tproxy: waiting"), "{said}");
+        assert!(said.contains(&format!("(process {pid})")), "{said}");
+        assert!(said.contains(&format!("`kill -9 {pid}`")), "{said}");
+        assert!(!unload.has_ended());
+        agent.signal(remedy);
+        agent.wait_for_end();
+        assert!(unload.wait().success());
+        assert_eq!(unload.stderr.so_far(), [said]);
+        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+    }
+}
+
+/// It has nothing to say of one that answers.
+#[test]
+fn unload_is_silent_about_an_agent_that_ends() {
+    let lab = Lab::new();
+    let mut agent = lab.agent("--iface cl0 --dport 80");
+    let attempt = agent.attempt("unload");
+    assert_eq!(attempt.code, Some(0), "{attempt:?}");
+    assert_eq!(attempt.stderr, [""; 0]);
+    agent.wait_for_end();
 }

@@ -102,6 +102,10 @@ fn is_stand_in(address: &Address) -> bool {
         }
 }
 
+/// Nothing tells a program that chooses a socket how long the packet is (`struct bpf_sk_lookup`,
+/// linux/bpf.h).
+const UNKNOWN_LENGTH: u64 = 0;
+
 /// A flow of the agent's, by a rule that is not known any more.
 const RELAYED: Taken = Taken {
     slot: 0,
@@ -154,8 +158,18 @@ fn choose_inbound(ctx: &SkLookupContext, ends: &Ends, interface: u32, workers: u
     counters::count_flow(rule);
     match rule.action() {
         Action::Pass => Outcome::InboundPassed,
-        Action::Drop if sockets::discard(ctx, ends.protocol) => Outcome::InboundDropped,
-        Action::Drop | Action::Reject => Outcome::InboundRejected,
+        Action::Drop => {
+            counters::count_discarded(rule, UNKNOWN_LENGTH);
+            if sockets::discard(ctx, ends.protocol) {
+                Outcome::InboundDropped
+            } else {
+                Outcome::InboundRejected
+            }
+        }
+        Action::Reject => {
+            counters::count_discarded(rule, UNKNOWN_LENGTH);
+            Outcome::InboundRejected
+        }
         Action::Relay | Action::Redirect => hand_over_inbound(ctx, ends, rule, workers),
     }
 }

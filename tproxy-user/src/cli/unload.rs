@@ -1,5 +1,12 @@
 //! `tproxy unload`.
 
+use std::{
+    io::{self, Write as _},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
 use anyhow::{Context as _, bail};
 use nix::{
     errno::Errno,
@@ -13,6 +20,9 @@ use crate::{
     instance::{AgentLock, Error, Instance, remove},
     requirements,
 };
+
+/// How long an agent may take to end until it is said what is waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) fn execute(instance: &Instance) -> anyhow::Result<()> {
     requirements::check()?;
@@ -60,5 +70,27 @@ fn stop(instance: &Instance, pid: u32) -> anyhow::Result<()> {
             return Err(error).with_context(|| format!("cannot stop the agent (process {pid})"));
         }
     }
-    AgentLock::wait_for_end(instance).context("cannot wait for the agent")
+    let waiting = || {
+        let _ = writeln!(
+            io::stderr(),
+            "tproxy: waiting for the agent (process {pid}) to let running flows finish; if it does not answer, `kill -9 {pid}` helps"
+        );
+    };
+    let waited = after(PATIENCE, waiting, || AgentLock::wait_for_end(instance));
+    waited.context("cannot wait for the agent")
+}
+
+/// Does something that blocks, and says a word if it takes longer than this.
+fn after<T>(patience: Duration, say: impl FnOnce() + Send, action: impl FnOnce() -> T) -> T {
+    let (done, ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                say();
+            }
+        });
+        let result = action();
+        drop(done);
+        result
+    })
 }

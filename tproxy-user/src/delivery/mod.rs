@@ -18,10 +18,11 @@
 //!   those of an agent that was killed.
 //! - [`LinkWatch`] tells of interfaces that come, go or change their name.
 //! - [`for_each_flow`] lists the flows of the sockets.
+//! - [`destroy_lingering`] destroys what sockets leave that had flows to other hosts.
 //! - [`ways_out`] finds the interfaces that lead to servers; [`WaysOut`] tells when there are others.
 //! - [`LocalAddresses`] is the set of prefixes that are this host's own.
 //!
-//! All but the list of sockets speaks rtnetlink over a [`Netlink`], which belongs to the network
+//! All but what is about sockets speaks rtnetlink over a [`Netlink`], which belongs to the network
 //! namespace of the thread that opened it.
 
 mod apply;
@@ -30,6 +31,7 @@ mod clsact;
 mod describe;
 mod error;
 mod host_routes;
+mod lingering;
 mod links;
 mod local;
 mod netlink;
@@ -49,6 +51,7 @@ pub use apply::{Delivery, Flows, remove_leftovers};
 pub use assignment::Assignment;
 pub use clsact::{has_clsact, has_filter, remove_filters, remove_unused_clsact};
 pub use error::{Error, Refusal};
+pub use lingering::destroy_lingering;
 pub use links::{
     Framing, Link, LinkEvent, LinkWatch, link_by_name, link_names, list_links, valid_interface_name,
 };

@@ -1,11 +1,12 @@
 //! The connected sockets of a network namespace, as the kernel lists them (`sock_diag(7)`).
+//! [`destroy_lingering`](super::destroy_lingering) picks some of them.
 
 use std::io;
 
 use netlink_packet_sock_diag::{
     SockDiagMessage,
     constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP},
-    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+    inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use nix::errno::Errno;
@@ -29,30 +30,48 @@ const ANSWER: usize = 64 * 1024;
 /// When the kernel does not list them all.
 pub fn for_each_flow(mut each: impl FnMut(&Ends)) -> Result<(), Error> {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        for family in [AF_INET, AF_INET6] {
-            // One of its own for each: what is left of a list that failed would be in the way.
-            let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(Error::Open)?;
-            socket.bind_auto().map_err(Error::Open)?;
-            list(&socket, protocol, family, &mut each).map_err(|refusal| Error::Read {
-                what: match protocol {
-                    Protocol::Tcp => "TCP sockets",
-                    Protocol::Udp => "UDP sockets",
-                },
-                refusal,
-            })?;
-        }
+        let states = match protocol {
+            // Of a handshake that is not complete as well; listeners have no flow.
+            Protocol::Tcp => StateFlags::all() - StateFlags::LISTEN,
+            // This is what a UDP socket is in that is connected.
+            Protocol::Udp => StateFlags::ESTABLISHED,
+        };
+        for_each_socket(protocol, &states, |found| {
+            each(&ends(protocol, &found.socket_id));
+        })?;
+    }
+    Ok(())
+}
+
+/// Calls `each` for every socket of a protocol in some states, otherwise like [`for_each_flow`].
+pub(super) fn for_each_socket(
+    protocol: Protocol,
+    states: &StateFlags,
+    mut each: impl FnMut(InetResponseHeader),
+) -> Result<(), Error> {
+    for family in [AF_INET, AF_INET6] {
+        // One of its own for each: what is left of a list that failed would be in the way.
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(Error::Open)?;
+        socket.bind_auto().map_err(Error::Open)?;
+        let request = request(protocol, family, states.clone());
+        list(&socket, &request, &mut each).map_err(|refusal| Error::Read {
+            what: match protocol {
+                Protocol::Tcp => "TCP sockets",
+                Protocol::Udp => "UDP sockets",
+            },
+            refusal,
+        })?;
     }
     Ok(())
 }
 
 fn list(
     socket: &Socket,
-    protocol: Protocol,
-    family: u8,
-    each: &mut impl FnMut(&Ends),
+    request: &[u8],
+    each: &mut impl FnMut(InetResponseHeader),
 ) -> Result<(), Refusal> {
     socket
-        .send_to(&request(protocol, family), &SocketAddr::new(0, 0), 0)
+        .send_to(request, &SocketAddr::new(0, 0), 0)
         .map_err(|error| refused(&error))?;
     let mut answer = Vec::with_capacity(ANSWER);
     loop {
@@ -68,7 +87,7 @@ fn list(
             rest = rest.get(length..).unwrap_or_default();
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
-                    each(&ends(protocol, &found.header.socket_id));
+                    each(found.header);
                 }
                 NetlinkPayload::Done(done) if done.code == 0 => return Ok(()),
                 NetlinkPayload::Done(done) => return Err(Refusal::from_kernel(done.code)),
@@ -79,7 +98,7 @@ fn list(
     }
 }
 
-fn request(protocol: Protocol, family: u8) -> Vec<u8> {
+fn request(protocol: Protocol, family: u8, states: StateFlags) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let request = InetRequest {
@@ -89,12 +108,7 @@ fn request(protocol: Protocol, family: u8) -> Vec<u8> {
             Protocol::Udp => IPPROTO_UDP,
         },
         extensions: ExtensionFlags::empty(),
-        states: match protocol {
-            // Of a handshake that is not complete as well; listeners have no flow.
-            Protocol::Tcp => StateFlags::all() - StateFlags::LISTEN,
-            // This is what a UDP socket is in that is connected.
-            Protocol::Udp => StateFlags::ESTABLISHED,
-        },
+        states,
         socket_id: SocketId::new_v4(),
     };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
@@ -116,6 +130,6 @@ fn ends(protocol: Protocol, socket: &SocketId) -> Ends {
     }
 }
 
-fn refused(error: &io::Error) -> Refusal {
+pub(super) fn refused(error: &io::Error) -> Refusal {
     Refusal::Kernel(Errno::from_raw(error.raw_os_error().unwrap_or_default()))
 }

@@ -7,7 +7,9 @@ use tproxy_common::attachment::FULL;
 use super::{
     Change, ChangeLock, Error, Instance, Interface, NamespaceId, State, attachments::Attachments,
 };
-use crate::delivery::{Delivery, Framing, Link, Netlink, link_by_name, link_names};
+use crate::delivery::{
+    Delivery, Framing, Link, Netlink, destroy_lingering, link_by_name, link_names, local_addresses,
+};
 
 impl Change {
     /// Attaches interfaces, all or none. The caller is in the instance's network namespace.
@@ -79,6 +81,9 @@ impl Change {
         if let Some(missing) = self.first_unattached(names) {
             return Err(missing);
         }
+        let local = local_addresses(netlink, self.state.assignment().table).await?;
+        // As in `clear`. Those of other interfaces go as well, since none says where it came from.
+        destroy_lingering(&local);
         let (detached, others) = mem::take(&mut self.state.interfaces)
             .into_iter()
             .partition(|interface| names.contains(&interface.name));
@@ -88,6 +93,7 @@ impl Change {
         self.declare_interfaces()?;
         self.remove_stray_links()?;
         self.remove_stray_filters(netlink).await?;
+        destroy_lingering(&local);
         let delivery = Delivery::new(netlink.clone(), self.state.assignment());
         let names = self.state.delivering();
         delivery.apply(&self.state.flows(&names)).await?;

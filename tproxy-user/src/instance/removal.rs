@@ -6,7 +6,7 @@ use tproxy_common::agent::AgentState;
 
 use super::{ChangeLock, Error, Instance, Origin, State, attachments::Attachments};
 use crate::{
-    delivery::{Netlink, remove_leftovers},
+    delivery::{Netlink, destroy_lingering, local_addresses, remove_leftovers},
     kernel::{self, Maps},
 };
 
@@ -49,6 +49,18 @@ pub async fn clear(
     let unfinished = instance.unfinished_pins().filter(|pins| pins.exists());
     let found = pins.is_some() || unfinished.is_some() || origin.is_some();
     let attachments = Attachments::new(instance, pins.as_deref().unwrap_or(directory));
+    let local = match (netlink, &origin) {
+        (Some(netlink), Some(origin)) => {
+            // Without them nothing tells which sockets are in the way.
+            let table = origin.assignment().table;
+            local_addresses(netlink, table).await.ok()
+        }
+        _ => None,
+    };
+    // Most of them while the programs are there, so that few are left to be in the way for a moment.
+    if let Some(local) = &local {
+        destroy_lingering(local);
+    }
     for index in attachments.links().unwrap_or_default() {
         outcome = outcome.and(attachments.detach_link(index));
     }
@@ -59,6 +71,9 @@ pub async fn clear(
     if let Some(netlink) = netlink {
         for index in attachments.filters() {
             outcome = outcome.and(attachments.detach_filter(netlink, index).await);
+        }
+        if let Some(local) = &local {
+            destroy_lingering(local);
         }
         if let Some(origin) = origin {
             let delivered = remove_leftovers(netlink, origin.assignment()).await;
