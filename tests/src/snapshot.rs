@@ -111,7 +111,11 @@ pub fn files(root: &Path, instance: &str) -> String {
         return listing;
     };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().contains(instance) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // `test-1-1` is no part of `test-1-12`.
+        let mut rests = name.split(instance).skip(1);
+        if rests.any(|rest| !rest.starts_with(|next: char| next.is_ascii_digit())) {
             list_tree(&entry.path(), &mut listing);
         }
     }

@@ -477,7 +477,7 @@ fn explain_says_what_it_assumes_about_the_clients_port() {
 fn a_rule_that_has_no_interface_is_warned_of() {
     let lab = Lab::new();
     let mut agent = lab.agent("--name first --dport 80");
-    assert!(agent.log().contains("no interface is attached"));
+    agent.wait_for_log("no interface is attached");
     let warned = |arguments: &str| {
         let added = agent.attempt(arguments);
         assert_eq!(added.code, Some(0));

@@ -5,7 +5,10 @@ mod relay_support;
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread;
 
+use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, SockRef, Socket, Type};
 use tproxy_user::relay::{Admission, ListenError, Listener, Settings, bind};
 
@@ -97,15 +100,26 @@ fn a_port_that_somebody_has_is_refused() {
             socket
         },
     ];
-    for (number, holder) in holders.iter().enumerate() {
-        let holder = holder();
-        let taken = holder.local_addr().unwrap().as_socket().unwrap().port();
-        match bind(taken, 2) {
-            Err(ListenError::PortTaken { port }) => assert_eq!(port, taken),
-            other => panic!("holder {number}: {other:?}"),
+    // Where nobody else is given a port that has just become free.
+    let alone = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs root");
+        let up = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        assert!(up.unwrap().success());
+        for (number, holder) in holders.iter().enumerate() {
+            let holder = holder();
+            let taken = holder.local_addr().unwrap().as_socket().unwrap().port();
+            match bind(taken, 2) {
+                Err(ListenError::PortTaken { port }) => assert_eq!(port, taken),
+                other => panic!("holder {number}: {other:?}"),
+            }
+            drop(holder);
+            bind(taken, 2).expect("the port is free again");
         }
-        drop(holder);
-        bind(taken, 2).expect("the port is free again");
+    });
+    if let Err(panic) = alone.join() {
+        std::panic::resume_unwind(panic);
     }
 }
 

@@ -132,9 +132,7 @@ async fn serve(
             }
         },
     };
-    if reload.is_some() {
-        reload::warn_of_shadows(&parts);
-    }
+    reload::warn_of_idle_rules(&parts);
     let mut workers = wait(&parts.relay);
     // Goes on while flows finish: they need their rules and routes to the end.
     let mut upkeep = Box::pin(upkeep::run(&parts, watches, hangup, reload));

@@ -6,7 +6,7 @@ use super::{start::Parts, upkeep::change};
 use crate::{
     config::{AgentSection, Config, Problems, Source},
     delivery::Netlink,
-    instance::{Change, Error, shadows},
+    instance::{Change, Error, shadows, want_of_interfaces},
     set,
 };
 
@@ -49,7 +49,7 @@ impl Reload {
         match change(running, edit).await {
             Ok(_) => {
                 info!("loaded {summary}");
-                warn_of_shadows(running);
+                warn_of_idle_rules(running);
             }
             Err(failed) => match failed.downcast_ref() {
                 Some(Error::Unattached(problems)) => self.refuse(problems),
@@ -77,11 +77,12 @@ fn read(source: &Source) -> Result<Config, Problems> {
     Ok(config)
 }
 
-/// Says which rules in force can never match.
-pub(super) fn warn_of_shadows(running: &Parts) {
+/// Says which rules in force take nothing.
+pub(super) fn warn_of_idle_rules(running: &Parts) {
     match running.instance.in_force() {
         Ok((state, tables)) => {
-            for line in shadows(&state, &tables, None) {
+            let lines = shadows(&state, &tables, None);
+            for line in want_of_interfaces(&state, None).into_iter().chain(lines) {
                 warn!("{line}");
             }
         }

@@ -3,7 +3,7 @@
 use super::{output::print_line, progress::Progress};
 use crate::{
     config::{Config, Problems, Source},
-    instance::{Change, Error, Instance, shadows},
+    instance::{Change, Error, Instance, shadows, want_of_interfaces},
     requirements, set,
 };
 
@@ -16,7 +16,7 @@ pub(super) fn load(instance: &Instance, source: &Source, quiet: bool) -> anyhow:
     let summary = config.summary();
     change.replace_by_file(config)?;
     change.commit()?;
-    warn_of_shadows(instance, None)?;
+    warn_of_idle_rules(instance, None)?;
     print_line(&format!("loaded {summary}"))
 }
 
@@ -48,9 +48,12 @@ pub(super) fn read_file(source: &Source, quiet: bool) -> Result<Config, Problems
     Ok(config)
 }
 
-/// Says which rules in force can never match: all of them, or those that the rule of this name
+/// Says which rules in force take nothing: all of them, or those that the rule of this name
 /// hides or that is it.
-pub(super) fn warn_of_shadows(instance: &Instance, concerning: Option<&str>) -> anyhow::Result<()> {
+pub(super) fn warn_of_idle_rules(
+    instance: &Instance,
+    concerning: Option<&str>,
+) -> anyhow::Result<()> {
     let (state, tables) = instance.in_force()?;
     let place = match concerning {
         None => None,
@@ -60,7 +63,8 @@ pub(super) fn warn_of_shadows(instance: &Instance, concerning: Option<&str>) -> 
             place => place,
         },
     };
-    for line in shadows(&state, &tables, place) {
+    let lines = shadows(&state, &tables, place);
+    for line in want_of_interfaces(&state, place).into_iter().chain(lines) {
         log::warn!("{line}");
     }
     Ok(())

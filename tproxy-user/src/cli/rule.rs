@@ -150,7 +150,7 @@ fn add(instance: &Instance, arguments: Add) -> anyhow::Result<()> {
     let made_up = rule.name.is_none();
     let name = change.add_rule(rule, place)?;
     change.commit()?;
-    file::warn_of_shadows(instance, Some(&name))?;
+    file::warn_of_idle_rules(instance, Some(&name))?;
     if made_up {
         print_line(&name)?;
     }

@@ -44,7 +44,7 @@ pub use namespace_watch::NamespaceWatch;
 pub use origin::Origin;
 pub use removal::{clear, remove};
 pub use set_changes::Added;
-pub use shadows::shadows;
+pub use shadows::{shadows, want_of_interfaces};
 pub use state::{Built, Interface, State, StoredRule};
 pub use stored_set::StoredSet;
 

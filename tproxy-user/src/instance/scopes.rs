@@ -29,15 +29,6 @@ impl Change {
                 rule.name
             );
         }
-        let forwards = |(rule, _): &&(&Rule, &StoredRule)| rule.scope == Scope::Forward;
-        if self.state.interfaces.is_empty()
-            && let Some((rule, _)) = new.iter().find(forwards)
-        {
-            warn!(
-                "no interface is attached: rules of scope forward, as {}, take nothing until `tproxy attach IF`",
-                rule.name
-            );
-        }
         for (rule, _) in &new {
             self.warn_of_absent_groups(rule);
         }

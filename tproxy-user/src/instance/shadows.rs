@@ -1,7 +1,28 @@
-//! What is to be said of rules that can never match.
+//! What is to be said of rules that take nothing.
+
+use tproxy_common::flow::Scope;
 
 use super::State;
 use crate::{compiler::shadowed, kernel::Generation, rule::Rule};
+
+/// What is to be said when no interface is attached and there are rules about forwarded flows; with a
+/// place, only if the rule there is one.
+#[must_use]
+pub fn want_of_interfaces(state: &State, concerning: Option<usize>) -> Option<String> {
+    if !state.interfaces.is_empty() {
+        return None;
+    }
+    let mut rules = state.rules.iter().enumerate();
+    let (_, rule) = rules.find(|(place, rule)| {
+        let rule = rule.spec.validate();
+        concerning.is_none_or(|concerning| concerning == *place)
+            && rule.is_ok_and(|rule| rule.scope == Scope::Forward)
+    })?;
+    Some(format!(
+        "no interface is attached: rules of scope forward, as {}, take nothing until `tproxy attach IF`",
+        rule.name()
+    ))
+}
 
 /// A line for each rule of this state that can never match; with a place, for each that the rule
 /// there hides or that is it.
