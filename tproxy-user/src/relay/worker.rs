@@ -45,6 +45,7 @@ const CLIENT_WATCH_DELAY: Duration = Duration::from_secs(1);
 pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to wait for a descriptor or a place to become free elsewhere.
 const RESUME_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What all workers of a relay share.
 pub(super) struct Shared {
     pub(super) settings: Settings,
