@@ -158,17 +158,13 @@ fn choose_inbound(ctx: &SkLookupContext, ends: &Ends, interface: u32, workers: u
     counters::count_flow(rule);
     match rule.action() {
         Action::Pass => Outcome::InboundPassed,
-        Action::Drop => {
+        action @ (Action::Drop | Action::Reject) => {
             counters::count_discarded(rule, UNKNOWN_LENGTH);
-            if sockets::discard(ctx, ends.protocol) {
+            if action == Action::Drop && sockets::discard(ctx, ends.protocol) {
                 Outcome::InboundDropped
             } else {
                 Outcome::InboundRejected
             }
-        }
-        Action::Reject => {
-            counters::count_discarded(rule, UNKNOWN_LENGTH);
-            Outcome::InboundRejected
         }
         Action::Relay | Action::Redirect => hand_over_inbound(ctx, ends, rule, workers),
     }
@@ -199,6 +195,8 @@ fn assign(ctx: &SkLookupContext, taken: Taken, ends: &Ends, workers: u32) -> boo
     };
     let family = ends.destination.family();
     let worker = match ends.protocol {
+        // It is no worker's, and takes no turn from them.
+        _ if taken.redirected => 0,
         // Asked once for a connection.
         Protocol::Tcp => turn::next(workers),
         // Asked again until there is a session.

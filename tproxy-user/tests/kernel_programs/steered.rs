@@ -277,15 +277,17 @@ fn datagrams_of_a_connected_socket_stay_with_it() {
     });
 }
 
-/// Each worker has its places. Connections come to them in turn, whoever opens them; datagrams come to
-/// the worker of their client.
+/// Each worker has its places. Connections come to them in turn, whoever opens them and whatever goes to
+/// another program in between; datagrams come to the worker of their client.
 #[test]
 fn workers_take_turns_at_connections_and_have_their_own_datagrams() {
     const WORKERS: u32 = 3;
     const ROUNDS: usize = 8;
     beside_a_neighbour(|sandbox, neighbour| {
         let workers = sandbox.start_workers(WORKERS);
-        sandbox.install(&[to_port("81", |_| ())]);
+        let another = listen(address("[::]:0"));
+        sandbox.install(&[to_port("82", redirect), to_port("81", |_| ())]);
+        put(sandbox, Protocol::Tcp, 0, &duplicate(&another));
         let listeners = &workers.listeners;
         for Listener { tcp, udp } in listeners {
             tcp.set_nonblocking(true).expect("an option");
@@ -295,8 +297,15 @@ fn workers_take_turns_at_connections_and_have_their_own_datagrams() {
         let mut flows = [0; WORKERS as usize];
         for family in families() {
             let target = SocketAddr::new(family.server, 81);
+            let connect = |port| {
+                let target = SocketAddr::new(family.server, port);
+                neighbour.connect(target).expect("a connection")
+            };
             let clients: Vec<_> = (0..ROUNDS * listeners.len())
-                .map(|_| neighbour.connect(target).expect("a connection"))
+                .map(|_| {
+                    (1..WORKERS).for_each(|_| drop(connect(82)));
+                    connect(81)
+                })
                 .collect();
             let mut accepted = [0; WORKERS as usize];
             wait_until(|| {
