@@ -264,6 +264,18 @@ impl<'a> Agent<'a> {
         id.expect("threads are named by their number")
     }
 
+    /// Checks that the agent uses less than a fifth of a processor for so long.
+    #[track_caller]
+    pub fn assert_at_rest(&self, window: Duration) {
+        let before = self.processor_time();
+        std::thread::sleep(window);
+        let used = self.processor_time().saturating_sub(before);
+        assert!(
+            used < window / 5,
+            "{used:?} of processor time in {window:?} at rest"
+        );
+    }
+
     /// The processor time that the agent has used, user and system.
     #[must_use]
     pub fn processor_time(&self) -> Duration {

@@ -14,6 +14,15 @@ pub fn command_line(target: SocketAddr) -> String {
     format!("curl -sS -g --max-time 15 -w client=%{{local_ip}}/%{{local_port}}\\n http://{target}/")
 }
 
+/// Checks that what is sent on a stream whose server echoes comes back: the flow goes on.
+#[track_caller]
+pub fn assert_goes_on(stream: &mut TcpStream) {
+    stream.write_all(b"still here").expect("send");
+    let mut answer = [0; 10];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"still here");
+}
+
 /// A request to a [`Witness`](crate::peer::Witness), as both ends saw it.
 #[derive(Debug, Clone, Copy)]
 pub struct Exchange {

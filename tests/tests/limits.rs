@@ -1,13 +1,14 @@
 //! How many TCP flows one client may have at once.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, Read},
     net::{IpAddr, SocketAddr, TcpStream},
 };
 
 use tproxy_tests::{
     Exchange, Family, Lab,
     address::FAMILIES,
+    exchange::assert_goes_on,
     peer::{Server, Witness},
     wait,
 };
@@ -44,7 +45,7 @@ fn a_client_has_so_many_flows_and_harms_no_other() {
         let mut held: Vec<_> = (0..LIMIT)
             .map(|_| lab.client.connect((family.near(), 80).into()).unwrap())
             .collect();
-        held.iter_mut().for_each(echo);
+        held.iter_mut().for_each(assert_goes_on);
         for _ in 0..TOO_MANY {
             assert_reset(&lab, (family.near(), 81).into());
         }
@@ -52,7 +53,7 @@ fn a_client_has_so_many_flows_and_harms_no_other() {
         let target = SocketAddr::new(family.near(), 81);
         Exchange::from(&lab.client, other_client(family), target).assert_relayed(&agent);
         lab.ask(family.near(), 82).assert_direct(&agent);
-        held.iter_mut().for_each(echo);
+        held.iter_mut().for_each(assert_goes_on);
 
         drop(held.pop());
         wait::until("a flow less", || {
@@ -109,13 +110,6 @@ fn the_server_hears_nothing_of_what_is_reset() {
     });
     lab.ask(Family::V4.near(), 81).assert_relayed(&agent);
     agent.stop();
-}
-
-fn echo(stream: &mut TcpStream) {
-    stream.write_all(b"still here").unwrap();
-    let mut answer = [0; 10];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"still here");
 }
 
 #[track_caller]

@@ -10,6 +10,7 @@ use tproxy_tests::{
     Agent, Exchange, Family, Lab, Namespace, Snapshot,
     address::FAMILIES,
     agent::{ATTACH_MODES, unique_instance},
+    exchange::assert_goes_on,
     pattern,
     peer::{Server, Witness},
     wait,
@@ -323,7 +324,7 @@ fn an_interface_for_answers_is_attached_and_detached() {
             let stream = lab.client.connect((family.near(), 80).into());
             stream.unwrap()
         });
-        let mut go_on = || streams.iter_mut().for_each(echo);
+        let mut go_on = || streams.iter_mut().for_each(assert_goes_on);
         go_on();
         from_the_server().assert_direct(&agent);
 
@@ -347,13 +348,6 @@ fn an_interface_for_answers_is_attached_and_detached() {
         drop(streams);
         agent.stop();
     }
-}
-
-fn echo(stream: &mut TcpStream) {
-    stream.write_all(b"still here").unwrap();
-    let mut answer = [0; 10];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"still here");
 }
 
 /// What an agent leaves that was killed is removed.
