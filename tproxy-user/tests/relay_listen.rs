@@ -100,13 +100,7 @@ fn a_port_that_somebody_has_is_refused() {
             socket
         },
     ];
-    // Where nobody else is given a port that has just become free.
-    let alone = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs root");
-        let up = Command::new("ip")
-            .args(["link", "set", "lo", "up"])
-            .status();
-        assert!(up.unwrap().success());
+    alone(move || {
         for (number, holder) in holders.iter().enumerate() {
             let holder = holder();
             let taken = holder.local_addr().unwrap().as_socket().unwrap().port();
@@ -118,21 +112,36 @@ fn a_port_that_somebody_has_is_refused() {
             bind(taken, 2).expect("the port is free again");
         }
     });
-    if let Err(panic) = alone.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 #[test]
 fn a_port_with_connections_in_time_wait_is_free() {
-    let listeners = bind(0, 1).unwrap();
-    let port = listeners[0].tcp.local_addr().unwrap().port();
-    let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    // The side that closes first keeps TIME_WAIT.
-    drop(listeners[0].tcp.accept().unwrap());
-    drop(client);
-    drop(listeners);
-    bind(port, 1).expect("TIME_WAIT does not hold the port");
+    alone(|| {
+        let listeners = bind(0, 1).unwrap();
+        let port = listeners[0].tcp.local_addr().unwrap().port();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        // The side that closes first keeps TIME_WAIT.
+        drop(listeners[0].tcp.accept().unwrap());
+        drop(client);
+        drop(listeners);
+        bind(port, 1).expect("TIME_WAIT does not hold the port");
+    });
+}
+
+/// Runs a test in a network namespace of its own, where nobody else is given a port that has just become
+/// free.
+fn alone(test: impl FnOnce() + Send + 'static) {
+    let alone = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs root");
+        let up = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        assert!(up.unwrap().success());
+        test();
+    });
+    if let Err(panic) = alone.join() {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 fn relay(listeners: Vec<Listener>, upstream: SocketAddr) -> Harness {

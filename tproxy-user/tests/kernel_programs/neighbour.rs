@@ -208,7 +208,14 @@ pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr, SocketAd
 #[track_caller]
 pub(crate) fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = vec![0; 1 << 16];
-    let (length, client) = socket.recv_from(&mut buffer).expect("a datagram");
+    // A socket with a time-out is not waited for again by itself when the process is stopped and goes
+    // on (signal(7)).
+    let (length, client) = loop {
+        match socket.recv_from(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => break received.expect("a datagram"),
+        }
+    };
     buffer.truncate(length);
     (buffer, canonical(client))
 }
