@@ -7,6 +7,9 @@
 
 use std::io;
 
+/// How many bytes make a direction a long transfer, for which it pays to look at its path.
+const LONG: u64 = 1024 * 1024;
+
 /// The system calls of one direction, none of which may block.
 pub(super) trait Link {
     /// A pipe that [`take_pipe`](Self::take_pipe) gives out.
@@ -25,6 +28,8 @@ pub(super) trait Link {
     fn take_pipe(&mut self) -> Option<Self::Pipe>;
     /// Takes back an empty pipe.
     fn give_back_pipe(&mut self, pipe: Self::Pipe);
+    /// The direction is a long transfer. Called once.
+    fn proved_long(&mut self);
 }
 
 /// The state of one direction.
@@ -50,6 +55,8 @@ pub(super) struct Direction<P> {
     urgent: bool,
     /// The last read got at least as much as the copy buffer takes: splicing is worth its pipe.
     bulk: bool,
+    /// The link has been told that this is a long transfer.
+    proved_long: bool,
     /// All of the source has been read.
     source_ended: bool,
 }
@@ -98,6 +105,7 @@ impl<P> Direction<P> {
             hung_up: false,
             urgent: false,
             bulk: false,
+            proved_long: false,
             source_ended: false,
         }
     }
@@ -219,6 +227,10 @@ impl<P> Direction<P> {
         pipe: P,
         worth_a_pipe: usize,
     ) -> Result<(), Pause> {
+        if !self.proved_long && self.moved >= LONG {
+            self.proved_long = true;
+            link.proved_long();
+        }
         match link.fill(&pipe) {
             Ok(0) => {
                 link.give_back_pipe(pipe);

@@ -11,7 +11,7 @@ use socket2::Socket;
 use super::direction::{Direction, Link, Progress};
 use super::pipe::{Pipe, PipePool};
 use super::side::Side;
-use super::{End, FlowRecord, RuleTag, connect};
+use super::{End, FlowRecord, RuleTag, connect, send_queue};
 
 /// How many reads and writes one direction of a flow gets before other flows have their turn.
 const STEPS_PER_TURN: u32 = 8;
@@ -354,6 +354,10 @@ impl Link for Sockets<'_> {
 
     fn give_back_pipe(&mut self, pipe: Pipe) {
         self.pipes.give_back(pipe);
+    }
+
+    fn proved_long(&mut self) {
+        send_queue::fit_to_path(self.sink);
     }
 }
 

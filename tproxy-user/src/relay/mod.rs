@@ -18,6 +18,7 @@ mod occasional;
 mod pipe;
 mod policy;
 mod record;
+mod send_queue;
 mod settings;
 mod side;
 mod source;

@@ -1,7 +1,8 @@
-//! The one system call that no library wraps.
+//! The socket options that no library wraps.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -25,4 +26,30 @@ pub(super) fn defer_handshake_ack(socket: &Socket) -> io::Result<()> {
     };
     Errno::result(result)?;
     Ok(())
+}
+
+/// The shortest round trip that the kernel has measured on a connection (`tcpi_min_rtt`, tcp(7)).
+/// `None` when it has measured none yet.
+///
+/// Not by nix, which refuses what an older kernel returns: it knows fewer fields of the struct.
+pub(super) fn shortest_round_trip(socket: &Socket) -> io::Result<Option<Duration>> {
+    // SAFETY: the struct has integers only, for which zero is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).expect("some hundred bytes");
+    // SAFETY: the descriptor is open while `socket` lives; the pointers are to a struct of `length`
+    // bytes and to `length`, which live throughout the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(match info.tcpi_min_rtt {
+        0 | u32::MAX => None,
+        microseconds => Some(Duration::from_micros(microseconds.into())),
+    })
 }

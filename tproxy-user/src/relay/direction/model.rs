@@ -10,7 +10,7 @@ use std::io;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{Direction, Held, Link, Progress};
+use super::{Direction, Held, LONG, Link, Progress};
 
 const BUFFER: usize = 16;
 const PIPE: usize = 40;
@@ -57,6 +57,8 @@ struct World {
     pipe: VecDeque<u8>,
     pipes_given: usize,
     no_pipes: bool,
+    /// How often the direction has said that it is long.
+    proved_long: usize,
     interrupted: bool,
     /// How many slots of a pipe the next bytes take: a pipe may be full before its capacity is
     /// reached.
@@ -226,6 +228,10 @@ impl Link for World {
         assert!(self.pipe.is_empty(), "a pipe comes back with bytes in it");
         self.pipes_given -= 1;
     }
+
+    fn proved_long(&mut self) {
+        self.proved_long += 1;
+    }
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -345,5 +351,26 @@ proptest! {
             world.pipes_given -= 1;
         }
         prop_assert_eq!(world.pipes_given, 0);
+    }
+}
+
+#[test]
+fn a_long_transfer_says_so_once() {
+    let long = usize::try_from(LONG).unwrap();
+    let mut world = World {
+        splice_limit: PIPE,
+        ..World::default()
+    };
+    let mut direction = Direction::new();
+    direction.sink_ready();
+    for (length, expected) in [(long - 1, 0), (100, 1), (long, 1)] {
+        world.apply(&Step::Consume(length));
+        world.apply(&Step::Produce(length));
+        world.deliver(&mut direction);
+        while matches!(
+            direction.pump(&mut world, &mut [0; BUFFER], u32::MAX),
+            Progress::More
+        ) {}
+        assert_eq!(world.proved_long, expected, "{} bytes", world.sink.len());
     }
 }
