@@ -1,8 +1,9 @@
 //! A worker: one thread with one listener, one poll, the flows that it accepted, and its datagrams.
 
+mod opening;
+
 use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,13 +12,11 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Waker};
 use slab::Slab;
-use tproxy_common::flow::Protocol;
 
 use super::capacity::Places;
-use super::connect::Attempt;
 use super::control::{Command, Control};
 use super::flow::{Flow, Outcome, Readiness, Resources};
-use super::intake::{Accepted, Arrival, Intake, is_exhaustion};
+use super::intake::Intake;
 use super::occasional::Occasional;
 use super::pipe::PipePool;
 use super::side::Side;
@@ -26,25 +25,18 @@ use super::stats::Counters;
 use super::token::Origin;
 use super::udp::Datagrams;
 use super::wheel::Wheel;
-use super::{Admission, End, FlowRecord, Listener, Load, Policy, Settings, connect, source};
+use super::{End, Listener, Load, Policy, Settings};
 
 /// How many events one call of the poll returns at most.
 const EVENTS: usize = 512;
-/// How many connections are accepted before flows have their turn.
-const ACCEPT_BATCH: usize = 32;
 /// How many batches are accepted when the listener is about to be closed.
 const LAST_BATCHES: usize = 64;
 /// A table with places for no more flows than these is kept when it is empty.
 const FEW_FLOWS: usize = 1024;
 /// The scratch buffer for exchanges too small to be worth a pipe, in bytes.
 const COPY_BUFFER: usize = 16 * 1024;
-/// A connection to upstream that takes longer than this has its client watched, to notice when it
-/// gives up.
-const CLIENT_WATCH_DELAY: Duration = Duration::from_secs(1);
 /// How often the bytes of running flows are reported.
 pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// How long to wait for a descriptor or a place to become free elsewhere.
-const RESUME_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What all workers of a relay share.
 pub(super) struct Shared {
@@ -220,173 +212,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// Accepts what waits, within the bounds of one round.
-    fn accept(&mut self) {
-        for _ in 0..ACCEPT_BATCH {
-            if !self.intake.is_ready() {
-                return;
-            }
-            match self.intake.accept() {
-                Accepted::Arrival(arrival) => self.open(arrival),
-                Accepted::Gone => {}
-                Accepted::Nothing => return,
-                Accepted::Paused => {
-                    self.counters.pauses.add(1);
-                    self.shared.policy.paused();
-                    self.timers.set(self.now + RESUME_INTERVAL, Timer::Resume);
-                }
-            }
-        }
-    }
-
-    /// Starts the flow of an accepted connection. Every early return drops the client's socket,
-    /// which resets it.
-    fn open(&mut self, arrival: Arrival) {
-        self.counters.accepted.add(1);
-        let Arrival {
-            socket: client,
-            client: client_address,
-            destination,
-        } = arrival;
-        let Some(admission) = self
-            .shared
-            .policy
-            .admit(Protocol::Tcp, client_address, destination)
-        else {
-            self.counters.refused.add(1);
-            self.intake.release();
-            return;
-        };
-        if self.leads_back_here(admission.upstream) {
-            self.counters.own_port.add(1);
-            log::warn!(
-                "tcp {client_address} -> {destination} is refused: {} is a port of this relay itself",
-                admission.upstream
-            );
-            self.intake.release();
-            return;
-        }
-        if !self.within_limit(client_address, destination) {
-            self.intake.release();
-            return;
-        }
-        self.shared.policy.opened(&admission.rule);
-        let attempt = match self.attempt(client_address, &admission) {
-            Ok(attempt) => attempt,
-            Err(error) => {
-                if is_exhaustion(&error) {
-                    self.counters.shed.add(1);
-                    self.shared.policy.shed();
-                } else {
-                    self.counters.connect_failed.add(1);
-                }
-                drop(client);
-                self.release(client_address.ip());
-                self.shared.policy.ended(&FlowRecord {
-                    protocol: "tcp",
-                    client: client_address,
-                    destination,
-                    rule: &admission.rule,
-                    upstream: "direct",
-                    to_upstream: 0,
-                    to_client: 0,
-                    duration: Duration::ZERO,
-                    end: End::from_error(Side::Upstream, error),
-                });
-                return;
-            }
-        };
-        let serial = self.next_serial;
-        self.next_serial = serial.wrapping_add(1);
-        let addresses = (client_address, destination);
-        let flow = Flow::new(
-            client,
-            attempt.socket,
-            addresses,
-            admission.rule,
-            self.now,
-            serial,
-        );
-        let key = self.flows.insert(Some(flow));
-        self.counters.flows.set(self.flows.len() as u64);
-        if !self.watch(key, Side::Upstream) {
-            return;
-        }
-        if attempt.connected {
-            self.connected(key);
-        } else {
-            let delay = CLIENT_WATCH_DELAY.min(self.shared.settings.connect_timeout);
-            self.timers
-                .set(self.now + delay, Timer::WatchClient { key, serial });
-        }
-    }
-
-    /// Counts a flow of `client` with its source, unless that has as many as it may have.
-    fn within_limit(&mut self, client: SocketAddr, destination: SocketAddr) -> bool {
-        let Some(sources) = &self.shared.sources else {
-            return true;
-        };
-        if sources.take(client.ip()) {
-            return true;
-        }
-        self.counters.over_limit.add(1);
-        self.shared.policy.over_limit();
-        if self.warned_of_limit.is_due() {
-            log::warn!(
-                "tcp {client} -> {destination} is reset: {} has {} flows, which --flows-per-source lets a client have at once",
-                client.ip(),
-                sources.most()
-            );
-        }
-        false
-    }
-
-    /// Gives back what the flow of an arrival from `source` has taken.
-    fn release(&mut self, source: IpAddr) {
-        self.intake.release();
-        if let Some(sources) = &self.shared.sources {
-            sources.give_back(source);
-        }
-    }
-
-    /// Starts to connect to upstream.
-    fn attempt(
-        &mut self,
-        client_address: SocketAddr,
-        admission: &Admission,
-    ) -> io::Result<Attempt> {
-        let mark = self.shared.settings.mark;
-        let upstream = admission.upstream;
-        let mut start = |source| {
-            self.intake
-                .upstream_socket(upstream)
-                .and_then(|socket| connect::start(socket, upstream, source, mark))
-        };
-        match start(admission.source) {
-            Err(error) if admission.source.is_some() && source::is_unusable(&error) => {
-                let attempt = start(None);
-                if attempt.is_ok() {
-                    self.fell_back(client_address, upstream, &error);
-                }
-                attempt
-            }
-            attempt => attempt,
-        }
-    }
-
-    fn fell_back(&mut self, client: SocketAddr, server: SocketAddr, error: &io::Error) {
-        self.counters.fallbacks.add(1);
-        self.shared.policy.fell_back();
-        if self.warned_of_fallback.is_due() {
-            source::warn_of_fallback("tcp", client, server, error);
-        }
-    }
-
-    /// Whether connecting to `upstream` would reach a listener of this relay.
-    fn leads_back_here(&self, upstream: SocketAddr) -> bool {
-        self.shared.own_ports.contains(&upstream.port()) && self.shared.policy.is_own(upstream.ip())
     }
 
     /// The upstream connection of a flow stands.
