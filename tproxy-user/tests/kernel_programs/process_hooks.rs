@@ -1,207 +1,35 @@
 //! Flows that processes of this host open, from the system call to the socket that gets them.
 
+mod owners;
+mod setting;
+
 use std::{
-    fs,
-    io::{self, ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    io::{self, ErrorKind, Read as _},
+    net::{SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
-    path::PathBuf,
-    process::Command,
-    thread,
 };
 
 use nix::errno::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
 use tproxy_common::{
-    address::{Address, Family},
+    address::Address,
     flow::Protocol,
     handover::{Ends, Taken},
     outcome::Outcome,
 };
-use tproxy_user::{
-    kernel::{LocalUdp, attach_process_hooks, detach_process_hooks},
-    rule::{Cgroup, Rule, RuleSpec},
-};
+use tproxy_user::kernel::LocalUdp;
 
 use crate::{
     neighbour::{
-        Addresses, FAR, NEAR, Neighbour, accept, any, attach_to_link, canonical, datagrams_at,
-        deliver, families, is_idle, listen, patient, receive,
+        FAR, NEAR, accept, any, canonical, datagrams_at, families, is_idle, listen, patient,
+        receive,
     },
-    sandbox::{
-        ASSIGNMENT, FIRST_SLOT, MARK, Sandbox, UPSTREAM_MARK, Workers, in_sandbox, ip, rule,
-        settings,
-    },
+    sandbox::{ASSIGNMENT, FIRST_SLOT, MARK, UPSTREAM_MARK, ip, rule},
 };
-
-/// One port for each thing that can become of a flow, and one that no rule names.
-const RELAYED: u16 = 80;
-const PASSED: u16 = 81;
-const REJECTED: u16 = 82;
-const DROPPED: u16 = 83;
-const REDIRECTED: u16 = 84;
-const OPEN: u16 = 85;
-const UNNAMED: u16 = 86;
-
-fn to_port(port: u16, edit: impl FnOnce(&mut RuleSpec)) -> Rule {
-    local(|spec| {
-        spec.dport = vec![port.to_string()];
-        edit(spec);
-    })
-}
-
-fn local(edit: impl FnOnce(&mut RuleSpec)) -> Rule {
-    rule(|spec| {
-        spec.scope = Some("local".into());
-        spec.proto = Some("any".into());
-        edit(spec);
-    })
-}
-
-fn action(word: &str) -> impl FnOnce(&mut RuleSpec) {
-    move |spec| spec.action = Some(word.into())
-}
-
-fn redirect(spec: &mut RuleSpec) {
-    spec.action = Some("redirect".into());
-    spec.to = Some("127.0.0.1:8080".into());
-}
-
-fn rules() -> [Rule; 6] {
-    [
-        to_port(REDIRECTED, redirect),
-        to_port(RELAYED, |_| ()),
-        to_port(PASSED, action("pass")),
-        to_port(REJECTED, action("reject")),
-        to_port(DROPPED, action("drop")),
-        to_port(OPEN, |spec| spec.on_missing = Some("pass".into())),
-    ]
-}
-
-/// The hooks, attached while this lives, in a namespace with a neighbour that has servers.
-struct Setting<'a> {
-    sandbox: &'a Sandbox,
-    neighbour: Neighbour,
-    servers: Vec<(u16, TcpListener, UdpSocket)>,
-}
-
-fn in_setting(test: impl FnOnce(&Setting<'_>) + Send + 'static) {
-    in_sandbox(|sandbox| {
-        let neighbour = Neighbour::on_link();
-        attach_to_link(sandbox);
-        for Addresses { client, server, .. } in families() {
-            ip(&format!("route add {server} via {client}"));
-            neighbour.run(|| ip(&format!("addr add {server} dev lo")));
-        }
-        // It mirrors the routes.
-        deliver(&[NEAR], true);
-        sandbox.install(&rules());
-        let root = Cgroup::root().expect("control groups");
-        attach_process_hooks(sandbox.directory, &root, &settings()).expect("the hooks");
-        let servers = neighbour.run(servers);
-        let setting = Setting {
-            sandbox,
-            neighbour,
-            servers,
-        };
-        test(&setting);
-    });
-}
-
-impl Drop for Setting<'_> {
-    fn drop(&mut self) {
-        // They would stay as long as their pins, and these go with the namespace of mounts.
-        let _ = detach_process_hooks(self.sandbox.directory);
-    }
-}
-
-fn servers() -> Vec<(u16, TcpListener, UdpSocket)> {
-    let ports = [
-        RELAYED, PASSED, REJECTED, DROPPED, REDIRECTED, OPEN, UNNAMED,
-    ];
-    let server = |port| {
-        let address = SocketAddr::from(([0_u16; 8], port));
-        let udp = UdpSocket::bind(address).expect("a free port");
-        (port, listen(address), patient(udp))
-    };
-    ports.map(server).into()
-}
-
-impl Setting<'_> {
-    fn tcp(&self, port: u16) -> &TcpListener {
-        let mut servers = self.servers.iter();
-        &servers
-            .find(|server| server.0 == port)
-            .expect("it is there")
-            .1
-    }
-
-    fn udp(&self, port: u16) -> &UdpSocket {
-        let mut servers = self.servers.iter();
-        &servers
-            .find(|server| server.0 == port)
-            .expect("it is there")
-            .2
-    }
-
-    /// Has the rule for redirected flows hand them to these sockets.
-    fn redirect_to(&self, tcp: &TcpListener, udp: &UdpSocket) {
-        let maps = &self.sandbox.maps;
-        let tcp = tcp.try_clone().expect("a duplicate").into();
-        let udp = udp.try_clone().expect("a duplicate").into();
-        for (protocol, socket) in [(Protocol::Tcp, &tcp), (Protocol::Udp, &udp)] {
-            for family in [Family::V4, Family::V6] {
-                let set = maps.set_redirect_member(protocol, family, FIRST_SLOT, 2, socket);
-                set.expect("the socket is taken");
-            }
-        }
-    }
-
-    /// How often each of these occurred while something was done.
-    fn occurred<R>(&self, action: impl FnOnce() -> R) -> (R, Vec<(Outcome, u64)>) {
-        let before = self.sandbox.outcomes();
-        let result = action();
-        let mut moved = self.sandbox.moved_since(&before);
-        moved.retain(|(outcome, _)| *outcome as u32 >= Outcome::LocalMarked as u32);
-        (result, moved)
-    }
-}
-
-/// Sockets of a worker that fail a test rather than to hang it.
-fn of_worker(workers: &Workers) -> (TcpListener, UdpSocket) {
-    let listener = &workers.listeners[0];
-    let tcp = listener.tcp.try_clone().expect("a duplicate");
-    let limit = Some(crate::neighbour::PATIENCE);
-    SockRef::from(&tcp)
-        .set_read_timeout(limit)
-        .expect("an option");
-    (tcp, patient(listener.udp.try_clone().expect("a duplicate")))
-}
-
-fn at(family: Addresses, port: u16) -> SocketAddr {
-    SocketAddr::new(family.server, port)
-}
-
-#[track_caller]
-fn assert_errno<T: std::fmt::Debug>(result: io::Result<T>, errno: Errno) {
-    let error = result.expect_err("it is refused");
-    assert_eq!(error.raw_os_error(), Some(errno as i32), "{error}");
-}
-
-/// A connection comes to this listener as what it is: with the address that it would have without us.
-#[track_caller]
-fn assert_accepted(family: Addresses, port: u16, listener: &TcpListener) {
-    let target = at(family, port);
-    let mut client = TcpStream::connect(target).expect("a connection");
-    let (mut accepted, destination, source) = accept(listener);
-    assert_eq!(destination, target);
-    assert_eq!(source, client.local_addr().expect("an address"));
-    assert_eq!(source.ip(), family.own);
-    client.write_all(b"?").expect("a connection");
-    accepted.read_exact(&mut [0]).expect("a connection");
-    accepted.write_all(b"!").expect("a connection");
-    client.read_exact(&mut [0]).expect("a connection");
-}
+use setting::{
+    DROPPED, OPEN, PASSED, REDIRECTED, REJECTED, RELAYED, UNNAMED, assert_accepted, assert_errno,
+    at, in_setting, local, of_worker,
+};
 
 #[test]
 fn connections_of_this_host_go_where_their_rules_say() {
@@ -233,6 +61,33 @@ fn connections_of_this_host_go_where_their_rules_say() {
         }
         for port in [RELAYED, REJECTED, DROPPED, REDIRECTED, OPEN] {
             assert!(is_idle(setting.tcp(port)), "{port}");
+        }
+    });
+}
+
+/// The source of a connection is the address that its socket is bound to. The one that its route would
+/// give it is not known yet.
+#[test]
+fn rules_hold_for_sources() {
+    in_setting(|setting| {
+        let workers = setting.sandbox.start_workers(1);
+        let (relay, _) = of_worker(&workers);
+        let passed = setting.tcp(RELAYED);
+        for family in families() {
+            let target = at(family, RELAYED);
+            setting
+                .sandbox
+                .install(&[local(|spec| spec.src = vec![family.own.to_string()])]);
+            for (bound, listener) in [
+                (any(target), passed),
+                (SocketAddr::new(family.own, 0), &relay),
+            ] {
+                let client = Socket::new(Domain::for_address(target), Type::STREAM, None);
+                let client = client.expect("a socket");
+                client.bind(&bound.into()).expect("an address of this host");
+                client.connect(&target.into()).expect("a connection");
+                assert_eq!(accept(listener).1, target, "{bound}");
+            }
         }
     });
 }
@@ -451,42 +306,6 @@ fn a_socket_that_is_connected_again_is_decided_about_again() {
     });
 }
 
-/// Rules hold for the users that they name: a process is known by its real user.
-#[test]
-fn rules_hold_for_users() {
-    in_setting(|setting| {
-        let workers = setting.sandbox.start_workers(1);
-        let (relay, _) = of_worker(&workers);
-        setting
-            .sandbox
-            .install(&[local(|spec| spec.uid = vec!["1000-1999".into()])]);
-        for family in families() {
-            for (user, listener) in [
-                (999, setting.tcp(RELAYED)),
-                (1000, &relay),
-                (1999, &relay),
-                (2000, setting.tcp(RELAYED)),
-            ] {
-                let target = at(family, RELAYED);
-                let connect = || {
-                    become_user(user);
-                    TcpStream::connect(target)
-                };
-                let client = thread::scope(|scope| scope.spawn(connect).join());
-                let _client = client.expect("a thread").expect("a connection");
-                assert_eq!(accept(listener).1, target, "{user}");
-            }
-        }
-    });
-}
-
-/// Of the calling thread alone: the call of the C library would change all threads.
-fn become_user(user: libc::uid_t) {
-    // SAFETY: the call takes three numbers.
-    let result = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
-    assert_eq!(result, 0, "setresuid");
-}
-
 /// What was decided about a connection that is over does not stick to its socket.
 #[test]
 fn a_tcp_socket_forgets_where_it_was_connected_to() {
@@ -564,80 +383,6 @@ fn the_address_of_a_bound_socket_is_noted() {
             }
         }
     });
-}
-
-/// Rules hold for the groups that they name and for those below; a process is in its own and all above.
-#[test]
-fn rules_hold_for_control_groups_and_those_below() {
-    in_setting(|setting| {
-        let workers = setting.sandbox.start_workers(1);
-        let (relay, _) = of_worker(&workers);
-        let outer = Group::new(&format!("tproxy-test-{}", std::process::id()));
-        let inner = Group::below(&outer, "service");
-        let deepest = Group::below(&inner, "worker");
-        let beside = Group::below(&outer, "servic");
-        for family in families() {
-            for (named, members, others) in [
-                (&outer, vec![&outer, &inner, &deepest, &beside], vec![]),
-                (&inner, vec![&inner, &deepest], vec![&outer, &beside]),
-                (&deepest, vec![&deepest], vec![&inner, &outer]),
-            ] {
-                setting.sandbox.install(&[local(|spec| {
-                    spec.cgroup = vec![named.0.clone()];
-                })]);
-                let members = members.into_iter().map(|group| (group, &relay));
-                let others = others
-                    .into_iter()
-                    .map(|group| (group, setting.tcp(RELAYED)));
-                for (group, listener) in members.chain(others) {
-                    let target = at(family, RELAYED);
-                    group.connect(target);
-                    assert_eq!(accept(listener).1, target, "{} in {}", group.0, named.0);
-                }
-                // This process is in none of them.
-                let _client = TcpStream::connect(at(family, RELAYED)).expect("a connection");
-                assert_eq!(accept(setting.tcp(RELAYED)).1, at(family, RELAYED));
-            }
-        }
-    });
-}
-
-/// A control group, by its path.
-struct Group(String);
-
-impl Group {
-    fn new(path: &str) -> Self {
-        let root = Cgroup::root().expect("control groups");
-        fs::create_dir(root.join(path)).expect("a control group");
-        Self(path.to_owned())
-    }
-
-    fn below(above: &Self, name: &str) -> Self {
-        Self::new(&format!("{}/{name}", above.0))
-    }
-
-    fn directory(&self) -> PathBuf {
-        Cgroup::root().expect("control groups").join(&self.0)
-    }
-
-    /// Has a process of the group connect to an address.
-    fn connect(&self, target: SocketAddr) {
-        let script = format!(
-            "echo $$ >{}/cgroup.procs; exec 3<>/dev/tcp/{}/{}",
-            self.directory().display(),
-            target.ip(),
-            target.port()
-        );
-        let connected = Command::new("bash").args(["-c", &script]).status();
-        assert!(connected.expect("bash runs").success(), "{script}");
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Those below go first, and processes have ended by now.
-        let _ = fs::remove_dir(self.directory());
-    }
 }
 
 /// What another program brings to the loopback device is its own: another instance's flows, for example.
