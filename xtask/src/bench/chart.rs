@@ -52,6 +52,8 @@ pub(super) fn of(report: &Report) -> String {
         top += TITLE + LINE * u32::try_from(bars).unwrap_or(0) + MARGIN;
     }
     let Machine { kernel, cores, .. } = &report.machine;
+    // What a distribution adds to it tells a reader of the README nothing.
+    let kernel = kernel.split('-').next().unwrap_or(kernel);
     let _ = write!(
         body,
         "\n  <text class=\"small\" x=\"{MARGIN}\" y=\"{}\">Linux {}, {cores} cores shared by client, proxy and server; \

@@ -5,6 +5,7 @@ mod chart;
 mod experiment;
 mod footprint;
 mod goal;
+mod grouped;
 pub(crate) mod load;
 mod machine;
 mod peer;

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::grouped::grouped;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Quantity {
@@ -89,7 +91,7 @@ impl Quantity {
     /// With as many digits as it is worth.
     pub(crate) fn text(self, value: f64) -> String {
         let digits = self.description().2;
-        if digits == 0 && value >= 10_000.0 {
+        if digits == 0 && value >= 1_000.0 {
             grouped(value)
         } else {
             // Noise around nothing is no negative amount.
@@ -128,19 +130,6 @@ fn digits_of(digits: usize) -> i32 {
     i32::try_from(digits).unwrap_or(0)
 }
 
-/// 12345 as 12,345.
-fn grouped(value: f64) -> String {
-    let digits = format!("{value:.0}");
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::Quantity;
@@ -149,6 +138,7 @@ mod tests {
     fn texts_have_the_digits_of_their_quantity() {
         assert_eq!(Quantity::Throughput.text(15.849), "15.8");
         assert_eq!(Quantity::Connections.text(12_345.6), "12,346");
+        assert_eq!(Quantity::Connections.text(999.4), "999");
         assert_eq!(Quantity::UserMemoryHeld.text(-0.001), "0.00");
     }
 }

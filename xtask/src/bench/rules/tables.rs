@@ -6,7 +6,7 @@ use super::{
     live::Live,
     measured::{Costs, Measured, Packet},
 };
-use crate::terminal;
+use crate::{bench::grouped::grouped, terminal};
 
 /// Most that a new flow may cost with the largest rules, as a ratio to the smallest.
 const GOAL_RATIO: f64 = 2.5;
@@ -295,29 +295,4 @@ fn larger([one, other]: [f64; 2]) -> f64 {
 )]
 fn bytes_each(bytes: u64, cidrs: u32) -> f64 {
     bytes as f64 / f64::from(cidrs)
-}
-
-/// 1000000 as 1,000,000.
-fn grouped(number: u32) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::grouped;
-
-    #[test]
-    fn numbers_are_grouped_by_thousands() {
-        let numbers = [0, 999, 1_000, 65_536, 1_000_000];
-        let texts = ["0", "999", "1,000", "65,536", "1,000,000"];
-        assert_eq!(numbers.map(grouped), texts);
-    }
 }
