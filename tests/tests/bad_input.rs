@@ -10,7 +10,7 @@ use tproxy_tests::{
     peer::Witness,
 };
 
-/// The command line was wrong.
+/// The command line was wrong, or a file that it names.
 const USAGE: i32 = 2;
 /// The command line was right, but it could not be done.
 const FAILED: i32 = 1;
@@ -64,6 +64,54 @@ fn an_interface_that_does_not_exist() {
     assert_refused(&lab, &agent, "attach sv0,nosuch0", FAILED, &["nosuch0"]);
     assert_refused(&lab, &agent, "detach nosuch0", FAILED, &["nosuch0"]);
     assert_refused(&lab, &agent, "detach sv0", FAILED, &["sv0"]);
+}
+
+/// One interface twice in a list is a mistake wherever it is typed.
+#[test]
+fn an_interface_that_is_named_twice() {
+    let lab = Lab::new();
+    let words = ["sv0", "twice"];
+    assert_run_refused(&lab, "", "--iface sv0,sv0 --dport 80", USAGE, &words);
+    let agent = lab.agent("--iface cl0 --dport 80");
+    assert_refused(&lab, &agent, "attach sv0,sv0", USAGE, &words);
+    let none = Cli::new(&lab.gateway, &unique_instance());
+    for command in ["attach sv0,sv0", "detach sv0,sv0"] {
+        none.attempt(command).assert_refused(USAGE, &words);
+    }
+}
+
+/// Names that no rule can have are mistakes, whatever rules there are.
+#[test]
+fn rule_names_that_cannot_be_any() {
+    let lab = Lab::new();
+    let agent = lab.agent("--iface cl0 --dport 80 --name web");
+    for command in [
+        "rule show a/b",
+        "rule del web a/b",
+        "rule add --dport 81 --before a/b",
+        "rule add --dport 81 --after a/b",
+    ] {
+        assert_refused(&lab, &agent, command, USAGE, &["a/b"]);
+    }
+}
+
+/// Files that rules name have to be there, whoever reads them.
+#[test]
+fn a_file_of_a_rule_that_is_not_there() {
+    let lab = Lab::new();
+    let directory = TempDir::new().unwrap();
+    let missing = format!("{}/missing", directory.path().display());
+    let directory = directory.path().display().to_string();
+    let agent = lab.agent("--iface cl0 --dport 80");
+    for path in [missing.as_str(), directory.as_str()] {
+        let run = format!("--iface sv0 --dst @{path}");
+        assert_run_refused(&lab, "", &run, USAGE, &[path]);
+        let add = format!("rule add --dst @{path}");
+        assert_refused(&lab, &agent, &add, USAGE, &[path]);
+        let cli = Cli::new(&lab.gateway, &unique_instance());
+        cli.attempt(&format!("exec --dst @{path} -- true"))
+            .assert_refused(USAGE, &[path]);
+    }
 }
 
 /// Longer than any interface name can be (IFNAMSIZ is 16, with the final zero).
@@ -240,6 +288,10 @@ fn settings_that_do_not_parse() {
         ("--table", "main-table"),
         ("--table", "4294967296"),
         ("--table", "0"),
+        ("--table", "253"),
+        ("--table", "254"),
+        ("--table", "255"),
+        ("--table", "0xff"),
         ("--port", "65536"),
         ("--workers", "0"),
         ("--workers", "two"),
@@ -431,13 +483,6 @@ fn a_table_that_is_taken() {
         lab.gateway
             .ip(&format!("route del blackhole {prefix} table 4712"));
     }
-    assert_run_refused(
-        &lab,
-        "",
-        "--iface cl0 --dport 80 --table 254",
-        FAILED,
-        &["254"],
-    );
 }
 
 /// A port at which another program listens.

@@ -617,6 +617,8 @@ fn places_that_are_none_are_refused() {
         ("--at -1", 2, &["-1"]),
         ("--at x", 2, &["--at", "x"]),
         ("--at 70000", 2, &["--at", "70000"]),
+        ("--at 1025", 2, &["--at", "1025"]),
+        ("--at 1024", 1, &["--at", "2 would be the last"]),
         ("--at 3", 1, &["--at", "3", "2 would be the last"]),
         ("--before none", 1, &["none"]),
         ("--after none", 1, &["none"]),

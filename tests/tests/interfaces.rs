@@ -65,7 +65,7 @@ fn a_failing_attachment_undoes_those_before_it() {
         .assert_refused(1, &["nosuch0"]);
     agent
         .attempt("attach ex0,ex0")
-        .assert_refused(1, &["ex0", "twice"]);
+        .assert_refused(2, &["ex0", "twice"]);
     Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
     assert_eq!(agent.status()["interfaces"], serde_json::json!(["cl0"]));
     lab.ask(Family::V4.near(), 80).assert_relayed(&agent);

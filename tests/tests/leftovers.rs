@@ -331,12 +331,16 @@ fn a_failing_start_leaves_a_pinned_instance_as_it_was() {
         let mut first = lab.agent(&format!("--iface cl0 --dport 80 --name web --pin {mode}"));
         first.stop();
         let before = Snapshot::of(&lab.gateway, first.instance());
+        let held = holder.status();
+        let [mark, table] = ["mark", "table"].map(|key| format!("--{key} {}", held[key]));
         for (arguments, code, culprit) in [
             ("--iface nosuch0", 1, "nosuch0"),
             ("--iface cl0,sv0", 1, "sv0"),
             ("--iface lo,nosuch0 --dport 81", 1, "nosuch0"),
+            (&mark, 1, "is taken by instance"),
+            (&table, 1, "is taken: instance"),
             ("--mark 0", 2, "mark"),
-            ("--table 254", 1, "254"),
+            ("--table 254", 2, "254"),
         ] {
             let attempt = first.attempt(&format!("run {arguments} {mode}"));
             attempt.assert_refused(code, &[culprit]);

@@ -438,8 +438,8 @@ fn files_that_are_no_lists() {
     let directory = directory.path().display().to_string();
     for (path, code, words) in [
         (&bad, USAGE, named),
-        (&directory, FAILED, &[&directory, "is a directory"]),
-        (&missing, FAILED, &[&missing, "No such file"]),
+        (&directory, USAGE, &[&directory, "is a directory"]),
+        (&missing, USAGE, &[&missing, "No such file"]),
         (&large, USAGE, &[&large, "limit of 1000000"]),
     ] {
         assert_refused(&lab, &agent, &format!("set load some {path}"), code, words);
@@ -484,7 +484,7 @@ fn starting_with_sets_of_rules() {
     let missing = format!("{}/missing", directory.path().display());
     for (word, code, words) in [
         ("set:none".to_owned(), FAILED, &["no set none"][..]),
-        (format!("@{missing}"), FAILED, &[&missing]),
+        (format!("@{missing}"), USAGE, &[&missing]),
         (format!("@{bad}"), USAGE, &[&format!("{bad}:2: \"host\"")]),
     ] {
         let attempt = cli.attempt(&format!("run --iface cl0 --dst {word}"));

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{begin_there, block_on, interface_name};
+use super::{begin_there, block_on, interface_name, refuse_repeated};
 use crate::{delivery::Netlink, instance::Instance, requirements};
 
 #[derive(Args)]
@@ -13,6 +13,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn attach(instance: &Instance, arguments: &Arguments) -> anyhow::Result<()> {
+    refuse_repeated("attach", &arguments.interfaces)?;
     requirements::check()?;
     let change = begin_there(instance)?;
     block_on(async {
@@ -24,6 +25,7 @@ pub(super) fn attach(instance: &Instance, arguments: &Arguments) -> anyhow::Resu
 }
 
 pub(super) fn detach(instance: &Instance, arguments: &Arguments) -> anyhow::Result<()> {
+    refuse_repeated("detach", &arguments.interfaces)?;
     requirements::check()?;
     let change = begin_there(instance)?;
     block_on(async {

@@ -131,10 +131,10 @@ pub(super) fn execute(
     arguments: &Arguments,
     json: bool,
 ) -> anyhow::Result<()> {
-    requirements::check()?;
     if arguments.source.address.is_ipv4() != arguments.destination.is_ipv4() {
         return Err(super::Usage("source and destination are of different families".into()).into());
     }
+    requirements::check()?;
     let mut answer = explain_one_generation(instance, arguments)?;
     let source = arguments.source;
     if let Some(assumption) = source.assumption(arguments.scope, |key| answer.asks(key)) {

@@ -15,7 +15,7 @@ mod set;
 mod status;
 mod unload;
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{collections::HashSet, io, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{
@@ -27,9 +27,8 @@ use logging::Log;
 use crate::{
     agent::CannotRun,
     config::Problems,
-    delivery,
     instance::{self, AgentLock, Change, Instance, State, enter_namespace},
-    rule::RuleSpec,
+    rule::{RuleSpec, valid_name},
     set::{LoadError, absolute_word},
 };
 
@@ -215,22 +214,15 @@ fn explain(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Whether what was typed makes no sense on any machine.
+/// Whether what was typed makes no sense on any machine, or a file that it names is missing, cannot be
+/// read or has mistakes. What an instance or a machine lacks at the moment is another matter.
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
         || error.is::<Problems>()
+        || error.is::<LoadError>()
         || matches!(
             error.downcast_ref(),
-            Some(
-                instance::Error::Rule(_)
-                    | instance::Error::Name(_)
-                    | instance::Error::Load(LoadError::Content(_))
-            )
-        )
-        || matches!(error.downcast_ref(), Some(LoadError::Content(_)))
-        || matches!(
-            error.downcast_ref(),
-            Some(delivery::Error::InvalidMark | delivery::Error::InvalidTable(0))
+            Some(instance::Error::Rule(_) | instance::Error::Name(_) | instance::Error::Load(_))
         )
 }
 
@@ -306,6 +298,24 @@ fn accept(rule: &mut RuleSpec) -> anyhow::Result<()> {
         log::warn!("{}", masked.text);
     }
     Ok(())
+}
+
+/// Refuses a list of interfaces that names one twice.
+fn refuse_repeated(place: &str, names: &[String]) -> Result<(), Usage> {
+    let mut seen = HashSet::new();
+    match names.iter().find(|name| !seen.insert(*name)) {
+        Some(name) => Err(Usage(format!("{place}: {name} is named twice"))),
+        None => Ok(()),
+    }
+}
+
+/// The name of a rule that is to be there already.
+fn rule_name(word: &str) -> Result<String, String> {
+    if valid_name(word) {
+        Ok(word.to_owned())
+    } else {
+        Err("not the name of a rule".to_owned())
+    }
 }
 
 /// One name of an interface; clap has split lists of them.

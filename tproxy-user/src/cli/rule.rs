@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use tproxy_common::limits::RULES;
 
-use super::{accept, file, interface_name, listing, output::print_line};
+use super::{accept, file, interface_name, listing, output::print_line, rule_name};
 use crate::{
     config::Source,
     instance::{Change, Error, Instance},
@@ -31,12 +32,13 @@ enum Command {
     /// Show one rule
     Show {
         /// Its name
+        #[arg(value_parser = rule_name)]
         name: String,
     },
     /// Delete rules
     Del {
         /// Their names
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = rule_name)]
         names: Vec<String>,
     },
     /// Delete all rules
@@ -83,14 +85,22 @@ struct Add {
 #[group(multiple = false)]
 struct Place {
     /// Make it the N-th rule, from 1
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Place")]
-    at: Option<u16>,
+    #[arg(long, value_name = "N", value_parser = place, help_heading = "Place")]
+    at: Option<usize>,
     /// Put it before this rule
-    #[arg(long, value_name = "NAME", help_heading = "Place")]
+    #[arg(long, value_name = "NAME", value_parser = rule_name, help_heading = "Place")]
     before: Option<String>,
     /// Put it after this rule
-    #[arg(long, value_name = "NAME", help_heading = "Place")]
+    #[arg(long, value_name = "NAME", value_parser = rule_name, help_heading = "Place")]
     after: Option<String>,
+}
+
+/// A place in a list of rules, from 1.
+fn place(word: &str) -> Result<usize, String> {
+    match word.parse() {
+        Ok(place @ 1..=RULES) => Ok(place),
+        _ => Err(format!("not a place from 1 to {RULES}")),
+    }
 }
 
 pub(super) fn execute(
@@ -136,13 +146,13 @@ fn add(instance: &Instance, arguments: Add) -> anyhow::Result<()> {
     let mut change = Change::begin(instance)?;
     let rules = change.state().rules.len();
     let place = match (place.at, place.before, place.after) {
-        (Some(at), _, _) if usize::from(at) > rules + 1 => {
+        (Some(at), _, _) if at > rules + 1 => {
             anyhow::bail!(
                 "--at: {at} is behind the end: {} would be the last",
                 rules + 1
             );
         }
-        (Some(at), _, _) => usize::from(at) - 1,
+        (Some(at), _, _) => at - 1,
         (_, Some(name), _) => change.place_of(&name).map_err(Error::from)?,
         (_, _, Some(name)) => change.place_of(&name).map_err(Error::from)? + 1,
         _ => rules,

@@ -1,17 +1,16 @@
 //! `tproxy run`.
 
 use std::{
-    collections::HashSet,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::Args;
 
-use super::{Usage, accept, file::read_file, interface_name};
+use super::{Usage, accept, file::read_file, interface_name, refuse_repeated};
 use crate::{
     agent::{self, Options},
-    config::{AgentSection, Config, Source, flows, idle, number, seconds, sessions},
+    config::{AgentSection, Config, Source, flows, idle, mark, seconds, sessions, table},
     instance::Instance,
     rule::RuleSpec,
 };
@@ -41,10 +40,10 @@ pub(super) struct Arguments {
 #[command(next_help_heading = "Agent")]
 struct Agent {
     /// Mark of packets that are delivered to the agent [default: one that is free]
-    #[arg(long, value_name = "N", value_parser = number)]
+    #[arg(long, value_name = "N", value_parser = mark)]
     mark: Option<u32>,
     /// Routing table for the local routes [default: one that is free]
-    #[arg(long, value_name = "N", value_parser = number)]
+    #[arg(long, value_name = "N", value_parser = table)]
     table: Option<u32>,
     /// Port that the agent listens on [default: one that is free]
     #[arg(long, value_name = "PORT")]
@@ -90,9 +89,7 @@ pub(super) fn execute(
     namespace: Option<PathBuf>,
     quiet: bool,
 ) -> anyhow::Result<()> {
-    if let Some(name) = first_repeated(&arguments.iface) {
-        return Err(Usage(format!("--iface: {name} is named twice")).into());
-    }
+    refuse_repeated("--iface", &arguments.iface)?;
     let file = match &arguments.config {
         Some(path) => Some(read_config(path, &arguments.rule, quiet)?),
         None => None,
@@ -180,11 +177,6 @@ fn options(
             .unwrap_or(default.udp_sessions_per_source),
         namespace: None,
     }
-}
-
-fn first_repeated(names: &[String]) -> Option<&String> {
-    let mut seen = HashSet::new();
-    names.iter().find(|name| !seen.insert(*name))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::document::{Document, Table, Value, Word};
-use crate::delivery::valid_interface_name;
+use crate::delivery::{is_reserved_table, valid_interface_name};
 
 /// Options of `run` that a file gives. What it does not name is `None`, or an empty list.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,8 +63,8 @@ impl AgentSection {
             let key = key.get_ref().as_ref();
             match key {
                 "interfaces" => section.interfaces = interfaces(document, value),
-                "mark" => section.mark = parsed(document, key, value, not_zero),
-                "table" => section.table = parsed(document, key, value, not_zero),
+                "mark" => section.mark = parsed(document, key, value, mark),
+                "table" => section.table = parsed(document, key, value, self::table),
                 "port" => section.port = parsed(document, key, value, port),
                 "workers" => section.workers = parsed(document, key, value, workers),
                 "clsact" => section.clsact = document.flag(key, value),
@@ -120,12 +120,34 @@ fn parsed<T>(
     }
 }
 
-/// Decimal, or hexadecimal after `0x`, as `ip rule` takes marks.
+/// A mark that packets can have who would have none without it.
 ///
 /// # Errors
 ///
 /// What a word is that is no such number.
-pub fn number(word: &str) -> Result<u32, String> {
+pub fn mark(word: &str) -> Result<u32, String> {
+    match number(word) {
+        Ok(0) => Err("no mark: leave it out for one that is free".to_owned()),
+        other => other,
+    }
+}
+
+/// A routing table that is not one of the kernel's own.
+///
+/// # Errors
+///
+/// What a word is that is no such number.
+pub fn table(word: &str) -> Result<u32, String> {
+    match number(word) {
+        Ok(table) if is_reserved_table(table) => {
+            Err("reserved by the kernel: leave it out for one that is free".to_owned())
+        }
+        other => other,
+    }
+}
+
+/// Decimal, or hexadecimal after `0x`, as `ip rule` takes marks.
+fn number(word: &str) -> Result<u32, String> {
     let parsed = match word.strip_prefix("0x") {
         Some(digits) => u32::from_str_radix(digits, 16),
         None => word.parse(),
@@ -185,13 +207,6 @@ fn at_least_one(word: &str, what: &str) -> Result<usize, String> {
     }
 }
 
-fn not_zero(word: &str) -> Result<u32, String> {
-    match number(word) {
-        Ok(0) => Err("no number to use: leave the key out for one that is free".to_owned()),
-        other => other,
-    }
-}
-
 fn port(word: &str) -> Result<u16, String> {
     let port = word.parse();
     port.map_err(|_| "not a port from 0 (one that is free) to 65535".to_owned())
@@ -214,6 +229,18 @@ mod tests {
         assert_eq!(number("0x74700000"), Ok(0x7470_0000));
         for word in ["", "0x", "x", "-1", "4294967296", "0x100000000", "1.5"] {
             assert!(number(word).is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn marks_and_tables_are_those_that_can_be_had() {
+        assert_eq!((mark("1"), mark("0x74700000")), (Ok(1), Ok(0x7470_0000)));
+        assert!(mark("0").is_err() && mark("0x0").is_err());
+        for word in ["1", "252", "256", "7470", "4294967295"] {
+            assert!(table(word).is_ok(), "{word}");
+        }
+        for word in ["0", "253", "254", "255", "0xfe"] {
+            assert!(table(word).unwrap_err().contains("reserved"), "{word}");
         }
     }
 

@@ -13,7 +13,7 @@ mod set;
 mod source;
 mod suggestion;
 
-pub use agent::{AgentSection, flows, idle, number, seconds, sessions};
+pub use agent::{AgentSection, flows, idle, mark, seconds, sessions, table};
 pub use problem::{Problem, Problems};
 pub use rule::FileRule;
 pub use set::LoadList;

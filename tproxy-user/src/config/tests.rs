@@ -361,11 +361,15 @@ fn values_of_the_wrong_kind_are_told() {
     for (value, problem) in [
         (
             "mark = 0",
-            "mark: \"0\" is no number to use: leave the key out for one that is free",
+            "mark: \"0\" is no mark: leave it out for one that is free",
         ),
         (
             "table = 0",
-            "table: \"0\" is no number to use: leave the key out for one that is free",
+            "table: \"0\" is reserved by the kernel: leave it out for one that is free",
+        ),
+        (
+            "table = 254",
+            "table: \"254\" is reserved by the kernel: leave it out for one that is free",
         ),
         (
             "table = -1",

@@ -58,7 +58,7 @@ pub use links::{
 pub use local::{LocalAddresses, local_addresses};
 pub use netlink::Netlink;
 pub use object::PRIORITY;
-pub use plan::{Neighbour, Wanted, choose};
+pub use plan::{Neighbour, Wanted, choose, is_reserved_table};
 pub use sockets::for_each_flow;
 pub use watch::Watch;
 pub use ways_out::{WaysOut, ways_out};

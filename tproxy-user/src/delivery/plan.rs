@@ -41,6 +41,12 @@ const FIRST_TABLE: u32 = 7470;
 /// `unspec`, `default`, `main` and `local` (`<linux/rtnetlink.h>`, `rt_class_t`).
 const RESERVED_TABLES: [u32; 4] = [0, 253, 254, 255];
 
+/// Whether a table is one of the kernel's own, which no instance can have.
+#[must_use]
+pub fn is_reserved_table(table: u32) -> bool {
+    RESERVED_TABLES.contains(&table)
+}
+
 /// How many marks and how many tables are tried.
 const TRIES: usize = 16;
 
@@ -67,7 +73,7 @@ fn default_tables() -> impl Iterator<Item = u32> {
 pub async fn choose(netlink: &Netlink, wanted: Wanted<'_>) -> Result<Assignment, Error> {
     let previous = wanted
         .previous
-        .filter(|previous| previous.mark != 0 && !RESERVED_TABLES.contains(&previous.table));
+        .filter(|previous| previous.mark != 0 && !is_reserved_table(previous.table));
     let in_force = InForce::read(netlink, previous, wanted.neighbours).await?;
     let mark = in_force.choose_mark(wanted.mark)?;
     let table = in_force.choose_table(netlink, wanted.table).await?;
@@ -164,7 +170,7 @@ impl<'a> InForce<'a> {
 
     async fn choose_table(&self, netlink: &Netlink, wanted: Option<u32>) -> Result<u32, Error> {
         if let Some(table) = wanted {
-            if RESERVED_TABLES.contains(&table) {
+            if is_reserved_table(table) {
                 return Err(Error::InvalidTable(table));
             }
             return match self.holder_of_table(netlink, table).await? {
