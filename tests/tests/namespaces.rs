@@ -1,12 +1,14 @@
 //! Agents in network namespaces that they are told of by name.
 
-use std::{collections::HashSet, net::SocketAddr};
+use std::{collections::HashSet, fs, net::SocketAddr};
 
 use tproxy_tests::{
     Agent, Cli, DatagramClient, Exchange, Family, Lab, Snapshot,
     address::FAMILIES,
     agent::unique_instance,
     peer::{DatagramWitness, Witness},
+    process::Process,
+    wait,
 };
 
 /// An agent that is started elsewhere works in the namespace that is named, by its name or its path, and so do the
@@ -156,6 +158,38 @@ fn the_agent_ends_with_its_namespace() {
         }
         assert_eq!(beside.stop().len(), 2);
     }
+}
+
+/// A namespace that is named in the mounts of another process, a container's for instance: the agent works there, and ends
+/// when the name goes.
+#[test]
+fn an_agent_works_in_a_namespace_of_other_mounts() {
+    const SETTLE: &str =
+        "mount -t tmpfs tmpfs /run && mkdir /run/netns && touch /run/netns/inner &&
+                          mount --bind /proc/self/ns/net /run/netns/inner && exec sleep infinity";
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let mut container = lab.gateway.command("unshare");
+    container.args(["--mount", "sh", "-c", SETTLE]);
+    let container = Process::start(&mut container);
+    let name = format!("/proc/{}/comm", container.id());
+    wait::until("the container has its mounts", || {
+        (fs::read_to_string(&name).ok()? == "sleep\n").then_some(())
+    });
+    let instance = unique_instance();
+    let before = Snapshot::of(&lab.gateway, &instance);
+    let path = format!("/proc/{}/root/run/netns/inner", container.id());
+    let run = format!("--netns {path} --iface cl0 --dport 80");
+    let mut agent = Agent::start_under(&lab.server, &instance, "", &run);
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    lab.server.run(&format!(
+        "nsenter --mount --target {} umount /run/netns/inner",
+        container.id()
+    ));
+    assert_eq!(agent.wait().len(), 2);
+    Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
 }
 
 /// A namespace that is not there is refused, with what to do.

@@ -41,13 +41,22 @@ impl NamespaceWatch {
     ///
     /// When the kernel does not let it be watched.
     pub fn open(path: &Path, namespace: NamespaceId) -> io::Result<Self> {
-        let what = match resolve(path)? {
-            Named::Path(path) => Watched::Path(Box::new(PathWatch::open(path, namespace)?)),
-            Named::Process(process) => watch_process(process)?,
+        let path = std::path::absolute(path)?;
+        if !stands_for(&path, namespace)? {
+            return Ok(Self {
+                what: Watched::Ended,
+            });
+        }
+        let what = match follow(&path, namespace) {
+            Some(file) => match process_of(&file) {
+                Some(process) => watch_process(process)?,
+                None => watch_path(PathWatch::of_file(file, namespace))?,
+            },
+            None => watch_path(PathWatch::through_links(path.clone(), namespace))?,
         };
         // Another process may have its number by now.
         let what = match what {
-            Watched::Process(_) if !stands_for(path, namespace)? => Watched::Ended,
+            Watched::Process(_) if !stands_for(&path, namespace)? => Watched::Ended,
             what => what,
         };
         Ok(Self { what })
@@ -75,6 +84,14 @@ fn watch_process(process: u32) -> io::Result<Watched> {
     }
 }
 
+fn watch_path(watch: io::Result<PathWatch>) -> io::Result<Watched> {
+    match watch {
+        Ok(watch) => Ok(Watched::Path(Box::new(watch))),
+        Err(error) if is_missing(&error) => Ok(Watched::Ended),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether the path leads to this namespace.
 fn stands_for(path: &Path, namespace: NamespaceId) -> io::Result<bool> {
     match NamespaceId::of(path) {
@@ -91,41 +108,31 @@ fn is_missing(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(libc::ESRCH)
 }
 
-/// What a path to a network namespace names.
-enum Named {
-    /// A file that the namespace is mounted on.
-    Path(PathBuf),
-    /// A process (`/proc/PID/ns/net`).
-    Process(u32),
+/// The file itself that a path leads to over links. `None` when it cannot be told from their texts:
+/// `root` and `cwd` of a process lead into mounts that this process may not have.
+fn follow(path: &Path, namespace: NamespaceId) -> Option<PathBuf> {
+    let file = resolve(path).ok()?;
+    stands_for(&file, namespace).ok()?.then_some(file)
 }
 
-/// Links are followed, so that the file itself is watched; but `ns/net` of a process is a link of a
-/// kind of its own, which leads nowhere by its text.
-fn resolve(path: &Path) -> io::Result<Named> {
-    let path = std::path::absolute(path)?;
+/// `ns/net` of a process is a link of a kind of its own, which leads nowhere by its text.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let directory = match directory.canonicalize() {
-        // A process that has ended has no directory any more.
-        Err(error) if is_missing(&error) && process_of(directory).is_some() => directory.into(),
-        directory => directory?,
-    };
-    if let Some(process) = process_of(&directory) {
-        return Ok(Named::Process(process));
-    }
+    let directory = directory.canonicalize()?;
     let path = directory.join(name);
     match fs::read_link(&path) {
         Ok(target) if !target.to_string_lossy().starts_with("net:[") => {
             resolve(&directory.join(target))
         }
-        _ => Ok(Named::Path(path)),
+        _ => Ok(path),
     }
 }
 
-/// The process whose directory in `/proc` this is in.
-fn process_of(directory: &Path) -> Option<u32> {
-    let mut parts = directory.strip_prefix("/proc").ok()?.iter();
+/// The process in whose directory in `/proc` this is.
+fn process_of(path: &Path) -> Option<u32> {
+    let mut parts = path.strip_prefix("/proc").ok()?.iter();
     parts.next()?.to_str()?.parse().ok()
 }
 
@@ -137,6 +144,7 @@ struct PathWatch {
     directory: EventStream<[u8; 1024]>,
     /// umount(2) is told of by nobody but the list of mounts.
     mounts: AsyncFd<OwnedFd>,
+    /// Whether neither of them tells everything.
     polled: bool,
 }
 
@@ -144,7 +152,20 @@ struct PathWatch {
 const POLLED: Duration = Duration::from_secs(1);
 
 impl PathWatch {
-    fn open(path: PathBuf, namespace: NamespaceId) -> io::Result<Self> {
+    /// Watches a file. One of `ns/net` here belongs to a process in the `/proc` of somebody else, of
+    /// whose end nothing tells.
+    fn of_file(path: PathBuf, namespace: NamespaceId) -> io::Result<Self> {
+        let polled = fs::read_link(&path).is_ok();
+        Self::open(path, namespace, polled)
+    }
+
+    /// Watches a path that leads into the mounts of a process, of whose end and whose mounts nothing
+    /// tells.
+    fn through_links(path: PathBuf, namespace: NamespaceId) -> io::Result<Self> {
+        Self::open(path, namespace, true)
+    }
+
+    fn open(path: PathBuf, namespace: NamespaceId, polled: bool) -> io::Result<Self> {
         let inotify = Inotify::init()?;
         let events = WatchMask::DELETE | WatchMask::MOVE | WatchMask::DELETE_SELF;
         let directory = path.parent().unwrap_or(Path::new("/"));
@@ -156,7 +177,7 @@ impl PathWatch {
         Ok(Self {
             directory: inotify.into_event_stream([0; 1024])?,
             mounts: watch_descriptor(mounts, Interest::PRIORITY | Interest::ERROR)?,
-            polled: fs::read_link(&path).is_ok(),
+            polled,
             path,
             namespace,
         })
@@ -171,7 +192,6 @@ impl PathWatch {
                 event = self.directory.next() => {
                     event.ok_or(io::ErrorKind::UnexpectedEof)??;
                 }
-                // A process in the /proc of somebody else, of whose end nothing tells.
                 () = sleep(POLLED), if self.polled => {}
                 ready = self.mounts.ready(Interest::PRIORITY | Interest::ERROR) => {
                     ready?.clear_ready();

@@ -108,7 +108,7 @@ fn a_namespace_that_is_mounted_anywhere_is_gone_when_it_is_unmounted() {
             fs::remove_file(directory.path().join("neighbour")).unwrap();
             assert_there(&mut watch).await;
             let options: &[&str] = if lazily { &["-l"] } else { &[] };
-            mount("umount", &[options, &[text(&path)]].concat());
+            expect_success("umount", &[options, &[text(&path)]].concat());
             assert_gone(&mut watch).await;
             fs::remove_file(&path).unwrap();
         }
@@ -138,12 +138,53 @@ fn the_namespace_of_a_process_is_gone_with_the_process() {
     });
 }
 
+/// `root` of a process with mounts of its own leads to names that are not there for others, or that
+/// stand for something else.
+#[test]
+fn a_namespace_in_the_mounts_of_another_process_is_gone_with_its_name_or_the_process() {
+    in_namespace(|_| async move {
+        for (also_here, process_ends) in [(false, false), (true, false), (false, true)] {
+            let here = also_here.then(|| Named::new("there"));
+            let name = format!("tpw-there-{}", std::process::id());
+            let mut host = host_of(&name);
+            let root = PathBuf::from(format!("/proc/{}/root", host.id()));
+            let path = root.join("run/netns").join(&name);
+            let (mut watch, _held) = watch(&path);
+            assert_there(&mut watch).await;
+            drop(here);
+            assert_there(&mut watch).await;
+            if process_ends {
+                end(&mut host);
+            } else {
+                let target = host.id().to_string();
+                expect_success(
+                    "nsenter",
+                    &["-m", "-t", &target, "ip", "netns", "del", &name],
+                );
+            }
+            assert_gone(&mut watch).await;
+            let _ = (host.kill(), host.wait());
+        }
+    });
+}
+
+/// A process with mounts of its own, among which is a network namespace of this name.
+fn host_of(name: &str) -> Child {
+    const SETTLE: &str = "mount -t tmpfs tmpfs /run && ip netns add $0 && exec cat";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", SETTLE, name]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    let child = command.spawn().expect("unshare runs");
+    wait_for_cat(&child);
+    child
+}
+
 /// A bind mount, which goes at the latest when it is dropped.
 struct Mounted(PathBuf);
 
 impl Mounted {
     fn new(source: &Path, target: &Path) -> Self {
-        mount("mount", &["--bind", text(source), text(target)]);
+        expect_success("mount", &["--bind", text(source), text(target)]);
         Self(target.into())
     }
 }
@@ -159,11 +200,15 @@ fn sleeper() -> Child {
     let mut command = Command::new("unshare");
     command.args(["--net", "cat"]).stdin(Stdio::piped());
     let child = command.stdout(Stdio::null()).spawn().expect("unshare runs");
+    wait_for_cat(&child);
+    child
+}
+
+fn wait_for_cat(child: &Child) {
     let path = format!("/proc/{}/comm", child.id());
     while fs::read_to_string(&path).unwrap().trim() != "cat" {
         std::thread::yield_now();
     }
-    child
 }
 
 fn end(child: &mut Child) {
@@ -171,7 +216,7 @@ fn end(child: &mut Child) {
     child.wait().unwrap();
 }
 
-fn mount(command: &str, arguments: &[&str]) {
+fn expect_success(command: &str, arguments: &[&str]) {
     let output = Command::new(command).args(arguments).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command} {arguments:?}: {errors}");
