@@ -419,15 +419,6 @@ fn files_that_are_no_lists() {
         "bad",
         b"10.0.0.0/8\n10.0.0/8\n::1\nhost # name\n\xff\n1.1.1.1",
     );
-    let [second, fourth, fifth] = [2, 4, 5].map(|line| format!("{bad}:{line}: "));
-    let named: &[&str] = &[
-        &second,
-        "\"10.0.0/8\"",
-        &fourth,
-        "\"host\"",
-        &fifth,
-        "UTF-8",
-    ];
     let missing = format!("{}/missing", directory.path().display());
     let hosts = |count: u32| {
         let lines =
@@ -437,7 +428,6 @@ fn files_that_are_no_lists() {
     let large = file(&directory, "large", hosts(1_000_001));
     let directory = directory.path().display().to_string();
     for (path, code, words) in [
-        (&bad, USAGE, named),
         (&directory, USAGE, &[&directory, "is a directory"]),
         (&missing, USAGE, &[&missing, "No such file"]),
         (&large, USAGE, &[&large, "limit of 1000000"]),
@@ -452,6 +442,33 @@ fn files_that_are_no_lists() {
             words,
         );
     }
+    let no_cidr = "is not a CIDR or an IP address";
+    let wrong = [
+        format!("tproxy: {bad}:2: \"10.0.0/8\" {no_cidr}"),
+        format!("tproxy: {bad}:4: \"host\" {no_cidr}"),
+        format!("tproxy: {bad}:5: \"\u{fffd}\" is not UTF-8 text"),
+    ];
+    let instance = unique_instance();
+    for (cli, command) in [
+        (&*agent, format!("set load some {bad}")),
+        (&*agent, format!("set load new {bad}")),
+        (&*agent, format!("rule add --dst @{bad}")),
+        (
+            &Cli::new(&lab.gateway, &instance),
+            format!("run --iface sv0 --dst @{bad}"),
+        ),
+    ] {
+        let attempt = cli.attempt(&command);
+        assert_eq!(attempt.code, Some(USAGE), "{attempt:#?}");
+        assert_eq!(attempt.stderr, wrong, "{command}");
+    }
+    // The first twenty, and how many more.
+    fs::write(&bad, "host\n".repeat(1000)).unwrap();
+    let attempt = agent.attempt(&format!("set load some {bad}"));
+    assert_eq!(attempt.code, Some(USAGE), "{attempt:#?}");
+    assert_eq!(attempt.stderr.len(), 21, "{attempt:#?}");
+    let last = format!("tproxy: and 980 more lines of {bad}");
+    assert_eq!(attempt.stderr.last(), Some(&last));
     assert_eq!(cidrs(&agent, "some"), ["10.0.0.0/8", "192.0.2.0/24"]);
 
     // The limit is that of all sets and rules together.

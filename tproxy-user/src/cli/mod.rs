@@ -29,7 +29,7 @@ use crate::{
     config::Problems,
     instance::{self, AgentLock, Change, Instance, State, enter_namespace},
     rule::{RuleSpec, valid_name},
-    set::{LoadError, absolute_word},
+    set::{LoadError, ReadError, absolute_word},
 };
 
 /// Transparent redirector for TCP, steered by eBPF: no iptables, no nftables.
@@ -219,15 +219,18 @@ fn explain(error: &clap::Error) -> ExitCode {
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
         || error.is::<Problems>()
-        || error.is::<LoadError>()
+        || load_error(error).is_some()
         || matches!(
             error.downcast_ref(),
-            Some(instance::Error::Rule(_) | instance::Error::Name(_) | instance::Error::Load(_))
+            Some(instance::Error::Rule(_) | instance::Error::Name(_))
         )
 }
 
 /// The error in one line; all that is wrong in a file, in one line each.
 fn lines(error: &anyhow::Error) -> Vec<String> {
+    if let Some(LoadError::Content(ReadError::Lines { name, lines })) = load_error(error) {
+        return lines.each(name);
+    }
     let problems = match error.downcast_ref() {
         Some(instance::Error::Unattached(problems)) => Some(problems),
         _ => error.downcast_ref::<Problems>(),
@@ -235,6 +238,14 @@ fn lines(error: &anyhow::Error) -> Vec<String> {
     match problems {
         Some(problems) => problems.iter().map(ToString::to_string).collect(),
         None => vec![one_line(error)],
+    }
+}
+
+/// What is wrong with a list of CIDRs, if it is that.
+fn load_error(error: &anyhow::Error) -> Option<&LoadError> {
+    match error.downcast_ref() {
+        Some(instance::Error::Load(error)) => Some(error),
+        _ => error.downcast_ref(),
     }
 }
 

@@ -69,6 +69,12 @@ impl Lines {
     /// Everything in one line of text; each line of the file with the file's name.
     #[must_use]
     pub fn of(&self, name: &str) -> String {
+        self.each(name).join("; ")
+    }
+
+    /// A text for each line of the file that is named, with the file's name, and one for the others.
+    #[must_use]
+    pub fn each(&self, name: &str) -> Vec<String> {
         let lines = self.first.iter();
         let mut said: Vec<String> = lines
             .map(|line| format!("{name}:{}: {}", line.number, line.text))
@@ -77,7 +83,7 @@ impl Lines {
         if more > 0 {
             said.push(format!("and {more} more lines of {name}"));
         }
-        said.join("; ")
+        said
     }
 }
 
