@@ -4,7 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 use tproxy_tests::{
-    Agent, Cli, ControlGroup, Exchange, Family, Lab, Snapshot, address::FAMILIES, peer::Witness,
+    Agent, Cli, ControlGroup, Exchange, Family, Lab, Snapshot,
+    address::FAMILIES,
+    peer::{Witness, listen_prepared},
+    wait,
 };
 
 /// What `explain` says of a TCP flow from the client.
@@ -308,4 +311,143 @@ fn groups_above_are_asked_about() {
     assert_eq!(answer["rule"], "outer", "{answer}");
     let outside = agent.json(question.trim_end_matches(" --json"));
     assert_eq!(outside["rule"], Value::Null, "{outside}");
+}
+
+/// A rule that hands flows over needs somebody who is there: the answer says what becomes of them without, and that is
+/// what happens.
+#[test]
+fn without_an_agent_on_missing_decides() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 81);
+    let mut agent = lab.agent("--iface cl0 --proto any --dport 80 --name shut");
+    agent.run("rule add --name open --proto any --dport 81 --on-missing pass");
+    agent.run("rule add --name mine --scope local --proto any --dport 80");
+    agent.run("rule add --name here --scope inbound --proto any --dport 80");
+    agent.run("rule add --name closed --dport 82 --action reject");
+    let said = |agent: &Agent, lives: bool| {
+        for family in FAMILIES {
+            let (client, own, server) = (family.client(), family.gateway(), family.server());
+            for (scope, from, to, port, action, missing) in [
+                ("forward", client, server, 80, "relay", "drop"),
+                ("forward", client, server, 81, "relay", "pass"),
+                ("local", own, server, 80, "relay", "drop"),
+                ("inbound", client, own, 80, "relay", "drop"),
+                ("forward", client, server, 82, "reject", "reject"),
+                ("forward", client, server, 83, "pass", "pass"),
+            ] {
+                let answer = explained_in(agent, scope, from, SocketAddr::new(to, port));
+                assert_eq!(answer["action"], action, "{answer}");
+                let effect = if lives { action } else { missing };
+                assert_eq!(answer["effect"], effect, "{answer}");
+                let because = answer["because"].as_str();
+                assert_eq!(because.is_some(), !lives && action == "relay", "{answer}");
+                assert!(because.is_none_or(|because| because.contains("no agent")));
+            }
+        }
+        agent.output(&format!(
+            "explain tcp {} {}:80",
+            Family::V4.client(),
+            Family::V4.server()
+        ))
+    };
+    assert!(!said(&agent, true).contains("now"));
+    agent.kill();
+    let text = said(&agent, false);
+    let last = text.lines().last().unwrap();
+    assert!(
+        last.starts_with("but now drop: no agent is there"),
+        "{text}"
+    );
+    for family in FAMILIES {
+        lab.ask(family.server(), 81).assert_unproxied();
+        let shut = SocketAddr::new(family.server(), 80);
+        assert!(lab.connect_at_once(shut).is_err());
+    }
+    agent.run("unload");
+}
+
+/// While an agent drains, new flows go their own way, whatever `on_missing` says.
+#[test]
+fn a_draining_agent_leaves_flows_alone() {
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let mut agent = lab.agent("--iface cl0 --dport 80 --drain 60");
+    let running = lab.connect_at_once((Family::V4.server(), 80).into());
+    let running = running.expect("the server answers");
+    agent.terminate();
+    agent.wait_for_log("to finish");
+    for family in FAMILIES {
+        let target = SocketAddr::new(family.server(), 80);
+        let answer = explained(&agent, family, "tcp", target);
+        assert_eq!(
+            (&answer["action"], &answer["effect"]),
+            (&json!("relay"), &json!("pass"))
+        );
+        let because = answer["because"].as_str().unwrap();
+        assert!(because.contains("leaves them alone"), "{because}");
+        lab.ask(family.server(), 80).assert_direct(&agent);
+    }
+    drop(running);
+    assert_eq!(agent.wait().len(), 1);
+}
+
+/// A listener that is not there, or not for this family, is said not to be.
+#[test]
+fn a_redirect_without_a_listener_is_told() {
+    let lab = Lab::new();
+    let agent = lab.agent("--iface cl0");
+    let to = "--action redirect --to 127.0.0.1:4714 --on-missing pass";
+    agent.run(&format!("rule add --name away --dport 80 {to}"));
+    let effect = |family: Family| {
+        let answer = explained(&agent, family, "tcp", (family.server(), 80).into());
+        assert_eq!(answer["action"], "redirect", "{answer}");
+        (answer["effect"].clone(), answer["because"].clone())
+    };
+    for family in FAMILIES {
+        let (effect, because) = effect(family);
+        assert_eq!(effect, "pass");
+        assert!(
+            because.as_str().unwrap().contains("127.0.0.1:4714"),
+            "{because}"
+        );
+    }
+    let address = "127.0.0.1:4714".parse().unwrap();
+    let _listener = lab
+        .gateway
+        .enter(|| listen_prepared(address, |socket| socket.set_ip_transparent_v4(true)));
+    wait::until("the listener is found", || {
+        (effect(Family::V4).0 == "redirect").then_some(())
+    });
+    let (effect, because) = effect(Family::V6);
+    assert_eq!(effect, "pass");
+    assert!(because.as_str().unwrap().contains("IPv6"), "{because}");
+}
+
+/// Rules that will be gone are said to, and so are those that should be and are still in force.
+#[test]
+fn the_end_of_a_rule_is_told() {
+    let lab = Lab::new();
+    let mut agent = lab.agent("--iface cl0 --pin");
+    agent.run("rule add --name long --dport 81 --expires 1h");
+    agent.stop();
+    agent.run("rule add --name short --dport 80 --expires 100ms");
+    let family = Family::V4;
+    let question = format!("explain tcp {} {}:80", family.client(), family.server());
+    wait::until("the rule has expired", || {
+        (agent.json(&question)["rules"][1]["expires_in"] == 0).then_some(())
+    });
+    let answer = agent.json(&question);
+    let left = answer["rules"][0]["expires_in"].as_u64().unwrap();
+    assert!((3_000..=3_600).contains(&left), "{answer}");
+    // It takes flows as long as nothing deletes it.
+    assert_eq!(answer["rule"], "short");
+    assert_eq!(answer["kernel"]["rule"], "short");
+    let text = agent.output(&question);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].contains("expires in "), "{text}");
+    assert!(
+        lines[1].ends_with("expired, and in force until the next change"),
+        "{text}"
+    );
+    agent.run("unload");
 }

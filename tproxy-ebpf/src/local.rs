@@ -3,18 +3,14 @@
 use aya_ebpf::{bindings::bpf_sock, helpers::bpf_get_netns_cookie, programs::SockAddrContext};
 use tproxy_common::{
     address::Address,
-    flow::{Protocol, worker_of},
+    explanation::Presence,
+    flow::Protocol,
     handover::Ends,
     outcome::Outcome,
     tables::{Action, OnMissing, RuleEntry},
 };
 
-use crate::{
-    agent, counters, local_prefixes,
-    lookup::octets,
-    rules,
-    sockets::{self, Target},
-};
+use crate::{agent, counters, local_prefixes, lookup::octets, presence, rules};
 
 /// What the hooks at connect and sendmsg have of a flow.
 #[derive(Clone, Copy)]
@@ -209,20 +205,13 @@ pub fn decide(opening: &Opening) -> Decision {
 /// What becomes of a flow that nobody is there to take; `None` when somebody is.
 #[inline(always)]
 fn lacking(ends: &Ends, rule: RuleEntry) -> Option<Outcome> {
-    let state = agent::state();
-    if !state.is_accepting() && (state.workers() == 0 || sockets::agent_lives()) {
-        return Some(Outcome::LocalPassedMissing);
+    match (presence::of(ends, rule.taken()), rule.on_missing()) {
+        (Presence::There, _) => None,
+        (Presence::LeftAlone, _) | (Presence::Missing, OnMissing::Pass) => {
+            Some(Outcome::LocalPassedMissing)
+        }
+        (Presence::Missing, OnMissing::Drop) => Some(Outcome::LocalRefusedMissing),
     }
-    let family = ends.destination.family();
-    // Which worker it will be hangs on the source address; where one is, all are.
-    let worker = worker_of(&ends.source, ends.source_port, state.workers());
-    if Target::of(rule.taken(), ends.protocol, family, worker).is_there(family) {
-        return None;
-    }
-    Some(match rule.on_missing() {
-        OnMissing::Pass => Outcome::LocalPassedMissing,
-        OnMissing::Drop => Outcome::LocalRefusedMissing,
-    })
 }
 
 /// The address that a socket is bound to, for an IPv4 destination; IPv6 sockets have one for those, too.

@@ -33,6 +33,7 @@ mod local_udp;
 mod lookup;
 mod new_flow;
 mod opening;
+mod presence;
 mod reset;
 mod rules;
 mod sendmsg;
@@ -134,7 +135,7 @@ fn permit(outcome: Option<Outcome>) -> i32 {
 /// over the maps that are there, and never attached.
 #[classifier]
 pub fn tproxy_explain(ctx: TcContext) -> i32 {
-    explain::explain(&ctx, ETHERNET_HEADER).to_code() as i32
+    explain::explain(&ctx, ETHERNET_HEADER) as i32
 }
 
 #[inline(always)]

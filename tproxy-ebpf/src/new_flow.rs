@@ -2,7 +2,8 @@
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use tproxy_common::{
-    flow::{Flow, Protocol, Scope, worker_of},
+    explanation::Presence,
+    flow::{Flow, Protocol, Scope},
     handover::Ends,
     outcome::Outcome,
     packed::PackedEnds,
@@ -10,12 +11,11 @@ use tproxy_common::{
 };
 
 use crate::{
-    agent, counters,
+    counters,
     established::{self, Holder},
     flow_filter::Stamp,
-    handover, interfaces, local_prefixes, rules,
+    handover, interfaces, local_prefixes, presence, rules,
     skb::Skb,
-    sockets::{self, Target},
 };
 
 /// Decides about a SYN, or a datagram that no connected socket has.
@@ -108,22 +108,17 @@ pub fn is_forwarded(flow: &Flow) -> bool {
 
 #[inline(always)]
 fn hand_over(ends: &Ends, rule: RuleEntry) -> Outcome {
-    let state = agent::state();
-    // An agent that was killed while it drained is missing like any other.
-    if !state.is_accepting() && (state.workers() == 0 || sockets::agent_lives()) {
-        return Outcome::PassedDraining;
-    }
-    let family = ends.destination.family();
-    // That of a datagram; where one worker has a listener, all have.
-    let worker = worker_of(&ends.source, ends.source_port, state.workers());
-    if Target::of(rule.taken(), ends.protocol, family, worker).is_there(family) {
-        handover::announce(ends, rule.taken());
-        Stamp::of(ends).renew();
-        return Outcome::Taken;
-    }
-    match rule.on_missing() {
-        OnMissing::Pass => Outcome::PassedMissing,
-        OnMissing::Drop if ends.protocol == Protocol::Tcp => Outcome::RefusedMissing,
-        OnMissing::Drop => Outcome::DroppedMissing,
+    match (presence::of(ends, rule.taken()), rule.on_missing()) {
+        (Presence::There, _) => {
+            handover::announce(ends, rule.taken());
+            Stamp::of(ends).renew();
+            Outcome::Taken
+        }
+        (Presence::LeftAlone, _) => Outcome::PassedDraining,
+        (Presence::Missing, OnMissing::Pass) => Outcome::PassedMissing,
+        (Presence::Missing, OnMissing::Drop) if ends.protocol == Protocol::Tcp => {
+            Outcome::RefusedMissing
+        }
+        (Presence::Missing, OnMissing::Drop) => Outcome::DroppedMissing,
     }
 }

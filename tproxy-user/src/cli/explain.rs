@@ -1,5 +1,7 @@
 //! `tproxy explain`.
 
+mod effect;
+
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, ensure};
@@ -7,15 +9,18 @@ use clap::Args;
 use serde::Serialize;
 use tproxy_common::{
     address::Address,
-    classifier::{classify, classify_local, group_class},
+    classifier::{Match, classify, classify_local, group_class},
     explanation::Explanation,
     flow::{Flow, Protocol, Scope},
 };
 
 use super::{
     go_there, interface_name,
-    output::{print_json, print_line},
+    listing::{in_words, seconds_left},
+    output::{print_json, print_line, print_lines},
 };
+use effect::Effect;
+
 use crate::{
     instance::{Instance, State},
     kernel::{self, Generation},
@@ -89,6 +94,9 @@ struct Answer {
     rule: Option<String>,
     action: String,
     reason: String,
+    /// What becomes of the flow now.
+    #[serde(flatten)]
+    effect: Effect,
     /// The rules up to the one that takes the flow, each with what was asked of the flow.
     rules: Vec<Considered>,
     /// The same question, answered by the kernel.
@@ -116,7 +124,32 @@ struct Considered {
     name: String,
     action: String,
     takes: bool,
+    /// Seconds that are left of its life; 0 when it is over, and the next change deletes the rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_in: Option<u64>,
     conditions: Vec<Asked>,
+}
+
+impl Considered {
+    /// Its line, but for its number.
+    fn line(&self) -> String {
+        let verdict = if self.takes { "takes it" } else { "no" };
+        let conditions = self.conditions.iter();
+        let shown = conditions.filter(|asked| self.takes || !asked.met);
+        let mut reasons: Vec<String> = shown
+            .map(|asked| format!("{} {}", asked.key, asked.text))
+            .collect();
+        reasons.extend(self.expires_in.map(|left| match left {
+            0 => "expired, and in force until the next change".to_owned(),
+            left => format!("expires in {}", in_words(left)),
+        }));
+        format!(
+            "{:<16}{:<9}{verdict}: {}",
+            self.name,
+            self.action,
+            reasons.join("; ")
+        )
+    }
 }
 
 #[derive(Serialize)]
@@ -144,26 +177,14 @@ pub(super) fn execute(
         return print_json(&answer);
     }
     for (number, rule) in (1..).zip(&answer.rules) {
-        let verdict = if rule.takes { "takes it" } else { "no" };
-        let shown = rule
-            .conditions
-            .iter()
-            .filter(|asked| rule.takes || !asked.met);
-        let reasons: Vec<String> = shown
-            .map(|asked| format!("{} {}", asked.key, asked.text))
-            .collect();
-        print_line(&format!(
-            "{number:>4}  {:<16}{:<9}{verdict}: {}",
-            rule.name,
-            rule.action,
-            reasons.join("; ")
-        ))?;
+        print_line(&format!("{number:>4}  {}", rule.line()))?;
     }
     print_line(&format!("{}: {}", answer.action, answer.reason))?;
-    answer
-        .kernel
-        .remark()
-        .map_or(Ok(()), |text| print_line(&text))
+    print_lines(
+        [answer.effect.remark(), answer.kernel.remark()]
+            .iter()
+            .flatten(),
+    )
 }
 
 impl KernelAnswer {
@@ -214,9 +235,17 @@ fn explain(instance: &Instance, arguments: &Arguments) -> anyhow::Result<(Answer
             error: format!("{error:#}"),
         },
     };
+    let taking = verdict
+        .taking
+        .and_then(|found| Some((state.rules.get(found.rule as usize)?, found.entry)));
+    let effect = match taking {
+        Some((stored, entry)) => Effect::of_rule(instance, &state, stored, entry, &flow),
+        None => Effect::of_action(&verdict.action),
+    };
     let answer = Answer {
         rule: verdict.rule,
         action: verdict.action,
+        effect,
         reason: verdict.reason,
         rules: verdict.rules,
         kernel,
@@ -266,6 +295,8 @@ struct Verdict {
     rule: Option<String>,
     action: String,
     reason: String,
+    /// The rule that takes the flow, as the tables have it.
+    taking: Option<Match>,
     rules: Vec<Considered>,
 }
 
@@ -283,6 +314,7 @@ fn judge(
             rule: None,
             action: "pass".into(),
             reason,
+            taking: None,
             rules: Vec::new(),
         });
     }
@@ -311,6 +343,7 @@ fn judge(
             rule: None,
             action: "pass".into(),
             reason: "no rule takes this flow".into(),
+            taking: None,
             rules,
         });
     };
@@ -338,6 +371,7 @@ fn judge(
             rule: None,
             action: "pass".into(),
             reason,
+            taking: None,
             rules,
         });
     }
@@ -348,6 +382,7 @@ fn judge(
         reason: format!("by rule {}", name.as_deref().unwrap_or("-")),
         rule: name,
         action,
+        taking: Some(found),
         rules,
     })
 }
@@ -393,6 +428,7 @@ fn considered(state: &State, sets: &Sets, flow: &NamedFlow) -> anyhow::Result<Ve
             Ok(Considered {
                 name: stored.name().to_owned(),
                 action: stored.spec.action_word().to_owned(),
+                expires_in: seconds_left(stored)?,
                 takes: conditions.iter().all(|condition| condition.met),
                 conditions: conditions
                     .into_iter()

@@ -79,7 +79,7 @@ pub(super) fn show(instance: &Instance, name: &str, json: bool) -> anyhow::Resul
 struct Counted<'a> {
     #[serde(flatten)]
     rule: &'a RuleSpec,
-    /// Seconds that are left of its life, begun ones as whole ones; 0 when it is over.
+    /// See [`seconds_left`].
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_in: Option<u64>,
     flows: u64,
@@ -92,10 +92,9 @@ struct Counted<'a> {
 
 impl<'a> Counted<'a> {
     fn new(stored: &'a StoredRule, totals: RuleTotals, has_agent: bool) -> anyhow::Result<Self> {
-        let left = stored.left()?;
         Ok(Self {
             rule: &stored.spec,
-            expires_in: left.map(|left| left.as_secs() + u64::from(left.subsec_nanos() > 0)),
+            expires_in: seconds_left(stored)?,
             flows: totals.kernel.flows,
             packets: totals.kernel.packets,
             bytes: totals.kernel.bytes + totals.relay.to_upstream + totals.relay.to_client,
@@ -107,13 +106,24 @@ impl<'a> Counted<'a> {
     }
 }
 
-/// What is left of the life of a rule, in words.
+/// Seconds that are left of the life of a rule, begun ones as whole ones; 0 when it is over.
+pub(super) fn seconds_left(stored: &StoredRule) -> anyhow::Result<Option<u64>> {
+    let left = stored.left()?;
+    Ok(left.map(|left| left.as_secs() + u64::from(left.subsec_nanos() > 0)))
+}
+
+/// The same in words.
 fn expiry(rule: &Counted<'_>) -> Option<String> {
     match rule.expires_in? {
         // With no agent to delete it, the next change does.
         0 => Some("expired".to_owned()),
-        left => Some(format_duration(Duration::from_secs(left)).to_string()),
+        left => Some(in_words(left)),
     }
+}
+
+/// A number of seconds in words: `1h 30m`.
+pub(super) fn in_words(seconds: u64) -> String {
+    format_duration(Duration::from_secs(seconds)).to_string()
 }
 
 fn counted<'a>(instance: &Instance, state: &'a State) -> anyhow::Result<Vec<Counted<'a>>> {

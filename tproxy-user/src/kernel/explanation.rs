@@ -1,4 +1,4 @@
-//! Asks the kernel which rule takes a flow: a program runs over the maps in force on a packet that
+//! Asks the kernel which rule takes a flow, and whether somebody is there who gets it: a program runs over the maps in force on a packet that
 //! was made for it (`BPF_PROG_TEST_RUN`).
 
 use std::{net::SocketAddr, path::Path};
@@ -8,7 +8,11 @@ use aya::{
     programs::{Program, ProgramError, SchedClassifier},
 };
 use etherparse::PacketBuilder;
-use tproxy_common::{explanation::Explanation, flow::Protocol};
+use tproxy_common::{
+    explanation::{Explanation, Presence},
+    flow::Protocol,
+    handover::Taken,
+};
 
 use super::{
     Error,
@@ -29,24 +33,50 @@ pub fn ask(
     destination: SocketAddr,
     interface: u32,
 ) -> Result<Explanation, Error> {
-    let mut object = over_pinned_maps(None, directory)?;
     let packet = packet(protocol, source, destination);
-    let code = run(object.program_mut(EXPLAIN_PROGRAM), &packet, interface).map_err(|cause| {
-        Error::Program {
-            program: EXPLAIN_PROGRAM.to_owned(),
-            cause,
-        }
-    })?;
+    let code = answer(directory, &packet, &context(0, interface))?;
     Explanation::from_code(code).ok_or(Error::Explanation { code })
 }
 
-fn run(program: Option<&mut Program>, packet: &[u8], interface: u32) -> Result<u32, ProgramError> {
+/// Whether somebody is there who gets the flow from a rule that hands its flows over as `taken` says.
+/// `directory` has the pinned maps, of which nothing changes.
+///
+/// # Errors
+///
+/// When the kernel refuses the program or the run.
+pub fn ask_presence(
+    directory: &Path,
+    taken: Taken,
+    protocol: Protocol,
+    source: SocketAddr,
+    destination: SocketAddr,
+) -> Result<Presence, Error> {
+    let packet = packet(protocol, source, destination);
+    let code = answer(
+        directory,
+        &packet,
+        &context(Presence::question(taken), NO_INTERFACE),
+    )?;
+    Presence::from_code(code).ok_or(Error::Explanation { code })
+}
+
+/// In a context: that the packet arrived on none in particular.
+const NO_INTERFACE: u32 = 0;
+
+fn answer(directory: &Path, packet: &[u8], context: &[u8]) -> Result<u32, Error> {
+    let mut object = over_pinned_maps(None, directory)?;
+    run(object.program_mut(EXPLAIN_PROGRAM), packet, context).map_err(|cause| Error::Program {
+        program: EXPLAIN_PROGRAM.to_owned(),
+        cause,
+    })
+}
+
+fn run(program: Option<&mut Program>, packet: &[u8], context: &[u8]) -> Result<u32, ProgramError> {
     let program: &mut SchedClassifier = program.ok_or(ProgramError::NotLoaded)?.try_into()?;
     program.load()?;
-    let context = context(interface);
     let result = program.test_run(TestRunOptions {
         data_in: Some(packet),
-        ctx_in: Some(&context),
+        ctx_in: Some(context),
         ..TestRunOptions::new()
     })?;
     Ok(result.return_value)
@@ -82,10 +112,12 @@ fn octets(address: SocketAddr) -> [u8; 16] {
     }
 }
 
-/// `struct __sk_buff` with an interface (include/uapi/linux/bpf.h).
-fn context(interface: u32) -> [u8; 192] {
+/// `struct __sk_buff` with a mark and an interface (include/uapi/linux/bpf.h).
+fn context(mark: u32, interface: u32) -> [u8; 192] {
+    const MARK: usize = 8;
     const IFINDEX: usize = 40;
     let mut context = [0; 192];
+    context[MARK..][..4].copy_from_slice(&mark.to_ne_bytes());
     context[IFINDEX..][..4].copy_from_slice(&interface.to_ne_bytes());
     context
 }

@@ -15,7 +15,7 @@ mod process_hooks;
 pub use counters::{
     Counters, IntakeCounters, ListenerCounters, RelayCounters, RuleTotals, WorkerCounters,
 };
-pub use explanation::ask;
+pub use explanation::{ask, ask_presence};
 pub use flow_filter::FlowFilter;
 pub use generation::Generation;
 pub use handover::Handover;
