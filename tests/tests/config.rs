@@ -607,6 +607,46 @@ fn rules_without_effect_are_warned_of() {
     assert_eq!(agent.stop(), []);
 }
 
+/// Rules whose addresses no flow has are warned of, once each, where they are added, checked and loaded. Whole address
+/// spaces are not.
+#[test]
+fn addresses_that_no_flow_has_are_warned_of() {
+    let lab = Lab::new();
+    let agent = lab.agent("--iface cl0");
+    let said = |command: &str| -> Vec<String> {
+        let attempt = agent.attempt(command);
+        attempt.assert_done();
+        warnings(&attempt).into_iter().map(str::to_owned).collect()
+    };
+    let of_groups =
+        "rule groups takes nothing: what goes to 224.0.0.0/4 is left alone, whatever the rules say";
+    let of_nobody = "rule nobody takes nothing: no flow comes from 255.255.255.255/32";
+    assert_eq!(
+        said("rule add --name groups --dst 224.0.0.0/4"),
+        [of_groups]
+    );
+    assert_eq!(
+        said("rule add --name nobody --src 255.255.255.255"),
+        [of_nobody]
+    );
+    for silent in [
+        "--dst 224.0.0.0/4 --action pass",
+        "--dst 0.0.0.0/1,224.0.0.0/4",
+        "--dst 0.0.0.0/0,::/0",
+    ] {
+        let command = format!("rule add --proto udp --dport 81 {silent}");
+        assert_eq!(said(&command), [] as [&str; 0], "{command}");
+    }
+    let files = Files::new(&[(
+        "none.toml",
+        "[[rule]]\nname = 'all'\ndst = '0.0.0.0/0'\ndport = 80\n[[rule]]\nname = 'groups'\ndst = '224.0.0.0/4'\n",
+    )]);
+    let path = files.path("none.toml");
+    let checked = said(&format!("rule check {path}"));
+    assert_eq!(checked, [format!("{path}:5: {of_groups}")]);
+    assert_eq!(said(&format!("rule load {path}")), [of_groups]);
+}
+
 /// Places that are none.
 #[test]
 fn places_that_are_none_are_refused() {

@@ -1,4 +1,4 @@
-//! Whether the rules of a file fit the tables, and which of them can never match.
+//! Whether the rules of a file fit the tables, and which of them take nothing.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::{compiler, rule::Rule};
 
 impl Config {
     /// Compiles the rules as for an instance that has every interface and every control group that
-    /// they name, and says which rules can never match.
+    /// they name, and says which rules can never match or have addresses that no flow has.
     ///
     /// # Errors
     ///
@@ -39,12 +39,20 @@ impl Config {
         let rules: Vec<&Rule> = sources.iter().map(|source| source.rule).collect();
         let shadowed = compiler::shadowed(compiled.blocks.as_slice(), &rules, lasting);
         let titles: Vec<String> = self.rules.iter().map(FileRule::title).collect();
-        let warnings = shadowed.iter().map(|shadowed| Problem {
+        let warning = |rule: usize, text| Problem {
             file: self.name.clone(),
-            line: Some(self.rules[shadowed.rule].lines.header),
-            text: shadowed.text(|place| titles[place].as_str()),
+            line: Some(self.rules[rule].lines.header),
+            text,
+        };
+        let of_addresses = rules
+            .iter()
+            .enumerate()
+            .filter_map(|(place, rule)| Some(warning(place, rule.want_of_flows(&titles[place])?)));
+        let hidden = shadowed.iter().map(|shadowed| {
+            let text = shadowed.text(|place| titles[place].as_str());
+            warning(shadowed.rule, text)
         });
-        Ok(warnings.collect())
+        Ok(of_addresses.chain(hidden).collect())
     }
 }
 

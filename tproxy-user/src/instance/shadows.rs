@@ -24,8 +24,8 @@ pub fn want_of_interfaces(state: &State, concerning: Option<usize>) -> Option<St
     ))
 }
 
-/// A line for each rule of this state that can never match; with a place, for each that the rule
-/// there hides or that is it.
+/// A line for each rule of this state that can never match or whose addresses no flow has; with a
+/// place, for each that the rule there hides or that is it.
 #[must_use]
 pub fn shadows(state: &State, tables: &Generation, concerning: Option<usize>) -> Vec<String> {
     let lasting = |place: usize| {
@@ -37,12 +37,15 @@ pub fn shadows(state: &State, tables: &Generation, concerning: Option<usize>) ->
     let Ok(rules) = rules.collect::<Result<Vec<Rule>, _>>() else {
         return Vec::new();
     };
+    let is_concerned = |place: usize| concerning.is_none_or(|concerning| concerning == place);
     let rules: Vec<&Rule> = rules.iter().collect();
-    shadowed(tables, &rules, lasting)
+    let of_addresses = rules.iter().enumerate();
+    let of_addresses = of_addresses
+        .filter(|(place, _)| is_concerned(*place))
+        .filter_map(|(_, rule)| rule.want_of_flows(&rule.name));
+    let hidden = shadowed(tables, &rules, lasting)
         .into_iter()
-        .filter(|found| {
-            concerning.is_none_or(|place| found.rule == place || found.by.contains(&place))
-        })
-        .map(|found| found.text(name))
-        .collect()
+        .filter(|found| is_concerned(found.rule) || found.by.iter().any(|by| is_concerned(*by)))
+        .map(|found| found.text(name));
+    of_addresses.chain(hidden).collect()
 }

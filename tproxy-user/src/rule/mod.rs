@@ -6,6 +6,7 @@ mod lifetime;
 mod name;
 mod owner;
 mod port;
+mod reach;
 mod reason;
 mod spec;
 mod validate;
