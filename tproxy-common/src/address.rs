@@ -1,5 +1,7 @@
 //! Addresses of both families as the search trees want them.
 
+use crate::bit::one_bit;
+
 /// Address family of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -10,23 +12,7 @@ pub enum Family {
     V6 = 1,
 }
 
-impl Family {
-    /// Its number, of one bit.
-    #[must_use]
-    #[inline(always)]
-    pub const fn bit(self) -> u8 {
-        self as u8
-    }
-
-    /// The family with this number, of which only the lowest bit counts. No branch comes of it, which
-    /// the verifier would follow both ways.
-    #[must_use]
-    #[inline(always)]
-    pub const fn from_bit(bit: u8) -> Self {
-        // SAFETY: both values of a bit are families.
-        unsafe { core::mem::transmute::<u8, Self>(bit & 1) }
-    }
-}
+one_bit!(Family::{V4, V6});
 
 /// An address as two 64-bit halves in host byte order, most significant first.
 ///

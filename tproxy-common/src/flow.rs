@@ -1,6 +1,6 @@
 //! The key that rules are matched against.
 
-use crate::{address::Address, handover::Ends, packet::Headers};
+use crate::{address::Address, bit::one_bit, handover::Ends, packet::Headers};
 
 /// Where a flow is caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,22 +23,7 @@ pub enum Protocol {
     Udp = 1,
 }
 
-impl Protocol {
-    /// Its number, of one bit.
-    #[must_use]
-    #[inline(always)]
-    pub const fn bit(self) -> u8 {
-        self as u8
-    }
-
-    /// The protocol with this number, as [`Family::from_bit`](crate::address::Family::from_bit).
-    #[must_use]
-    #[inline(always)]
-    pub const fn from_bit(bit: u8) -> Self {
-        // SAFETY: both values of a bit are protocols.
-        unsafe { core::mem::transmute::<u8, Self>(bit & 1) }
-    }
-}
+one_bit!(Protocol::{Tcp, Udp});
 
 /// Number of values of [`origin`].
 pub const ORIGINS: u64 = 6;

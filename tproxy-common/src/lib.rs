@@ -17,6 +17,7 @@ pub mod address;
 pub mod agent;
 pub mod allowance;
 pub mod attachment;
+mod bit;
 pub mod checksum;
 pub mod classifier;
 pub mod counters;
