@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tproxy_user::relay::Settings;
+use tproxy_user::relay::{Admission, Settings, bind};
 
-use relay_support::{Harness, PATIENCE, accept, assert_reset, eventually, patient, server};
+use relay_support::{Harness, PATIENCE, accept, assert_reset, eventually, patient, server, tag};
 
 #[test]
 fn a_receiver_that_stops_reading_stops_its_sender() {
@@ -60,6 +60,65 @@ fn stalled_flows_without_a_pipe_copy() {
         );
     }
     eventually("the pipes back", || harness.total(|stats| stats.pipes) == 0);
+}
+
+/// Flows that have met at one worker part when they turn out to be long, wherever their bytes are then.
+#[test]
+fn long_flows_are_spread_over_the_workers() {
+    const FLOWS: usize = 6;
+    const BEFORE: usize = 3 << 20;
+    let (listener, upstream) = server();
+    let listeners = bind(0, 2).unwrap();
+    let harness = Harness::choosing(
+        listeners,
+        Settings::default(),
+        Box::new(move |_, client, _| Some(Admission::direct(tag(), client, upstream))),
+    );
+    let port = harness.address.port();
+    let flows = || harness.relay.stats().into_iter().map(|stats| stats.flows);
+    let mut pairs = Vec::new();
+    while pairs.len() < FLOWS {
+        let before = harness.relay.stats()[0].accepted;
+        let client = patient(TcpStream::connect(("127.0.0.1", port)).unwrap());
+        let pair = (client, accept(&listener));
+        if harness.relay.stats()[0].accepted > before {
+            pairs.push(pair);
+        }
+    }
+    eventually("only flows of the first worker", || flows().eq([6, 0]));
+
+    let bytes: Vec<u8> = (0..=250).cycle().take(BEFORE).collect();
+    for (client, server) in &mut pairs {
+        let mut server = server.try_clone().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut received = vec![0; BEFORE];
+            server.read_exact(&mut received).map(|()| received)
+        });
+        client.write_all(&bytes).unwrap();
+        assert!(
+            reader.join().unwrap().unwrap() == bytes,
+            "bytes are changed"
+        );
+    }
+    eventually("as many flows at each worker", || flows().eq([3, 3]));
+
+    // All of them go on, in both directions and to their end.
+    for (mut client, mut server) in pairs {
+        round_trip(&client, &server);
+        client.write_all(b"the end").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut rest = String::new();
+        server.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "the end");
+        drop(server);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        let mut all_ended = std::iter::from_fn(|| Some(harness.ended()));
+        // The connections that were not wanted have ended too.
+        let ended = all_ended.find(|ended| ended.to_upstream > 0).unwrap();
+        assert!(ended.to_upstream > BEFORE as u64);
+    }
+    eventually("no flow", || flows().eq([0, 0]));
+    eventually("no pipe in use", || harness.total(|stats| stats.pipes) == 0);
 }
 
 #[test]
@@ -175,7 +234,7 @@ fn what_is_queued_when_the_relay_stops_after_a_clean_end_still_arrives() {
     let mut client = harness.connect();
     let mut server = accept(&listener);
     // More than one segment stays in the send queue of the socket that the relay closes.
-    let body = vec![7; 2 << 20];
+    let body = vec![7; 512 << 10];
     client.shutdown(Shutdown::Write).unwrap();
     let sender = std::thread::spawn(move || {
         server.write_all(&body).unwrap();

@@ -161,6 +161,16 @@ impl<P> Direction<P> {
         unreported
     }
 
+    /// Whether it has proved to be a long transfer.
+    pub(super) fn is_long(&self) -> bool {
+        self.proved_long
+    }
+
+    /// Whether it holds a pipe.
+    pub(super) fn holds_pipe(&self) -> bool {
+        matches!(self.held, Held::Pipe { .. })
+    }
+
     /// Takes the pipe out of a direction that is given up, with the bytes in it.
     pub(super) fn abandon(&mut self) -> Option<P> {
         match std::mem::replace(&mut self.held, Held::Nothing) {

@@ -28,7 +28,7 @@ pub(super) struct Flow {
     client_address: SocketAddr,
     destination: SocketAddr,
     rule: RuleTag,
-    /// When it was accepted, since the worker's epoch.
+    /// When it was accepted, since the relay's epoch.
     opened: Duration,
     /// Tells this flow from others that had or will have its place in the table.
     serial: u32,
@@ -40,6 +40,8 @@ pub(super) struct Flow {
     pub(super) queued: bool,
     /// The flow is in the worker's list of flows with bytes to report.
     pub(super) unreported: bool,
+    /// The flow is counted among the worker's long ones.
+    pub(super) counted_long: bool,
     /// A socket failed while the other direction may still be worth pumping.
     broken: Option<Broken>,
     to_upstream: Direction<Pipe>,
@@ -105,6 +107,7 @@ impl Flow {
             client_watched: false,
             queued: false,
             unreported: false,
+            counted_long: false,
             broken: None,
             to_upstream: Direction::new(),
             to_client: Direction::new(),
@@ -119,7 +122,7 @@ impl Flow {
         self.client_address
     }
 
-    /// When it was accepted, since the worker's epoch.
+    /// When it was accepted, since the relay's epoch.
     pub(super) fn opened(&self) -> Duration {
         self.opened
     }
@@ -259,6 +262,19 @@ impl Flow {
             self.to_upstream.take_unreported(),
             self.to_client.take_unreported(),
         )
+    }
+
+    /// Whether one of its directions is a long transfer.
+    pub(super) fn is_long(&self) -> bool {
+        self.to_upstream.is_long() || self.to_client.is_long()
+    }
+
+    /// How many pipes it holds.
+    pub(super) fn pipes(&self) -> usize {
+        [&self.to_upstream, &self.to_client]
+            .into_iter()
+            .filter(|direction| direction.holds_pipe())
+            .count()
     }
 
     /// Closes both sockets and gives the account of the flow.

@@ -14,6 +14,7 @@ mod direction;
 mod flow;
 mod intake;
 mod listener;
+mod long_flows;
 mod occasional;
 mod pipe;
 mod policy;
@@ -38,7 +39,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use log::error;
-use mio::Waker;
+use mio::{Poll, Waker};
 
 pub use capacity::Capacity;
 pub use listener::{ListenError, Listener, bind};
@@ -49,15 +50,16 @@ pub use stats::WorkerStats;
 
 use capacity::{Places, raise_descriptor_limit};
 use control::{Command, Control};
+use long_flows::LongFlows;
 use sources::Sources;
 use stats::Counters;
+use token::Origin;
 use worker::{Shared, Worker};
 
 /// Running workers. They run until [`drain`](Self::drain) or [`stop`](Self::stop); dropping this
 /// stops them and waits for them.
 pub struct Relay {
     shared: Arc<Shared>,
-    wakers: Arc<[Waker]>,
     counters: Vec<Arc<Counters>>,
     threads: Mutex<Vec<JoinHandle<io::Result<()>>>>,
     capacity: Capacity,
@@ -147,7 +149,18 @@ impl Relay {
             own_ports.insert(address(tcp.local_addr())?.port());
             own_udp_ports.insert(address(udp.local_addr())?.port());
         }
+        let mut polls = Vec::new();
+        let mut wakers = Vec::new();
+        for _ in &listeners {
+            let poll = Poll::new().map_err(failed("epoll_create1"))?;
+            let waker = Waker::new(poll.registry(), Origin::Waker.into());
+            polls.push(poll);
+            wakers.push(waker.map_err(failed("eventfd"))?);
+        }
         let shared = Arc::new(Shared {
+            wakers: wakers.into(),
+            long_flows: LongFlows::new(listeners.len()),
+            epoch: Instant::now(),
             sessions_per_source: settings.udp_sessions_per_source.div_ceil(listeners.len()),
             sources: settings.flows_per_source.map(Sources::new),
             settings,
@@ -161,25 +174,23 @@ impl Relay {
         });
 
         let mut workers = Vec::new();
-        let mut wakers = Vec::new();
         let mut counters = Vec::new();
-        for (number, listener) in listeners.into_iter().enumerate() {
+        for (number, (poll, listener)) in polls.into_iter().zip(listeners).enumerate() {
             let own_counters = Arc::new(Counters::default());
-            let (worker, waker) = Worker::new(
+            let worker = Worker::new(
                 number,
+                poll,
                 listener,
                 Arc::clone(&shared),
                 Arc::clone(&own_counters),
             )
-            .map_err(failed("epoll"))?;
+            .map_err(failed("epoll_ctl"))?;
             workers.push(worker);
-            wakers.push(waker);
             counters.push(own_counters);
         }
 
         let relay = Self {
             shared,
-            wakers: wakers.into(),
             counters,
             threads: Mutex::default(),
             capacity,
@@ -187,7 +198,6 @@ impl Relay {
         for (number, worker) in workers.into_iter().enumerate() {
             let stop_others = StopOthers {
                 shared: Arc::clone(&relay.shared),
-                wakers: Arc::clone(&relay.wakers),
                 failed: true,
             };
             let thread = std::thread::Builder::new()
@@ -247,8 +257,7 @@ impl Relay {
     }
 
     fn command(&self, command: Command) {
-        self.shared.control.set(command);
-        wake(&self.wakers);
+        self.shared.tell(command);
     }
 
     fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<io::Result<()>>>> {
@@ -269,7 +278,6 @@ impl Drop for Relay {
 /// unserved in silence.
 struct StopOthers {
     shared: Arc<Shared>,
-    wakers: Arc<[Waker]>,
     failed: bool,
 }
 
@@ -284,16 +292,7 @@ impl StopOthers {
 impl Drop for StopOthers {
     fn drop(&mut self) {
         if self.failed {
-            self.shared.control.set(Command::Stop);
-            wake(&self.wakers);
-        }
-    }
-}
-
-fn wake(wakers: &[Waker]) {
-    for waker in wakers {
-        if let Err(error) = waker.wake() {
-            error!("cannot wake a relay worker: {error}");
+            self.shared.tell(Command::Stop);
         }
     }
 }

@@ -68,7 +68,20 @@ impl PipePool {
     /// Takes back a pipe that is empty.
     pub(super) fn give_back(&mut self, pipe: Pipe) {
         self.held -= 1;
-        self.at_rest.push(pipe);
+        // There may be too many when flows have brought theirs from other workers.
+        if self.at_rest.len() + self.held < self.limit {
+            self.at_rest.push(pipe);
+        }
+    }
+
+    /// A flow leaves for another worker, with the pipes that it holds.
+    pub(super) fn let_go(&mut self, pipes: usize) {
+        self.held -= pipes;
+    }
+
+    /// A flow of another worker has come with pipes that it holds.
+    pub(super) fn take_over(&mut self, pipes: usize) {
+        self.held += pipes;
     }
 
     /// Closes a pipe that still has bytes of an aborted flow in it.
@@ -106,6 +119,21 @@ mod tests {
             pool.take().is_some(),
             "a discarded pipe makes room for another"
         );
+    }
+
+    #[test]
+    fn pipes_that_come_from_elsewhere_are_kept_within_the_bound() {
+        let mut one = PipePool::new(1, KERNEL_DEFAULT_CAPACITY);
+        let mut other = PipePool::new(1, KERNEL_DEFAULT_CAPACITY);
+        let pipes = [one.take().unwrap(), other.take().unwrap()];
+        one.let_go(1);
+        other.take_over(1);
+        assert_eq!((one.held(), other.held()), (0, 2));
+        assert!(one.take().is_some(), "there is room for another");
+        for pipe in pipes {
+            other.give_back(pipe);
+        }
+        assert_eq!((other.held(), other.at_rest.len()), (0, 1));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A worker: one thread with one listener, one poll, the flows that it accepted, and its datagrams.
 
 mod opening;
+mod spreading;
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -8,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::error;
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Waker};
@@ -17,6 +19,7 @@ use super::capacity::Places;
 use super::control::{Command, Control};
 use super::flow::{Flow, Outcome, Readiness, Resources};
 use super::intake::Intake;
+use super::long_flows::LongFlows;
 use super::occasional::Occasional;
 use super::pipe::PipePool;
 use super::side::Side;
@@ -40,6 +43,11 @@ pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What all workers of a relay share.
 pub(super) struct Shared {
+    /// By which a worker's attention is called, to the control or to its inbox.
+    pub(super) wakers: Box<[Waker]>,
+    pub(super) long_flows: LongFlows,
+    /// From when on the relay counts the time.
+    pub(super) epoch: Instant,
     pub(super) settings: Settings,
     pub(super) policy: Arc<dyn Policy>,
     pub(super) control: Control,
@@ -59,6 +67,20 @@ pub(super) struct Shared {
     pub(super) own_udp_ports: HashSet<u16>,
 }
 
+impl Shared {
+    /// Gives all workers a command.
+    pub(super) fn tell(&self, command: Command) {
+        self.control.set(command);
+        (0..self.wakers.len()).for_each(|worker| self.wake(worker));
+    }
+
+    fn wake(&self, worker: usize) {
+        if let Err(error) = self.wakers[worker].wake() {
+            error!("cannot wake a relay worker: {error}");
+        }
+    }
+}
+
 pub(super) struct Worker {
     number: usize,
     poll: Poll,
@@ -76,8 +98,7 @@ pub(super) struct Worker {
     timers: Wheel<Timer>,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
-    epoch: Instant,
-    /// The time since `epoch`, as of this round.
+    /// The time since the relay's epoch, as of this round.
     now: Duration,
     next_serial: u32,
     command: Command,
@@ -102,15 +123,14 @@ enum Timer {
 }
 
 impl Worker {
-    /// Makes a worker and the waker by which other threads call its attention to the control.
+    /// Makes the worker with this number. `poll` has its waker already.
     pub(super) fn new(
         number: usize,
+        poll: Poll,
         listener: Listener,
         shared: Arc<Shared>,
         counters: Arc<Counters>,
-    ) -> io::Result<(Self, Waker)> {
-        let poll = Poll::new()?;
-        let waker = Waker::new(poll.registry(), Origin::Waker.into())?;
+    ) -> io::Result<Self> {
         poll.registry().register(
             &mut SourceFd(&listener.tcp.as_raw_fd()),
             Origin::Listener.into(),
@@ -122,7 +142,7 @@ impl Worker {
             Arc::clone(&shared),
             Arc::clone(&counters),
         )?;
-        let worker = Self {
+        Ok(Self {
             number,
             poll,
             intake: Intake::new(listener.tcp, shared.places.clone()),
@@ -138,15 +158,13 @@ impl Worker {
             timers: Wheel::new(),
             shared,
             counters,
-            epoch: Instant::now(),
             now: Duration::ZERO,
             next_serial: 0,
             command: Command::Run,
             warned_of_fallback: Occasional::default(),
             warned_of_limit: Occasional::default(),
             told_load: Load::default(),
-        };
-        Ok((worker, waker))
+        })
     }
 
     /// Serves flows until told to stop.
@@ -166,10 +184,15 @@ impl Worker {
                 self.expire(timer);
             }
             self.sweep();
-            if !self.intake.is_open() && self.flows.is_empty() && self.datagrams.is_over() {
+            if self.is_over() && self.shared.long_flows.close(self.number) {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether nothing is left to do, now or later.
+    fn is_over(&self) -> bool {
+        !self.intake.is_open() && self.flows.is_empty() && self.datagrams.is_over()
     }
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
@@ -177,12 +200,12 @@ impl Worker {
         let timeout = if self.intake.is_ready() || !self.ready.is_empty() {
             Some(Duration::ZERO)
         } else {
-            let now = self.epoch.elapsed();
+            let now = self.shared.epoch.elapsed();
             let waits = [self.timers.wait(now), self.datagrams.wait(now)];
             waits.into_iter().flatten().min()
         };
         let result = self.poll.poll(events, timeout);
-        self.now = self.epoch.elapsed();
+        self.now = self.shared.epoch.elapsed();
         match result {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             result => result,
@@ -194,7 +217,10 @@ impl Worker {
             Origin::Listener => self.intake.set_pending(),
             Origin::Datagrams => self.datagrams.set_pending(),
             Origin::Session { key, side } => self.datagrams.note(key, side),
-            Origin::Waker => self.obey(),
+            Origin::Waker => {
+                self.obey();
+                self.take_given();
+            }
             Origin::Flow { key, side } => {
                 let Some(Some(flow)) = self.flows.get_mut(key) else {
                     return;
@@ -279,6 +305,7 @@ impl Worker {
             }
             self.unreported.push(key);
         }
+        self.spread(key);
     }
 
     fn expire(&mut self, timer: Timer) {
@@ -326,6 +353,9 @@ impl Worker {
             self.counters.connect_failed.add(1);
         }
         report(&mut flow, &*self.shared.policy, &self.counters);
+        if flow.counted_long {
+            self.shared.long_flows.remove(self.number);
+        }
         let source = flow.client().ip();
         flow.close(&mut self.resources, self.now, end, |record| {
             self.shared.policy.ended(record);
@@ -341,11 +371,18 @@ impl Worker {
     }
 
     fn end_drain(&mut self) {
-        if let Command::Drain(deadline) = self.command
-            && self.epoch + self.now >= deadline
-        {
+        if self.must_end() {
             self.end_all();
             self.datagrams.stop();
+        }
+    }
+
+    /// Whether flows are to be ended by now.
+    fn must_end(&self) -> bool {
+        match self.command {
+            Command::Run => false,
+            Command::Drain(deadline) => self.shared.epoch + self.now >= deadline,
+            Command::Stop => true,
         }
     }
 
@@ -386,7 +423,7 @@ impl Worker {
                 }
                 self.intake.close();
                 self.datagrams.drain();
-                let deadline = deadline.saturating_duration_since(self.epoch);
+                let deadline = deadline.saturating_duration_since(self.shared.epoch);
                 self.timers.set(deadline, Timer::DrainDeadline);
             }
             Command::Stop => {

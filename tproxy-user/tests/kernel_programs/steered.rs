@@ -2,8 +2,9 @@
 
 use std::{
     io::{self, ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::OwnedFd,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{Map, MapData, SockMap};
@@ -277,12 +278,11 @@ fn datagrams_of_a_connected_socket_stay_with_it() {
     });
 }
 
-/// Each worker has its places. Connections come to them in turn, whoever opens them and whatever goes to
-/// another program in between; datagrams come to the worker of their client.
+/// Each worker has its places. Connections come to them in turn, those that are opened at once to one,
+/// whatever goes to another program in between; datagrams come to the worker of their client.
 #[test]
 fn workers_take_turns_at_connections_and_have_their_own_datagrams() {
     const WORKERS: u32 = 3;
-    const ROUNDS: usize = 8;
     beside_a_neighbour(|sandbox, neighbour| {
         let workers = sandbox.start_workers(WORKERS);
         let another = listen(address("[::]:0"));
@@ -294,33 +294,17 @@ fn workers_take_turns_at_connections_and_have_their_own_datagrams() {
             udp.set_read_timeout(Some(crate::neighbour::PATIENCE))
                 .expect("an option");
         }
+        // Families have no turns of their own.
+        assert_turns(listeners, |number| {
+            let family = families()[number % 2];
+            let connect = |port| neighbour.connect(SocketAddr::new(family.server, port));
+            let _client = connect(82).expect("a connection");
+            drop(another.accept().expect("a connection"));
+            connect(81).expect("a connection")
+        });
         let mut flows = [0; WORKERS as usize];
         for family in families() {
             let target = SocketAddr::new(family.server, 81);
-            let connect = |port| {
-                let target = SocketAddr::new(family.server, port);
-                neighbour.connect(target).expect("a connection")
-            };
-            let clients: Vec<_> = (0..ROUNDS * listeners.len())
-                .map(|_| {
-                    (1..WORKERS).for_each(|_| drop(connect(82)));
-                    connect(81)
-                })
-                .collect();
-            let mut accepted = [0; WORKERS as usize];
-            wait_until(|| {
-                for (listener, accepted) in listeners.iter().zip(&mut accepted) {
-                    *accepted += std::iter::from_fn(|| listener.tcp.accept().ok()).count();
-                }
-                accepted.iter().sum::<usize>() == clients.len()
-            });
-            // Each CPU that the clients have run on has its own turns.
-            let cpus = std::thread::available_parallelism()
-                .expect("a number")
-                .get();
-            for connections in &accepted {
-                assert!(connections.abs_diff(ROUNDS) <= cpus, "{accepted:?}");
-            }
             for _ in 0..24 {
                 let client = neighbour.datagrams_to(target);
                 client.send(b"question").expect("a datagram");
@@ -332,6 +316,45 @@ fn workers_take_turns_at_connections_and_have_their_own_datagrams() {
         }
         assert!(flows.iter().all(|flows| *flows > 0), "{flows:?}");
     });
+}
+
+/// Opens connections, and checks that each worker gets them in turn: while they come at once sixteen, and
+/// none fewer.
+#[track_caller]
+fn assert_turns(listeners: &[Listener], connect: impl Fn(usize) -> TcpStream) {
+    const RUN: usize = 16;
+    const PAUSE: Duration = Duration::from_millis(5);
+    let mut before: Option<(usize, Instant)> = None;
+    let mut run = 0;
+    let mut at_once = 0;
+    let mut accepted = vec![0; listeners.len()];
+    for number in 0..3 * RUN * listeners.len() {
+        let start = Instant::now();
+        let _client = connect(number);
+        let mut worker = None;
+        wait_until(|| {
+            worker = listeners
+                .iter()
+                .position(|listener| listener.tcp.accept().is_ok());
+            worker.is_some()
+        });
+        let worker = worker.expect("it was waited for");
+        accepted[worker] += 1;
+        let same = before.is_some_and(|(last, _)| last == worker);
+        if let Some((last, last_start)) = before {
+            let next = (last + 1) % listeners.len();
+            assert!(same || worker == next, "{worker} after {last}");
+            if last_start.elapsed() < PAUSE && run < RUN {
+                assert!(same, "{worker} after {run} of {last}");
+                at_once += 1;
+            }
+        }
+        run = if same { run + 1 } else { 1 };
+        assert!(run <= RUN, "{run} in a row");
+        before = Some((worker, start));
+    }
+    assert!(at_once > 0, "no two connections were opened at once");
+    assert!(accepted.iter().all(|number| *number > 0), "{accepted:?}");
 }
 
 /// The last place of the last rule is within the map; a place is empty when its socket is closed.

@@ -1,0 +1,69 @@
+//! How workers give long flows to one another.
+
+use std::os::fd::AsRawFd;
+
+use mio::unix::SourceFd;
+
+use super::{Command, Worker, report};
+use crate::relay::End;
+use crate::relay::side::Side;
+
+impl Worker {
+    /// Counts a flow that has turned out to be long, once, and gives it away if another worker has
+    /// fewer.
+    pub(super) fn spread(&mut self, key: usize) {
+        let Some(Some(flow)) = self.flows.get_mut(key) else {
+            return;
+        };
+        if flow.counted_long || !flow.is_long() {
+            return;
+        }
+        flow.counted_long = true;
+        self.shared.long_flows.add(self.number);
+        if self.command == Command::Run
+            && let Some(other) = self.shared.long_flows.better_place(self.number)
+        {
+            self.give(key, other);
+        }
+    }
+
+    /// Gives a flow to another worker, unless that has ended.
+    fn give(&mut self, key: usize, other: usize) {
+        let Some(mut inbox) = self.shared.long_flows.open_inbox(other) else {
+            return;
+        };
+        let Some(mut flow) = self.flows.get_mut(key).and_then(Option::take) else {
+            return;
+        };
+        self.retired.push(key);
+        for side in [Side::Client, Side::Upstream] {
+            // Fails for one that is not registered, which is what is wanted.
+            let descriptor = flow.socket(side).as_raw_fd();
+            let _ = self.poll.registry().deregister(&mut SourceFd(&descriptor));
+        }
+        report(&mut flow, &*self.shared.policy, &self.counters);
+        self.resources.pipes.let_go(flow.pipes());
+        self.shared.long_flows.move_one(self.number, other);
+        inbox.put(flow);
+        drop(inbox);
+        self.shared.wake(other);
+    }
+
+    /// Takes up what other workers have given to this one.
+    pub(super) fn take_given(&mut self) {
+        for mut flow in self.shared.long_flows.take(self.number) {
+            self.resources.pipes.take_over(flow.pipes());
+            // What either worker has not been told of yet shows when the sockets are registered.
+            flow.queued = false;
+            flow.unreported = false;
+            flow.client_watched = false;
+            let key = self.flows.insert(Some(flow));
+            self.counters.flows.set(self.flows.len() as u64);
+            if self.must_end() {
+                self.end(key, End::Drained);
+            } else if self.watch(key, Side::Upstream) && self.watch(key, Side::Client) {
+                self.turn(key);
+            }
+        }
+    }
+}
