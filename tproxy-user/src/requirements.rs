@@ -29,7 +29,7 @@ const NEEDED: [(Capability, &str, &str); 4] = [
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
     /// Capabilities.
-    #[error("{0} is missing ({1}): run as root, for instance with sudo")]
+    #[error("missing: {0} ({1}); run as root, for instance with sudo")]
     Capability(String, &'static str),
     /// A newer kernel.
     #[error("this kernel is Linux {0}, and programs that answer connect(2) need 5.18 or later")]

@@ -48,7 +48,7 @@ pub(super) struct Arguments {
     #[arg(value_name = "SRC[:PORT]", value_parser = source)]
     source: Source,
     /// Where the client wants to go
-    #[arg(value_name = "DST:PORT")]
+    #[arg(value_name = "DST:PORT", value_parser = destination)]
     destination: SocketAddr,
 }
 
@@ -483,21 +483,81 @@ fn source(word: &str) -> Result<Source, String> {
         address: end.ip(),
         port: Some(end.port()),
     });
-    with_port
-        .or_else(|_| {
-            word.parse().map(|address| Source {
-                address,
-                port: None,
-            })
+    with_port.or_else(|_| {
+        let address = address(word).ok_or("not an address, with or without a port")?;
+        Ok(Source {
+            address,
+            port: None,
         })
-        .map_err(|_| "not an address, with or without a port".to_owned())
+    })
+}
+
+fn destination(word: &str) -> Result<SocketAddr, String> {
+    word.parse().map_err(|_| match address(word) {
+        Some(IpAddr::V4(v4)) => format!("the port is missing: {v4}:80, for example"),
+        Some(IpAddr::V6(v6)) => format!("the port is missing: [{v6}]:80, for example"),
+        None => "not an address with a port".to_owned(),
+    })
+}
+
+/// An address by itself, of IPv6 with or without brackets.
+fn address(word: &str) -> Option<IpAddr> {
+    let bare = word
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    match bare {
+        Some(bare) => bare.parse().map(IpAddr::V6).ok(),
+        None => word.parse().ok(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::KernelAnswer;
+    use super::{KernelAnswer, destination, source};
+
+    #[test]
+    fn ends_of_a_flow_are_read_with_and_without_brackets() {
+        for (word, address, port) in [
+            ("192.0.2.1", "192.0.2.1", None),
+            ("192.0.2.1:5", "192.0.2.1", Some(5)),
+            ("2001:db8::1", "2001:db8::1", None),
+            ("[2001:db8::1]", "2001:db8::1", None),
+            ("[2001:db8::1]:5", "2001:db8::1", Some(5)),
+        ] {
+            let read = source(word).unwrap_or_else(|error| panic!("{word}: {error}"));
+            assert_eq!(read.address, address.parse::<std::net::IpAddr>().unwrap());
+            assert_eq!(read.port, port, "{word}");
+        }
+        for word in [
+            "",
+            "[]",
+            "[192.0.2.1]",
+            "[2001:db8::1",
+            "192.0.2.1:x",
+            "host",
+        ] {
+            assert!(source(word).is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_destination_without_a_port_is_told_how_to_have_one() {
+        assert_eq!(
+            destination("192.0.2.1:80"),
+            Ok("192.0.2.1:80".parse().unwrap())
+        );
+        let missing = |address| Err(format!("the port is missing: {address}:80, for example"));
+        assert_eq!(destination("192.0.2.1"), missing("192.0.2.1"));
+        for word in ["2001:db8::1", "[2001:db8::1]"] {
+            assert_eq!(destination(word), missing("[2001:db8::1]"));
+        }
+        assert_eq!(
+            destination("host:80"),
+            Err("not an address with a port".to_owned())
+        );
+    }
 
     #[test]
     fn a_kernel_that_differs_is_spoken_of() {

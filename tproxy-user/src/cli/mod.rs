@@ -32,7 +32,7 @@ use crate::{
     set::{LoadError, ReadError, absolute_word},
 };
 
-/// Transparent redirector for TCP, steered by eBPF: no iptables, no nftables.
+/// Transparent redirector for TCP and UDP, steered by eBPF: no iptables, no nftables.
 #[derive(Parser)]
 #[command(
     name = "tproxy",

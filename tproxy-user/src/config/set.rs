@@ -116,7 +116,8 @@ impl<'l> FileLists<'l> {
                 let file = document.word("file", file)?;
                 self.load_file(document, "file", &file.text, file.offset)
             }
-            (Some(_), Some(file)) => {
+            (Some(cidrs), Some(file)) => {
+                inline(document, cidrs);
                 let problem = "file: the set has cidrs already: keep one of the two";
                 document.refuse(file.span().start, problem);
                 None

@@ -463,6 +463,13 @@ fn sets_are_one_of_two_things() {
         "[set.a]\ncidrs = []\nfile = 'good.txt'",
         "3: file: the set has cidrs already: keep one of the two",
     );
+    assert_eq!(
+        refused("[set.a]\ncidrs = ['x']\nfile = 'good.txt'"),
+        [
+            "2: cidrs: \"x\" is not a CIDR or an IP address",
+            "3: file: the set has cidrs already: keep one of the two",
+        ]
+    );
     assert_refused(
         "[set.'a b']\ncidrs = []",
         "1: set: \"a b\" is not a name of a set: use 1 to 63 letters, digits, '.', '_' or '-'",
