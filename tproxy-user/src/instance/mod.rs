@@ -276,16 +276,62 @@ impl Instance {
     }
 }
 
-/// Makes a directory that only its owner may enter; one that is there already is made so.
+/// Makes a directory that only its owner may enter, and those above it; one that is there already is made
+/// so.
 pub(crate) fn private_directory(path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt as _;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700)))
-        .map_err(|cause| Error::File {
-            path: path.into(),
-            cause,
-        })
+    // Whoever removes what is beside it removes the directory above too, if that is empty then.
+    const TRIES: usize = 1000;
+    let attempt = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+    };
+    // It says that something is there when it was gone again before it was looked at.
+    let is_gone = |result: &io::Result<()>| {
+        let kind = result.as_ref().err().map(io::Error::kind);
+        matches!(
+            kind,
+            Some(io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists)
+        )
+    };
+    let mut result = attempt();
+    for _ in 1..TRIES {
+        if !is_gone(&result) {
+            break;
+        }
+        result = attempt();
+    }
+    result.map_err(|cause| Error::File {
+        path: path.into(),
+        cause,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_while_others_remove_the_one_above() {
+        let above = tempfile::tempdir().unwrap();
+        let above = above.path().join("above");
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = fs::remove_dir(&above);
+                }
+            });
+            let made: Result<(), Error> = (0..1_000).try_for_each(|_| {
+                private_directory(&above)?;
+                private_directory(&above.join("own"))?;
+                fs::remove_dir(above.join("own")).expect("it is there");
+                Ok(())
+            });
+            over.store(true, Ordering::Relaxed);
+            made.unwrap();
+        });
+    }
 }
