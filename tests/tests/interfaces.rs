@@ -211,3 +211,50 @@ fn a_renamed_interface_stays_attached() {
         assert_ne!(after, renamed_back, "the name shows in a snapshot");
     }
 }
+
+/// What comes in at an attached interface that is put into a bridge is not taken any more. The log says so each time,
+/// and `status` for as long as it is so.
+#[test]
+fn an_interface_that_becomes_a_port_is_told_of() {
+    const WARNING: &str =
+        "interface cl0 is a port of br0, and flows routed there are not taken: attach br0";
+    let lab = Lab::new();
+    let _witness = Witness::start(&lab.server, 80);
+    let mut agent = lab.agent("--iface cl0,sv0 --dport 80");
+    let warnings = |agent: &Agent| agent.log().matches(WARNING).count();
+    let status = |agent: &Agent| agent.output("status");
+    assert_eq!(agent.status()["ports"], serde_json::json!({}));
+    lab.gateway.ip("link add br0 type bridge\nlink set br0 up");
+    for times in 1..=2 {
+        lab.gateway.ip("link set cl0 master br0");
+        wait::until("a warning", || (warnings(&agent) == times).then_some(()));
+        assert_eq!(agent.status()["ports"], serde_json::json!({"cl0": "br0"}));
+        let shown = status(&agent);
+        assert!(
+            shown.contains("cl0 (a port of br0: attach br0 in its place), sv0"),
+            "{shown}"
+        );
+        lab.gateway
+            .ip("link set cl0 mtu 1400\nlink set cl0 mtu 1500\nlink set cl0 nomaster");
+        assert_eq!(agent.status()["ports"], serde_json::json!({}));
+        assert!(!status(&agent).contains("a port of"));
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_relayed(&agent);
+        }
+    }
+    lab.gateway
+        .ip("link set cl0 master br0\naddr flush dev cl0");
+    for family in FAMILIES {
+        let own = family.gateway();
+        let length = if own.is_ipv4() { 24 } else { 64 };
+        lab.gateway
+            .ip(&format!("addr add {own}/{length} dev br0 nodad"));
+        lab.ask(family.near(), 80).assert_direct(&agent);
+    }
+    agent.run("attach br0");
+    for family in FAMILIES {
+        lab.ask(family.near(), 80).assert_relayed(&agent);
+    }
+    assert_eq!(warnings(&agent), 3, "{}", agent.log());
+    agent.stop();
+}

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use super::{flow_filter::keep_young, reload::Reload, shutdown::Hangup, start::Parts};
 use crate::{
     delivery::{Delivery, Link, LinkEvent, LinkWatch, LocalAddresses, Netlink, Watch},
-    instance::{Change, ChangeLock, Error, Instance, LOCK_FILE, State},
+    instance::{Change, ChangeLock, Error, Instance, LOCK_FILE, State, warn_of_port},
     kernel::FlowFilter,
 };
 
@@ -194,6 +194,7 @@ async fn follow_link(running: &Parts, event: LinkEvent) {
             renamed(running, &link).await;
             appeared(running, &link).await;
         }
+        LinkEvent::BecamePort(link) => became_port(running, &link).await,
         LinkEvent::Up(_) | LinkEvent::Down(_) => {}
     }
 }
@@ -216,6 +217,15 @@ async fn renamed(running: &Parts, link: &Link) {
     let edit = async move |change: Change, _: &Netlink| change.interface_renamed(&renamed);
     if change_or_warn(running, edit).await.is_some() {
         info!("following an interface that is called {} now", link.name);
+    }
+}
+
+/// An interface was put into a bridge, bond or VRF. Most are none of ours.
+async fn became_port(running: &Parts, link: &Link) {
+    let state = running.instance.state();
+    if state.is_ok_and(|state| state.attached().any(|index| index == link.index)) {
+        let warned = warn_of_port(&running.netlink, link).await;
+        warned.unwrap_or_else(|error| warn!("{error}"));
     }
 }
 

@@ -1,13 +1,17 @@
 //! `tproxy status`.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
 use tproxy_common::{counters::WorkerCounter, flow::Scope};
 
-use super::output::{print_json, print_line};
+use super::{
+    block_on,
+    output::{print_json, print_line},
+};
 use crate::{
-    instance::{AgentLock, AgentRecord, Instance, State, StoredRule},
+    delivery::{Netlink, controllers},
+    instance::{AgentLock, AgentRecord, Instance, Interface, State, StoredRule},
     kernel::{
         Counters, IntakeCounters, ListenerCounters, Maps, RelayCounters, RuleTotals, WorkerCounters,
     },
@@ -23,6 +27,9 @@ struct Status {
     /// Those of `interfaces` that do not exist at the moment, or whose program something else took
     /// off.
     absent: Vec<String>,
+    /// Those of `interfaces` whose flows are routed as arriving at a bridge, bond or VRF, and so are not
+    /// taken, each with that.
+    ports: BTreeMap<String, String>,
     /// Those on which only answers to upstream connections from clients' addresses are looked for.
     answers_only: Vec<String>,
     generation: u64,
@@ -143,6 +150,7 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
         agent,
         interfaces: state.interface_names(),
         absent,
+        ports: ports(&state, agent)?,
         answers_only: state
             .answering
             .iter()
@@ -179,6 +187,20 @@ fn read(instance: &Instance) -> anyhow::Result<Status> {
             .map(|(name, count)| (name.to_owned(), count.into()))
             .collect(),
     })
+}
+
+/// Links can be listed in their network namespace only. Where that is out of reach, nothing is said.
+fn ports(state: &State, agent: Option<AgentRecord>) -> anyhow::Result<BTreeMap<String, String>> {
+    let process = agent.and_then(|agent| agent.process());
+    if !state.namespace.enter(process).unwrap_or(false) {
+        return Ok(BTreeMap::new());
+    }
+    let controllers = block_on(async { Ok(controllers(&Netlink::open()?).await?) })?;
+    let port = |interface: &Interface| {
+        let controller = controllers.get(&interface.attached?)?;
+        Some((interface.name.clone(), controller.clone()))
+    };
+    Ok(state.interfaces.iter().filter_map(port).collect())
 }
 
 fn per_worker(maps: &Maps, agent: Option<AgentRecord>) -> anyhow::Result<Vec<OfWorker>> {
@@ -249,6 +271,27 @@ impl Status {
         text
     }
 
+    /// Their names, with what is odd about each.
+    fn interfaces(&self) -> String {
+        let shown = |name: &String, otherwise: &str| {
+            if self.absent.contains(name) {
+                return format!("{name} (not attached)");
+            }
+            match self.ports.get(name) {
+                Some(of) => format!("{name} (a port of {of}: attach {of} in its place)"),
+                None => format!("{name}{otherwise}"),
+            }
+        };
+        let full = self.interfaces.iter().map(|name| shown(name, ""));
+        let answering = self.answers_only.iter();
+        let answering = answering.map(|name| shown(name, " (answers only)"));
+        let interfaces: Vec<String> = full.chain(answering).collect();
+        if interfaces.is_empty() {
+            return "none".to_owned();
+        }
+        interfaces.join(", ")
+    }
+
     fn workers(&self) -> String {
         let of_worker = |worker: &OfWorker| format!("{}+{}", worker.flows, worker.sessions);
         let loads: Vec<String> = self.per_worker.iter().map(of_worker).collect();
@@ -281,26 +324,10 @@ fn print(status: &Status) -> anyhow::Result<()> {
         ),
         None => "none: on-missing of each rule decides".to_owned(),
     };
-    let shown = |name: &String, otherwise: &str| {
-        let absent = status.absent.contains(name);
-        format!(
-            "{name}{}",
-            if absent { " (not attached)" } else { otherwise }
-        )
-    };
-    let full = status.interfaces.iter().map(|name| shown(name, ""));
-    let answering = status.answers_only.iter();
-    let answering = answering.map(|name| shown(name, " (answers only)"));
-    let interfaces: Vec<String> = full.chain(answering).collect();
-    let interfaces = if interfaces.is_empty() {
-        "none".to_owned()
-    } else {
-        interfaces.join(", ")
-    };
     for (key, value) in [
         ("instance", status.instance.clone()),
         ("agent", agent),
-        ("interfaces", interfaces),
+        ("interfaces", status.interfaces()),
         (
             "rules",
             format!(

@@ -59,6 +59,8 @@ pub enum LinkEvent {
     Up(Link),
     /// It was set down.
     Down(Link),
+    /// It is a port of a bridge, bond or VRF that it was not a port of before.
+    BecamePort(Link),
 }
 
 /// The interfaces of the network namespace.
@@ -99,12 +101,31 @@ pub async fn link_by_name(netlink: &Netlink, name: &str) -> Result<Link, Error> 
 /// # Errors
 ///
 /// [`Error::Read`].
-pub async fn link_names(netlink: &Netlink) -> Result<HashMap<u32, String>, Error> {
+pub(super) async fn link_names(netlink: &Netlink) -> Result<HashMap<u32, String>, Error> {
     let links = list_links(netlink).await?;
     Ok(links
         .into_iter()
         .map(|link| (link.index, link.name))
         .collect())
+}
+
+/// The name of the bridge, bond or VRF that each port is a port of, by the index of the port.
+///
+/// # Errors
+///
+/// [`Error::Read`].
+pub async fn controllers(netlink: &Netlink) -> Result<HashMap<u32, String>, Error> {
+    let links = list_links(netlink).await?;
+    let name_of = |index| {
+        let named = links.iter().find(|link| link.index == index);
+        // One in another network namespace has none here.
+        named.map_or_else(
+            || format!("the interface with index {index}"),
+            |link| link.name.clone(),
+        )
+    };
+    let of_port = |link: &Link| Some((link.index, name_of(link.controller?)));
+    Ok(links.iter().filter_map(of_port).collect())
 }
 
 /// A stream of what happens to the interfaces of the network namespace.
@@ -214,6 +235,9 @@ impl LinkWatch {
                 from: before.name,
                 link: link.clone(),
             });
+        }
+        if link.controller.is_some() && before.controller != link.controller {
+            self.pending.push_back(LinkEvent::BecamePort(link.clone()));
         }
         match (before.up, link.up) {
             (false, true) => self.pending.push_back(LinkEvent::Up(link)),

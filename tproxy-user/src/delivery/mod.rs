@@ -53,7 +53,8 @@ pub use clsact::{has_clsact, has_filter, remove_filters, remove_unused_clsact};
 pub use error::{Error, Refusal};
 pub use lingering::destroy_lingering;
 pub use links::{
-    Framing, Link, LinkEvent, LinkWatch, link_by_name, link_names, list_links, valid_interface_name,
+    Framing, Link, LinkEvent, LinkWatch, controllers, link_by_name, list_links,
+    valid_interface_name,
 };
 pub use local::{LocalAddresses, local_addresses};
 pub use netlink::Netlink;

@@ -8,7 +8,7 @@ use super::{
     Change, ChangeLock, Error, Instance, Interface, NamespaceId, State, attachments::Attachments,
 };
 use crate::delivery::{
-    Delivery, Framing, Link, Netlink, destroy_lingering, link_by_name, link_names, local_addresses,
+    Delivery, Framing, Link, Netlink, controllers, destroy_lingering, link_by_name, local_addresses,
 };
 
 impl Change {
@@ -209,7 +209,6 @@ impl Change {
             }
             let link = link_by_name(netlink, name).await?;
             self.check_attachable(netlink, &link).await?;
-            warn_of_port(netlink, &link).await?;
             links.push(link);
         }
         Ok(links)
@@ -220,6 +219,7 @@ impl Change {
     }
 
     async fn attach_link(&mut self, netlink: &Netlink, link: &Link) -> Result<Interface, Error> {
+        warn_of_port(netlink, link).await?;
         if self.is_carrying(link.index) {
             // It has the program already, for answers.
             self.maps.set_interface(link.index, FULL)?;
@@ -315,15 +315,20 @@ pub async fn check_attachable(
     }
 }
 
-/// What a port hands to its bridge or bond is routed as arriving there, where no policy rule of ours
-/// looks at it.
-async fn warn_of_port(netlink: &Netlink, link: &Link) -> Result<(), Error> {
-    let Some(controller) = link.controller else {
+/// Warns of an interface that is a port: what it hands to its bridge, bond or VRF is routed as arriving
+/// there, where no policy rule of ours looks at it.
+///
+/// # Errors
+///
+/// When the interfaces cannot be listed.
+pub async fn warn_of_port(netlink: &Netlink, link: &Link) -> Result<(), Error> {
+    if link.controller.is_none() {
+        return Ok(());
+    }
+    let controllers = controllers(netlink).await?;
+    let Some(controller) = controllers.get(&link.index) else {
         return Ok(());
     };
-    let names = link_names(netlink).await?;
-    let unnamed = || format!("the interface with index {controller}");
-    let controller = names.get(&controller).cloned().unwrap_or_else(unnamed);
     log::warn!(
         "interface {} is a port of {controller}, and flows routed there are not taken: attach {controller} in its place",
         link.name

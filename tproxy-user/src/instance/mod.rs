@@ -37,7 +37,7 @@ pub use agent_lock::{AgentLock, AgentRecord};
 pub use change::{Change, RuleNotFound};
 pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use error::Error;
-pub use interface_changes::check_attachable;
+pub use interface_changes::{check_attachable, warn_of_port};
 pub use named_groups::NamedGroups;
 pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use namespace_watch::NamespaceWatch;

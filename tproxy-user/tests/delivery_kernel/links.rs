@@ -2,7 +2,9 @@
 
 use std::{fmt::Write as _, future::poll_fn, task::Poll, time::Duration};
 
-use tproxy_user::delivery::{Framing, Link, LinkEvent, LinkWatch, link_by_name, list_links};
+use tproxy_user::delivery::{
+    Framing, Link, LinkEvent, LinkWatch, controllers, link_by_name, list_links,
+};
 
 use crate::namespace::{in_namespace, ip, ip_batch, lost_notifications};
 
@@ -114,6 +116,35 @@ fn each_thing_that_happens_to_an_interface_is_told_once() {
         };
         assert_eq!(again.name, "t1");
         assert_ne!(again.index, renamed.index);
+    });
+}
+
+#[test]
+fn each_bridge_that_an_interface_becomes_a_port_of_is_told_once() {
+    in_namespace(|netlink| async move {
+        ip("link add br0 type bridge");
+        ip("link add br1 type bridge");
+        ip("link add v0 type veth peer name v1");
+        let mut watch = LinkWatch::open(&netlink).await.unwrap();
+        for bridge in ["br0", "br1", "br0"] {
+            ip(&format!("link set v0 master {bridge}"));
+            ip("link set v0 mtu 1400");
+            ip("link set v0 mtu 1500");
+            let LinkEvent::BecamePort(link) = next(&mut watch).await else {
+                panic!("not told of {bridge}")
+            };
+            let controller = link_by_name(&netlink, bridge).await.unwrap().index;
+            assert_eq!(
+                (link.name.as_str(), link.controller),
+                ("v0", Some(controller))
+            );
+            let controllers = controllers(&netlink).await.unwrap();
+            assert_eq!(controllers, [(link.index, bridge.to_owned())].into());
+            ip("link set v0 nomaster");
+        }
+        ip("link set v0 up");
+        let event = next(&mut watch).await;
+        assert!(matches!(event, LinkEvent::Up(_)), "{event:?}");
     });
 }
 
