@@ -549,3 +549,38 @@ fn nothing_leaks_when_the_agent_breaks() {
     }
     assert_eq!(witness.clients(), []);
 }
+
+/// Whoever removes the pins of a living agent lets nothing pass by its rules. The log says at once what is gone and
+/// what to do, and once the agent ends nothing is left.
+#[test]
+fn an_agent_whose_pins_are_removed_says_so_and_goes_on() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let guarded = Witness::start(&lab.server, 80);
+        let instance = unique_instance();
+        let before = Snapshot::of(&lab.gateway, &instance);
+        let arguments = format!("--iface cl0,sv0 --dport 80 {mode}");
+        let mut agent = Agent::start_under(&lab.gateway, &instance, "", &arguments);
+        agent.run("rule add --name own --scope local --dport 82");
+        agent.run("detach sv0");
+        agent.run("rule del own");
+        lab.ask(Family::V4.near(), 80).assert_relayed(&agent);
+        let pins = Path::new("/sys/fs/bpf/tproxy").join(&instance);
+        let error = format!("{}, or something in it, was removed", pins.display());
+        assert!(!agent.log().contains(&error), "{}", agent.log());
+        fs::remove_dir_all(&pins).expect("remove the pins");
+        agent.wait_for_log(&error);
+        agent.wait_for_log("restart the agent");
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_relayed(&agent);
+        }
+        assert_eq!(agent.log().matches(&error).count(), 1, "{}", agent.log());
+        assert_eq!(guarded.clients().len(), 3);
+        assert_eq!(agent.stop().len(), 3);
+        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_unproxied();
+        }
+        Agent::start_under(&lab.gateway, &instance, "", &arguments).stop();
+    }
+}

@@ -1,6 +1,7 @@
 //! The agent: brings an instance up, keeps it current while it relays, and takes it down.
 
 mod control_groups;
+mod directories;
 mod errand;
 mod expiry;
 mod flow_filter;
@@ -8,6 +9,7 @@ mod leftovers;
 mod options;
 mod redirects;
 mod reload;
+mod removals;
 mod shutdown;
 mod start;
 mod steering;
@@ -127,6 +129,7 @@ async fn serve(
                 parts.relay.stop();
                 // It would put back what is removed.
                 drop(watches);
+                parts.let_go_of_links();
                 remove(instance, Some(&parts.netlink)).await?;
                 return Err(error);
             }
@@ -168,6 +171,8 @@ async fn serve(
         }
     }
     drop(upkeep);
+    // Pins that are there hold them on.
+    parts.let_go_of_links();
     let code = match cause {
         // An agent that broke is missing, as one that was killed is.
         Cause::Broken(error) => return Err(error),

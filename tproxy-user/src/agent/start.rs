@@ -1,7 +1,8 @@
 //! Brings an instance up: everything is checked first, then built, and undone if a step fails.
 
 use std::{
-    collections::BTreeMap, fs, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc, thread,
+    cell::RefCell, collections::BTreeMap, fs, os::unix::net::UnixDatagram, path::PathBuf,
+    sync::Arc, thread,
 };
 
 use anyhow::Context as _;
@@ -22,7 +23,7 @@ use crate::{
         AgentLock, AgentRecord, Built, Change, ChangeLock, Error, Instance, Interface, NamespaceId,
         State, check_attachable, clear, private_directory, remove,
     },
-    kernel::{self, Loaded, Maps, bpffs},
+    kernel::{self, HeldLinks, Loaded, Maps, bpffs},
     listener::{Discard, discard},
     plural::plural,
     relay::{self, Capacity, Listener, Relay},
@@ -53,12 +54,31 @@ pub(super) struct Parts {
     pub(super) redirects: Redirects,
     pub(super) following: Following,
     pub(super) groups: FollowedGroups,
+    links: RefCell<HeldLinks>,
     _discard: Discard,
     /// Shows the programs that the agent lives.
     _lifeline: UnixDatagram,
 }
 
 impl Parts {
+    /// Keeps the programs of this state attached, should somebody remove their pins.
+    pub(super) fn hold_links(&self, state: &State) {
+        if let Some(pins) = self.instance.pins() {
+            self.links.borrow_mut().follow(&pins, state.carrying());
+        }
+    }
+
+    /// Leaves that to the pins.
+    pub(super) fn let_go_of_links(&self) {
+        self.links.take();
+    }
+
+    /// Whether everything is pinned that the instance rests on.
+    pub(super) fn has_pins(&self) -> bool {
+        let pins = self.instance.pins();
+        pins.is_some_and(|pins| self.state.loaded.is_whole_and_current(&pins))
+    }
+
     /// The line that says that flows are taken.
     pub(super) fn ready_line(&self) -> String {
         let interfaces = match self.state.interface_names() {
@@ -329,9 +349,11 @@ async fn build(
         redirects,
         following,
         groups,
+        links: RefCell::default(),
         _discard: sockets.discard,
         _lifeline: sockets.lifeline,
     };
+    parts.hold_links(&parts.state);
     Ok((parts, watches))
 }
 

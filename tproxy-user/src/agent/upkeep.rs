@@ -4,15 +4,20 @@
 use std::pin::pin;
 
 use anyhow::Context as _;
-use futures_util::StreamExt as _;
-use inotify::{EventStream, Inotify, WatchMask};
 use log::{debug, info, warn};
 use tokio::runtime::Handle;
 
-use super::{flow_filter::keep_young, reload::Reload, shutdown::Hangup, start::Parts};
+use super::{
+    directories::{Directories, News},
+    flow_filter::keep_young,
+    reload::Reload,
+    removals::Removals,
+    shutdown::Hangup,
+    start::Parts,
+};
 use crate::{
     delivery::{Delivery, Link, LinkEvent, LinkWatch, LocalAddresses, Netlink, Watch},
-    instance::{Change, ChangeLock, Error, Instance, LOCK_FILE, State, warn_of_port},
+    instance::{Change, ChangeLock, Error, Instance, State, warn_of_port},
     kernel::FlowFilter,
 };
 
@@ -20,7 +25,7 @@ use crate::{
 pub(super) struct Watches {
     links: LinkWatch,
     local: LocalAddresses,
-    state_directory: EventStream<[u8; 1024]>,
+    directories: Directories,
     /// Restores policy rules and routes for as long as it is held.
     _restores: Watch,
 }
@@ -36,7 +41,7 @@ impl Watches {
         Ok(Self {
             links: LinkWatch::open(netlink).await?,
             local,
-            state_directory: watch_state(instance)?,
+            directories: Directories::watch(instance)?,
             _restores: delivery.watch()?,
         })
     }
@@ -64,11 +69,12 @@ async fn follow(
     let Watches {
         mut links,
         mut local,
-        mut state_directory,
+        mut directories,
         _restores,
     } = watches;
     let mut ways_out = running.following.ways_out(&running.netlink);
     let mut groups = running.groups.watch();
+    let mut removals = Removals::default();
     let mut flow_filter = pin!(keep_young(FlowFilter::open(&running.maps)?));
     // Changes that came before the watches began.
     take_up(running).await;
@@ -76,15 +82,13 @@ async fn follow(
     loop {
         tokio::select! {
             event = links.next() => follow_link(running, event?).await,
-            event = state_directory.next() => {
-                let event = event
-                    .context("the watch of the state directory ended")?
-                    .context("cannot watch the state directory")?;
-                if event.name.is_some_and(|name| name == LOCK_FILE) {
+            news = directories.next() => match news? {
+                News::Change => {
                     take_up(running).await;
                     remove_strays(running).await;
                 }
-            }
+                News::Removal => removals.tell(running),
+            },
             never = &mut flow_filter => match never {},
             due = running.expiry.due() => {
                 due?;
@@ -127,21 +131,6 @@ async fn catch_up(running: &Parts, links: &[Link]) {
     }
 }
 
-fn watch_state(instance: &Instance) -> anyhow::Result<EventStream<[u8; 1024]>> {
-    let directory = instance.run_directory();
-    let inotify = Inotify::init().context(
-        "cannot watch for changes of rules: inotify (see sysctl fs.inotify.max_user_instances)",
-    )?;
-    inotify
-        .watches()
-        // The lock is closed by every change, even one that was killed.
-        .add(directory, WatchMask::CLOSE_WRITE)
-        .with_context(|| format!("cannot watch {}", directory.display()))?;
-    inotify
-        .into_event_stream([0; 1024])
-        .context("cannot use inotify")
-}
-
 /// Makes names, interfaces and routes those of the state in force. Nobody changes it meanwhile. The
 /// file of the lock is closed a moment before the kernel lets go of the lock, so this waits.
 async fn take_up(running: &Parts) {
@@ -149,6 +138,7 @@ async fn take_up(running: &Parts) {
     let taken_up: anyhow::Result<()> = async {
         let _lock = tokio::task::spawn_blocking(move || ChangeLock::follow(&instance)).await??;
         let (state, tables) = running.instance.in_force()?;
+        running.hold_links(&state);
         running.steering.follow(&state, tables);
         running.expiry.follow(&state)?;
         running.redirects.follow(&state);

@@ -125,6 +125,14 @@ impl Instance {
         of_agent.filter(|pins| pins.exists()).or(pins)
     }
 
+    /// The directory of its pins by the name that it has for most, whichever way leads there from here.
+    #[must_use]
+    pub fn usual_pins(&self) -> PathBuf {
+        Path::new(bpffs::MOUNT_POINT)
+            .join("tproxy")
+            .join(&self.name)
+    }
+
     /// The directory in which pins are made before all of them are moved to their place at once.
     #[must_use]
     pub fn unfinished_pins(&self) -> Option<PathBuf> {

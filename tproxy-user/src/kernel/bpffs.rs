@@ -24,7 +24,8 @@ use nix::{
 
 use crate::mount_namespace::outer_process;
 
-const MOUNT_POINT: &str = "/sys/fs/bpf";
+/// Where it is mounted.
+pub const MOUNT_POINT: &str = "/sys/fs/bpf";
 
 /// No BPF file system.
 #[derive(Debug, thiserror::Error)]

@@ -241,6 +241,6 @@ pub fn pinned_links(directory: &Path) -> Result<Vec<u32>, Error> {
     Ok(indexes.collect())
 }
 
-fn link_pin(index: u32) -> String {
+pub(super) fn link_pin(index: u32) -> String {
     format!("{LINK_PREFIX}{index}")
 }

@@ -6,6 +6,7 @@ mod explanation;
 mod flow_filter;
 mod generation;
 mod handover;
+mod held_links;
 mod links;
 mod local_udp;
 mod maps;
@@ -19,6 +20,7 @@ pub use explanation::{ask, ask_presence};
 pub use flow_filter::FlowFilter;
 pub use generation::Generation;
 pub use handover::Handover;
+pub use held_links::HeldLinks;
 pub use links::{
     attach_filter, attach_link, attach_lookup, detach_link, kernel_has_tcx, link_is_attached,
     load_program_for, lookup_is_attached, pinned_links, program_id,

@@ -23,6 +23,11 @@ const PROGRAMS: [&str; 5] = [
     "tproxy_sendmsg6",
 ];
 
+/// The names of the pins of their links.
+pub(super) fn link_pins() -> impl Iterator<Item = String> {
+    PROGRAMS.into_iter().map(link_pin)
+}
+
 fn link_pin(program: &str) -> String {
     program.replacen("tproxy_", "link-", 1)
 }
