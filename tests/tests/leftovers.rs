@@ -584,3 +584,77 @@ fn an_agent_whose_pins_are_removed_says_so_and_goes_on() {
         Agent::start_under(&lab.gateway, &instance, "", &arguments).stop();
     }
 }
+
+/// An agent whose files are removed while it lives says so, keeps others from its instance, and takes away what it
+/// knows of when it ends.
+#[test]
+fn an_agent_whose_files_are_removed_leaves_nothing() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let _witness = Witness::start(&lab.server, 80);
+        let instance = unique_instance();
+        let before = Snapshot::of(&lab.gateway, &instance);
+        let arguments = format!("--iface cl0 --dport 80 {mode}");
+        let mut agent = Agent::start_under(&lab.gateway, &instance, "", &arguments);
+        agent.run("rule add --name more --dport 81");
+        let files = Path::new("/run/tproxy").join(&instance);
+        let error = format!("{}, or something in it, was removed", files.display());
+        assert!(!agent.log().contains(&error), "{}", agent.log());
+        fs::remove_dir_all(&files).expect("remove the files");
+        agent.wait_for_log(&error);
+        for command in [&format!("run {arguments}"), "unload"] {
+            let words = [&instance, files.to_str().unwrap(), "stop its agent"];
+            agent.attempt(command).assert_refused(1, &words);
+        }
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_relayed(&agent);
+        }
+        agent.stop();
+        assert!(
+            agent.log().contains("which this agent remembers"),
+            "{}",
+            agent.log()
+        );
+        if !mode.is_empty() {
+            // Whose it was is not known.
+            lab.gateway.run("tc qdisc del dev cl0 clsact");
+        }
+        Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
+    }
+}
+
+/// Without its files nobody knows the mark of a killed agent: `unload` removes what it can, and says what may be left.
+#[test]
+fn unload_does_not_claim_what_it_cannot_know() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let _witness = Witness::start(&lab.server, 80);
+        let instance = unique_instance();
+        let arguments = format!("--iface cl0 --dport 80 {mode}");
+        let mut agent = Agent::start_under(&lab.gateway, &instance, "", &arguments);
+        let files = Path::new("/run/tproxy").join(&instance);
+        let remove_files = || fs::remove_dir_all(&files).expect("remove the files");
+        agent.kill();
+        remove_files();
+        agent
+            .attempt("unload")
+            .assert_refused(1, &[files.to_str().unwrap(), "priority 74"]);
+        assert!(!Path::new("/sys/fs/bpf/tproxy").join(&instance).exists());
+        for family in FAMILIES {
+            lab.ask(family.near(), 80).assert_unproxied();
+        }
+        agent
+            .attempt("unload")
+            .assert_refused(1, &["no instance", &instance]);
+        std::mem::forget(agent);
+        // The next agent says it, too.
+        let mut second = Agent::start_under(&lab.gateway, &instance, "", &arguments);
+        second.kill();
+        std::mem::forget(second);
+        remove_files();
+        let mut third = Agent::start_under(&lab.gateway, &instance, "", &arguments);
+        assert!(third.log().contains("priority 74"), "{}", third.log());
+        lab.ask(Family::V4.near(), 80).assert_relayed(&third);
+        third.stop();
+    }
+}

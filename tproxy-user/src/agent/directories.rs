@@ -4,12 +4,16 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
-use inotify::{EventMask, EventStream, Inotify, WatchMask};
+use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask};
 
-use crate::instance::{Instance, LOCK_FILE};
+use crate::instance::{AGENT_LOCK_FILE, Instance, LOCK_FILE};
 
 /// The watched directories.
-pub(super) struct Directories(EventStream<[u8; 1024]>);
+pub(super) struct Directories {
+    events: EventStream<[u8; 1024]>,
+    /// The watch of the state files.
+    files: WatchDescriptor,
+}
 
 /// What was done in them.
 pub(super) enum News {
@@ -29,32 +33,40 @@ impl Directories {
             let watched = inotify.watches().add(directory, mask);
             watched.with_context(|| format!("cannot watch {}", directory.display()))
         };
+        // Of a directory alone nothing would be told for as long as something is open that was in it.
+        let removal = WatchMask::DELETE
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF;
         // The lock is closed by every change, even one that was killed.
-        watch(instance.run_directory(), WatchMask::CLOSE_WRITE)?;
+        let files = watch(instance.run_directory(), WatchMask::CLOSE_WRITE | removal)?;
         let pins = instance.pins().context("the BPF file system is gone")?;
-        // The directory itself is not told of for as long as something in it is open.
-        let removal = WatchMask::DELETE | WatchMask::MOVED_FROM;
-        watch(
-            &pins,
-            removal | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF,
-        )?;
+        watch(&pins, removal)?;
         let events = inotify.into_event_stream([0; 1024]);
-        Ok(Self(events.context("cannot use inotify")?))
+        let events = events.context("cannot use inotify")?;
+        Ok(Self { events, files })
     }
 
     /// The next news. Cancelling loses nothing.
     pub(super) async fn next(&mut self) -> anyhow::Result<News> {
         loop {
-            let event = self.0.next().await;
+            let event = self.events.next().await;
             let event = event
                 .context("the watch of the instance's directories ended")?
                 .context("cannot watch the instance's directories")?;
-            if !event.mask.contains(EventMask::CLOSE_WRITE) {
-                return Ok(News::Removal);
-            }
-            if event.name.is_some_and(|name| name == LOCK_FILE) {
-                return Ok(News::Change);
+            if let Some(news) = self.news(&event) {
+                return Ok(news);
             }
         }
+    }
+
+    fn news(&self, event: &EventOwned) -> Option<News> {
+        let is = |file: &str| event.name.as_ref().is_some_and(|name| name == file);
+        if event.mask.contains(EventMask::CLOSE_WRITE) {
+            return is(LOCK_FILE).then_some(News::Change);
+        }
+        // Every change removes files of the state before.
+        let is_usual = event.wd == self.files && event.name.is_some() && !is(AGENT_LOCK_FILE);
+        (!is_usual).then_some(News::Removal)
     }
 }

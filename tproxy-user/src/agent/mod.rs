@@ -180,6 +180,7 @@ async fn serve(
         Cause::Ended(code) => code,
     };
     if !options.pin {
+        parts.recall_origin();
         remove(instance, Some(&parts.netlink))
             .await
             .context("cannot undo everything; `tproxy unload` tries again")?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use log::info;
+use log::{info, warn};
 use tproxy_common::{agent::AgentState, limits::WORKERS};
 
 use super::{
@@ -21,7 +21,7 @@ use crate::{
     },
     instance::{
         AgentLock, AgentRecord, Built, Change, ChangeLock, Error, Instance, Interface, NamespaceId,
-        State, check_attachable, clear, private_directory, remove,
+        PinsLock, State, check_attachable, clear, private_directory, remove,
     },
     kernel::{self, HeldLinks, Loaded, Maps, bpffs},
     listener::{Discard, discard},
@@ -55,6 +55,8 @@ pub(super) struct Parts {
     pub(super) following: Following,
     pub(super) groups: FollowedGroups,
     links: RefCell<HeldLinks>,
+    /// Says that the agent lives, whatever becomes of its files.
+    _pins: Option<PinsLock>,
     _discard: Discard,
     /// Shows the programs that the agent lives.
     _lifeline: UnixDatagram,
@@ -65,6 +67,20 @@ impl Parts {
     pub(super) fn hold_links(&self, state: &State) {
         if let Some(pins) = self.instance.pins() {
             self.links.borrow_mut().follow(&pins, state.carrying());
+        }
+    }
+
+    /// Makes sure that what delivers flows can be removed, should somebody have removed the files that
+    /// say what that is.
+    pub(super) fn recall_origin(&self) {
+        let files = self.instance.run_directory().display();
+        match self.instance.recall_origin(&self.state) {
+            Ok(false) => {}
+            Ok(true) => warn!(
+                "{files} was removed: removing the policy rules and routes of mark {:#x} and table {}, which this agent remembers",
+                self.state.mark, self.state.table
+            ),
+            Err(error) => warn!("policy rules and routes may be left: {error}"),
         }
     }
 
@@ -103,6 +119,10 @@ pub(super) async fn start(
 ) -> anyhow::Result<Running> {
     requirements::check()?;
     let was_there = instance.run_directory().exists();
+    if instance.is_forgotten() {
+        PinsLock::acquire(instance)?;
+        warn!("{}", instance.forgotten());
+    }
     let mut lock = AgentLock::acquire(instance)?;
     // Whoever meets this lock can say from now on who holds it.
     publish(&mut lock, 0, 0)?;
@@ -224,7 +244,7 @@ async fn prepare(
     if built.is_err()
         && let Err(error) = undo(instance, &netlink, kept).await
     {
-        log::warn!("cannot undo everything: {error}; `tproxy unload` tries again");
+        warn!("cannot undo everything: {error}; `tproxy unload` tries again");
     }
     built
 }
@@ -291,6 +311,7 @@ async fn build(
     } else {
         Some(load(instance, assignment)?)
     };
+    let pins_lock = PinsLock::acquire(instance)?;
     let maps = instance.maps()?;
     let local = LocalAddresses::open(&netlink, assignment.table).await?;
     maps.set_local_prefixes(local.prefixes())?;
@@ -350,6 +371,7 @@ async fn build(
         following,
         groups,
         links: RefCell::default(),
+        _pins: pins_lock,
         _discard: sockets.discard,
         _lifeline: sockets.lifeline,
     };

@@ -17,7 +17,7 @@ use nix::{
 use super::block_on;
 use crate::{
     delivery::Netlink,
-    instance::{AgentLock, Error, Instance, remove},
+    instance::{AgentLock, Error, Instance, PinsLock, remove},
     requirements,
 };
 
@@ -29,6 +29,10 @@ pub(super) fn execute(instance: &Instance) -> anyhow::Result<()> {
     // Looked up while the agent still shows the way to its network namespace.
     let origin = instance.origin();
     let agent = AgentLock::holder(instance);
+    let forgotten = instance.is_forgotten();
+    if forgotten {
+        PinsLock::acquire(instance)?;
+    }
     let reached = match origin {
         Some(origin) => origin
             .namespace
@@ -55,6 +59,9 @@ pub(super) fn execute(instance: &Instance) -> anyhow::Result<()> {
     })?;
     if !found && agent.is_none() {
         return Err(Error::NotThere(instance.name().to_owned()).into());
+    }
+    if forgotten {
+        return Err(instance.forgotten()).context("removed what was pinned, but not all is known");
     }
     Ok(())
 }

@@ -18,6 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Instance, private_directory};
 
+/// The file that is locked, in the instance's directory.
+pub const AGENT_LOCK_FILE: &str = "agent.lock";
+
 /// Octets of a record: more than three numbers and their keys take.
 const RECORD_LENGTH: usize = 128;
 
@@ -132,7 +135,7 @@ impl AgentLock {
 }
 
 fn path(instance: &Instance) -> PathBuf {
-    instance.run_directory().join("agent.lock")
+    instance.run_directory().join(AGENT_LOCK_FILE)
 }
 
 fn whole_file(kind: i32) -> libc::flock {

@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Instance, State};
 use crate::{
-    delivery::{Link, Netlink, has_clsact, has_filter, remove_filters, remove_unused_clsact},
+    delivery::{
+        Link, Netlink, has_clsact, has_filter, list_links, remove_filters, remove_unused_clsact,
+    },
     kernel::{
         Settings, attach_filter, attach_link, detach_link, link_is_attached, load_program_for,
         pinned_links, program_id,
@@ -126,6 +128,17 @@ impl Attachments {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Takes the filters with programs of this instance off all interfaces of its network namespace,
+    /// noted or not. Qdiscs that were made for them stay: only the notes say which these are.
+    pub(super) async fn detach_unnoted_filters(&self, netlink: &Netlink) -> Result<(), Error> {
+        for link in list_links(netlink).await? {
+            if let Ok(program) = program_id(&self.pins, &link) {
+                remove_filters(netlink, link.index, program).await?;
+            }
+        }
+        Ok(())
     }
 
     fn read_note(&self, index: u32) -> Option<Note> {

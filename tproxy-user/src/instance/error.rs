@@ -31,6 +31,29 @@ pub enum Error {
         /// Its agent.
         pid: u32,
     },
+    /// The agent of this instance is alive, and its files are gone.
+    #[error(
+        "instance {name} is running already, though {files} was removed: stop its agent first, by SIGTERM",
+        files = .files.display()
+    )]
+    RunningUnseen {
+        /// The instance.
+        name: String,
+        /// The directory of its files.
+        files: PathBuf,
+    },
+    /// Pins of which nothing is known, since the files of the instance are gone.
+    #[error(
+        "{files}, which said the mark and table of instance {name}, was removed: in its network namespace there may be left policy rules with priority {priority} (`ip rule`, `ip -6 rule`), routes of the tables that these name, and clsact qdiscs",
+        files = .files.display(),
+        priority = delivery::PRIORITY
+    )]
+    Forgotten {
+        /// The instance.
+        name: String,
+        /// The directory of its files.
+        files: PathBuf,
+    },
     /// Another instance has the interface.
     #[error("interface {interface} is attached to instance {instance}: detach it there first")]
     InterfaceTaken {

@@ -25,6 +25,7 @@ mod named_groups;
 mod namespace;
 mod namespace_watch;
 mod origin;
+mod pins_lock;
 mod removal;
 mod replacement;
 mod scopes;
@@ -33,7 +34,7 @@ mod shadows;
 mod state;
 mod stored_set;
 
-pub use agent_lock::{AgentLock, AgentRecord};
+pub use agent_lock::{AGENT_LOCK_FILE, AgentLock, AgentRecord};
 pub use change::{Change, RuleNotFound};
 pub use change_lock::{ChangeLock, LOCK_FILE};
 pub use error::Error;
@@ -42,6 +43,7 @@ pub use named_groups::NamedGroups;
 pub use namespace::{NamespaceId, enter as enter_namespace};
 pub use namespace_watch::NamespaceWatch;
 pub use origin::Origin;
+pub use pins_lock::PinsLock;
 pub use removal::{clear, remove};
 pub use set_changes::Added;
 pub use shadows::{shadows, want_of_interfaces};
@@ -131,6 +133,37 @@ impl Instance {
         Path::new(bpffs::MOUNT_POINT)
             .join("tproxy")
             .join(&self.name)
+    }
+
+    /// Whether its files were removed and its pins were not. Whatever makes pins has made the directory
+    /// of the files before, and whatever removes that has removed the pins.
+    #[must_use]
+    pub fn is_forgotten(&self) -> bool {
+        !self.run.exists() && self.pins().is_some_and(|pins| pins.exists())
+    }
+
+    /// What may be left of an instance whose files were removed.
+    #[must_use]
+    pub fn forgotten(&self) -> Error {
+        Error::Forgotten {
+            name: self.name.clone(),
+            files: self.run.clone(),
+        }
+    }
+
+    /// Makes the origin known again of an instance whose files were removed. Says whether they were.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn recall_origin(&self, state: &State) -> Result<bool, Error> {
+        if self.origin().is_some() {
+            return Ok(false);
+        }
+        private_directory(Path::new(RUN))?;
+        private_directory(&self.run)?;
+        Origin::from(state).write(&self.run)?;
+        Ok(true)
     }
 
     /// The directory in which pins are made before all of them are moved to their place at once.

@@ -72,6 +72,10 @@ pub async fn clear(
         for index in attachments.filters() {
             outcome = outcome.and(attachments.detach_filter(netlink, index).await);
         }
+        if pins.is_some() && State::newest(directory).is_none() {
+            // The notes may be gone with it.
+            outcome = outcome.and(attachments.detach_unnoted_filters(netlink).await);
+        }
         if let Some(local) = &local {
             destroy_lingering(local);
         }
