@@ -12,7 +12,7 @@ use tproxy_tests::{
     Agent, Lab,
     address::FAMILIES,
     pattern,
-    peer::{Nginx, Server},
+    peer::{Nginx, Server, listen},
     process::Process,
     wait,
 };
@@ -25,6 +25,49 @@ fn reset(stream: TcpStream) {
         .set_linger(Some(Duration::ZERO))
         .expect("set SO_LINGER");
     drop(stream);
+}
+
+/// Servers that tell the connections of a client apart by their order get them in it.
+#[test]
+fn connections_opened_at_once_reach_the_server_in_their_order() {
+    const CONNECTIONS: u8 = 16;
+    /// Those that come later after one another than this are not opened at once.
+    const AT_ONCE: Duration = Duration::from_millis(5);
+    let lab = Lab::new();
+    let any = SocketAddr::from(([0_u16; 8], 80));
+    let server = lab.server.enter(|| listen(any)).expect("listen");
+    let mut agent = lab.agent("--iface cl0 --dport 80 --workers 2");
+    for family in FAMILIES {
+        let target = SocketAddr::new(family.near(), 80);
+        let open = |number: u8| {
+            let start = Instant::now();
+            let mut stream = TcpStream::connect(target).expect("a connection");
+            let end = Instant::now();
+            stream.write_all(&[number]).expect("a connection");
+            (start, end, stream)
+        };
+        let clients: Vec<_> = lab.client.enter(|| (0..CONNECTIONS).map(open).collect());
+        let mut order = vec![0; clients.len()];
+        for place in 0..clients.len() {
+            let (mut accepted, _) = server.accept().expect("a connection");
+            let mut number = [0];
+            accepted.read_exact(&mut number).expect("a connection");
+            order[usize::from(number[0])] = place;
+        }
+        let mut pairs = 0;
+        for (number, pair) in clients.windows(2).enumerate() {
+            if pair[1].1 - pair[0].0 < AT_ONCE {
+                assert!(order[number] < order[number + 1], "{number}: {order:?}");
+                pairs += 1;
+            }
+        }
+        assert!(pairs > 0, "no two were opened at once");
+        // The next ones have a turn of their own.
+        wait::until("a pause", || {
+            (clients.last()?.1.elapsed() > 2 * AT_ONCE).then_some(())
+        });
+    }
+    agent.stop();
 }
 
 /// The client ends its side after a short request; 100 MB come back over the half that is still open.
