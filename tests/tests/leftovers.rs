@@ -615,7 +615,7 @@ fn an_agent_whose_files_are_removed_leaves_nothing() {
             "{}",
             agent.log()
         );
-        if !mode.is_empty() {
+        if !mode.is_empty() || !bpf::kernel_has_tcx() {
             // Whose it was is not known.
             lab.gateway.run("tc qdisc del dev cl0 clsact");
         }
