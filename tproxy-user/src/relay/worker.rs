@@ -298,6 +298,7 @@ impl Worker {
             }
             Outcome::Over(end) => return self.end(key, end),
         }
+        let has_become_long = flow.is_long() && !flow.counted_long;
         if !flow.unreported && flow.has_unreported() {
             flow.unreported = true;
             if self.unreported.is_empty() {
@@ -305,7 +306,9 @@ impl Worker {
             }
             self.unreported.push(key);
         }
-        self.spread(key);
+        if has_become_long {
+            self.spread(key);
+        }
     }
 
     fn expire(&mut self, timer: Timer) {

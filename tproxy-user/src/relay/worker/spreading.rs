@@ -9,15 +9,11 @@ use crate::relay::End;
 use crate::relay::side::Side;
 
 impl Worker {
-    /// Counts a flow that has turned out to be long, once, and gives it away if another worker has
-    /// fewer.
+    /// Counts a flow that has turned out to be long, and gives it away if another worker has fewer.
     pub(super) fn spread(&mut self, key: usize) {
         let Some(Some(flow)) = self.flows.get_mut(key) else {
             return;
         };
-        if flow.counted_long || !flow.is_long() {
-            return;
-        }
         flow.counted_long = true;
         self.shared.long_flows.add(self.number);
         if self.command == Command::Run
