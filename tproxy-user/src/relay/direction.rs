@@ -139,6 +139,11 @@ impl<P> Direction<P> {
         self.writable = true;
     }
 
+    /// Whether nothing moves before the sink takes more.
+    pub(super) fn waits_for_sink(&self) -> bool {
+        !self.writable
+    }
+
     /// Whether every byte and the end of the source have been taken care of.
     pub(super) fn is_finished(&self) -> bool {
         self.source_ended && matches!(self.held, Held::Nothing)

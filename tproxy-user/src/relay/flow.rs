@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use mio::Interest;
 use nix::fcntl::{SpliceFFlags, splice};
 use nix::libc;
 use socket2::Socket;
@@ -34,8 +35,8 @@ pub(super) struct Flow {
     serial: u32,
     /// The connection to upstream stands.
     connected: bool,
-    /// The client's socket is registered with the poll.
-    pub(super) client_watched: bool,
+    /// What the client's socket is registered for with the poll.
+    pub(super) client_interest: Option<Interest>,
     /// The flow is in the worker's list of flows with work left.
     pub(super) queued: bool,
     /// The flow is in the worker's list of flows with bytes to report.
@@ -104,7 +105,7 @@ impl Flow {
             opened,
             serial,
             connected: false,
-            client_watched: false,
+            client_interest: None,
             queued: false,
             unreported: false,
             counted_long: false,
@@ -140,6 +141,37 @@ impl Flow {
             Side::Client => &self.client,
             Side::Upstream => &self.upstream,
         }
+    }
+
+    /// What the poll is to report of the socket on `side`.
+    ///
+    /// Most clients are never slower than what is sent to them, so the poll reports when they take
+    /// more only from when one has not: it would report every ACK of a FIN.
+    pub(super) fn interest(&self, side: Side) -> Interest {
+        let interest = Interest::READABLE | Interest::PRIORITY;
+        if side == Side::Upstream || self.to_client.waits_for_sink() {
+            interest | Interest::WRITABLE
+        } else {
+            interest
+        }
+    }
+
+    pub(super) fn is_watched(&self, side: Side) -> bool {
+        side == Side::Client && self.client_interest.is_some()
+    }
+
+    pub(super) fn set_watched(&mut self, side: Side, interest: Interest) {
+        if side == Side::Client {
+            self.client_interest = Some(interest);
+        }
+    }
+
+    /// Whether the poll does not report when the client takes more, for which the flow waits.
+    pub(super) fn waits_unseen(&self) -> bool {
+        self.to_client.waits_for_sink()
+            && self
+                .client_interest
+                .is_some_and(|interest| !interest.is_writable())
     }
 
     /// The connection to upstream stands: bytes may move. Both sockets are tried at once, since

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use log::error;
 use mio::event::Event;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Registry, Waker};
+use mio::{Events, Interest, Poll, Waker};
 use slab::Slab;
 
 use super::capacity::Places;
@@ -89,7 +89,11 @@ pub(super) struct Worker {
     /// so that none of them is taken for one of a new flow.
     flows: Slab<Option<Flow>>,
     datagrams: Datagrams,
-    retired: Vec<usize>,
+    /// The places of flows that left in this round.
+    vacated: Vec<usize>,
+    /// Flows that are over. They are closed last in a round: nobody waits for that, and others wait
+    /// for the rest.
+    over: Vec<(Flow, End)>,
     resources: Resources,
     /// Flows whose turn ended before their work did.
     ready: VecDeque<usize>,
@@ -148,7 +152,8 @@ impl Worker {
             intake: Intake::new(listener.tcp, shared.places.clone()),
             flows: Slab::new(),
             datagrams,
-            retired: Vec::new(),
+            vacated: Vec::new(),
+            over: Vec::new(),
             resources: Resources {
                 pipes: PipePool::new(shared.pipes_per_worker, shared.settings.pipe_capacity),
                 buffer: vec![0; COPY_BUFFER].into(),
@@ -246,25 +251,32 @@ impl Worker {
             return;
         };
         flow.set_connected();
-        if flow.client_watched || self.watch(key, Side::Client) {
-            self.turn(key);
-        }
+        self.turn(key);
         if let Some(Some(flow)) = self.flows.get(key) {
             flow.complete_handshake();
+            if flow.client_interest.is_none() {
+                self.watch(key, Side::Client);
+            }
         }
     }
 
-    /// Registers a socket of a flow with the poll, once for all it may report. Ends the flow if
-    /// that fails.
+    /// Registers a socket of a flow with the poll for what the flow waits for from it, or registers
+    /// it anew. Ends the flow if that fails.
     fn watch(&mut self, key: usize, side: Side) -> bool {
         let Some(Some(flow)) = self.flows.get_mut(key) else {
             return false;
         };
-        if side == Side::Client {
-            flow.client_watched = true;
-        }
-        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-        let registered = register(self.poll.registry(), flow, key, side, interest);
+        let interest = flow.interest(side);
+        let descriptor = flow.socket(side).as_raw_fd();
+        let source = &mut SourceFd(&descriptor);
+        let token = Origin::Flow { key, side }.into();
+        let registry = self.poll.registry();
+        let registered = if flow.is_watched(side) {
+            registry.reregister(source, token, interest)
+        } else {
+            registry.register(source, token, interest)
+        };
+        flow.set_watched(side, interest);
         if let Err(error) = registered {
             self.end(key, End::from_error(side, error));
             return false;
@@ -299,12 +311,16 @@ impl Worker {
             Outcome::Over(end) => return self.end(key, end),
         }
         let has_become_long = flow.is_long() && !flow.counted_long;
+        let waits_unseen = flow.waits_unseen();
         if !flow.unreported && flow.has_unreported() {
             flow.unreported = true;
             if self.unreported.is_empty() {
                 self.timers.set(self.now + REPORT_INTERVAL, Timer::Report);
             }
             self.unreported.push(key);
+        }
+        if waits_unseen && !self.watch(key, Side::Client) {
+            return;
         }
         if has_become_long {
             self.spread(key);
@@ -348,10 +364,13 @@ impl Worker {
     }
 
     fn end(&mut self, key: usize, end: End) {
-        let Some(mut flow) = self.flows.get_mut(key).and_then(Option::take) else {
-            return;
-        };
-        self.retired.push(key);
+        if let Some(flow) = self.flows.get_mut(key).and_then(Option::take) {
+            self.vacated.push(key);
+            self.over.push((flow, end));
+        }
+    }
+
+    fn close(&mut self, mut flow: Flow, end: End) {
         if !flow.is_connected() && !matches!(end, End::ClientReset | End::Drained) {
             self.counters.connect_failed.add(1);
         }
@@ -389,10 +408,15 @@ impl Worker {
         }
     }
 
-    /// Frees the places of the flows that ended in this round.
+    /// Closes the flows that ended in this round and frees the places of those that left.
     fn sweep(&mut self) {
-        if !self.retired.is_empty() {
-            for key in self.retired.drain(..) {
+        let mut over = std::mem::take(&mut self.over);
+        for (flow, end) in over.drain(..) {
+            self.close(flow, end);
+        }
+        self.over = over;
+        if !self.vacated.is_empty() {
+            for key in self.vacated.drain(..) {
                 self.flows.remove(key);
             }
             self.counters.flows.set(self.flows.len() as u64);
@@ -436,20 +460,6 @@ impl Worker {
             }
         }
     }
-}
-
-fn register(
-    registry: &Registry,
-    flow: &Flow,
-    key: usize,
-    side: Side,
-    interest: Interest,
-) -> io::Result<()> {
-    registry.register(
-        &mut SourceFd(&flow.socket(side).as_raw_fd()),
-        Origin::Flow { key, side }.into(),
-        interest,
-    )
 }
 
 fn report(flow: &mut Flow, policy: &dyn Policy, counters: &Counters) {

@@ -31,7 +31,7 @@ impl Worker {
         let Some(mut flow) = self.flows.get_mut(key).and_then(Option::take) else {
             return;
         };
-        self.retired.push(key);
+        self.vacated.push(key);
         for side in [Side::Client, Side::Upstream] {
             // Fails for one that is not registered, which is what is wanted.
             let descriptor = flow.socket(side).as_raw_fd();
@@ -52,7 +52,7 @@ impl Worker {
             // What either worker has not been told of yet shows when the sockets are registered.
             flow.queued = false;
             flow.unreported = false;
-            flow.client_watched = false;
+            flow.client_interest = None;
             let key = self.flows.insert(Some(flow));
             self.counters.flows.set(self.flows.len() as u64);
             if self.must_end() {
