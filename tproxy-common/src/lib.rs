@@ -34,4 +34,5 @@ pub mod packed;
 pub mod packet;
 pub mod sockets;
 pub mod tables;
+pub mod turn;
 pub mod unreachable;

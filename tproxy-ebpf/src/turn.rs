@@ -1,10 +1,9 @@
-//! Workers get connections in turn. Those that come at once, as a client opens them, are one worker's, so
-//! that they reach their server in the order in which they were opened.
+//! Whose turn it is to get a connection; see [`tproxy_common::turn`].
 
-use aya_ebpf::{btf_maps::Array, helpers::bpf_ktime_get_ns, macros::btf_map};
-
-/// Connections that a worker gets in one turn at most, if they come at once.
-const RUN: u32 = 16;
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE, btf_maps::Array, helpers::bpf_ktime_get_ns, macros::btf_map,
+};
+use tproxy_common::{limits::WORKERS, turn::CONNECTIONS};
 
 /// A turn is over when no connection has come for so long, in nanoseconds: longer than a worker waits for
 /// its CPU.
@@ -15,14 +14,16 @@ const PAUSE: u64 = 5_000_000;
 #[btf_map]
 static TURN: Array<Turn, 1> = Array::new();
 
+/// How many more connections each worker gets in its turn. It writes that too, when it prolongs its turn.
+#[btf_map]
+static REMAINING: Array<u64, { WORKERS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
 #[repr(C)]
 struct Turn {
     /// When a connection came last, in nanoseconds since the boot.
     last: u64,
     /// How many turns there have been.
-    number: u32,
-    /// Connections that came in this one.
-    connections: u32,
+    number: u64,
 }
 
 /// The one of so many workers whose turn it is for a connection.
@@ -31,18 +32,29 @@ pub fn next(workers: u32) -> u32 {
     let Some(turn) = TURN.get_ptr_mut(0) else {
         return 0;
     };
-    // SAFETY: the entry is valid while the program runs, and whatever is in it is a turn.
-    let number = unsafe {
+    // SAFETY: the entries are valid while the program runs, and whatever is in them is a turn and a number.
+    unsafe {
         let now = bpf_ktime_get_ns();
-        let goes_on = now.wrapping_sub((*turn).last) < PAUSE && (*turn).connections < RUN;
+        let paused = now.wrapping_sub((*turn).last) >= PAUSE;
         (*turn).last = now;
-        if goes_on {
-            (*turn).connections += 1;
-        } else {
-            (*turn).connections = 1;
-            (*turn).number = (*turn).number.wrapping_add(1);
+        let worker = worker_of((*turn).number, workers);
+        if !paused
+            && let Some(remaining) = REMAINING.get_ptr_mut(worker)
+            && *remaining > 0
+        {
+            *remaining -= 1;
+            return worker;
         }
-        (*turn).number
-    };
-    number.checked_rem(workers).unwrap_or(0)
+        (*turn).number = (*turn).number.wrapping_add(1);
+        let worker = worker_of((*turn).number, workers);
+        if let Some(remaining) = REMAINING.get_ptr_mut(worker) {
+            *remaining = u64::from(CONNECTIONS) - 1;
+        }
+        worker
+    }
+}
+
+#[inline(always)]
+fn worker_of(turn: u64, workers: u32) -> u32 {
+    turn.checked_rem(u64::from(workers)).unwrap_or(0) as u32
 }

@@ -64,7 +64,17 @@ fn stalled_flows_without_a_pipe_copy() {
 
 /// Flows that have met at one worker part when they turn out to be long, wherever their bytes are then.
 #[test]
-fn long_flows_are_spread_over_the_workers() {
+fn long_transfers_are_spread_over_the_workers() {
+    assert_long_flows_are_spread(3 << 20);
+}
+
+#[test]
+fn long_conversations_are_spread_over_the_workers() {
+    assert_long_flows_are_spread(2000);
+}
+
+/// The bytes of each flow are sent in pieces, the next when the last has arrived.
+fn assert_long_flows_are_spread(piece: usize) {
     const FLOWS: usize = 6;
     const BEFORE: usize = 3 << 20;
     let (listener, upstream) = server();
@@ -89,16 +99,15 @@ fn long_flows_are_spread_over_the_workers() {
 
     let bytes: Vec<u8> = (0..=250).cycle().take(BEFORE).collect();
     for (client, server) in &mut pairs {
-        let mut server = server.try_clone().unwrap();
-        let reader = std::thread::spawn(move || {
-            let mut received = vec![0; BEFORE];
-            server.read_exact(&mut received).map(|()| received)
-        });
-        client.write_all(&bytes).unwrap();
-        assert!(
-            reader.join().unwrap().unwrap() == bytes,
-            "bytes are changed"
-        );
+        for piece in bytes.chunks(piece) {
+            let mut received = vec![0; piece.len()];
+            std::thread::scope(|scope| {
+                let reader = scope.spawn(|| server.read_exact(&mut received));
+                client.write_all(piece).unwrap();
+                reader.join().unwrap().unwrap();
+            });
+            assert!(received == piece, "bytes are changed");
+        }
     }
     eventually("as many flows at each worker", || flows().eq([3, 3]));
 
@@ -119,6 +128,53 @@ fn long_flows_are_spread_over_the_workers() {
     }
     eventually("no flow", || flows().eq([0, 0]));
     eventually("no pipe in use", || harness.total(|stats| stats.pipes) == 0);
+}
+
+/// A worker that finds several connections at once is awake and had better get the next ones too.
+#[test]
+fn a_worker_that_keeps_up_wants_more() {
+    let (listener, upstream) = server();
+    let own = TcpListener::bind("127.0.0.1:0").unwrap();
+    let waiting = connect_to(&own, 3);
+    let harness = Harness::on(vec![own], upstream, Settings::default());
+    let wanted = || harness.policy.wanted.load(Ordering::Relaxed);
+    for client in &waiting {
+        round_trip(client, &accept(&listener));
+    }
+    eventually("more is wanted", || wanted() == 1);
+
+    for _ in 0..3 {
+        round_trip(&harness.connect(), &accept(&listener));
+    }
+    assert_eq!(wanted(), 1, "one at a time, it goes to sleep in between");
+}
+
+#[test]
+fn a_worker_that_has_many_more_flows_than_another_wants_none() {
+    const MANY: usize = 70;
+    let (listener, upstream) = server();
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let waiting = connect_to(&listeners[0], MANY);
+    let harness = Harness::on(listeners.into(), upstream, Settings::default());
+    for client in &waiting {
+        round_trip(client, &accept(&listener));
+    }
+    let flows: Vec<_> = harness
+        .relay
+        .stats()
+        .iter()
+        .map(|stats| stats.flows)
+        .collect();
+    assert_eq!(flows, [MANY as u64, 0]);
+    assert_eq!(harness.policy.wanted.load(Ordering::Relaxed), 0);
+}
+
+/// Connections that wait to be accepted.
+fn connect_to(listener: &TcpListener, number: usize) -> Vec<TcpStream> {
+    let address = listener.local_addr().unwrap();
+    (0..number)
+        .map(|_| patient(TcpStream::connect(address).unwrap()))
+        .collect()
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::{
     instance::{Instance, State},
     kernel::{
         self, FlowFilter, Generation, Handover, IntakeCounters, LocalUdp, Maps, RelayCounters,
-        WorkerCounters,
+        Turns, WorkerCounters,
     },
     relay::{Admission, FlowRecord, Load, Policy, RuleTag},
 };
@@ -35,6 +35,7 @@ pub(super) struct Steering {
     intake: IntakeCounters,
     flow_filter: FlowFilter,
     workers: WorkerCounters,
+    turns: Turns,
     instance: Instance,
     maps: Maps,
     rules: ArcSwap<Rules>,
@@ -74,6 +75,7 @@ impl Steering {
             intake: IntakeCounters::open(maps)?,
             flow_filter: FlowFilter::open(maps)?,
             workers: WorkerCounters::open(maps)?,
+            turns: Turns::open(maps)?,
             counters,
             instance: instance.clone(),
             maps: maps.clone(),
@@ -238,6 +240,10 @@ impl Policy for Steering {
             dropped,
         };
         self.workers.set(worker, counter);
+    }
+
+    fn wants_more(&self, worker: usize) {
+        self.turns.prolong(worker);
     }
 }
 

@@ -12,6 +12,7 @@ mod local_udp;
 mod maps;
 mod object;
 mod process_hooks;
+mod turns;
 
 pub use counters::{
     Counters, IntakeCounters, ListenerCounters, RelayCounters, RuleTotals, WorkerCounters,
@@ -29,6 +30,7 @@ pub use local_udp::LocalUdp;
 pub use maps::Maps;
 pub use object::{Loaded, Settings, load};
 pub use process_hooks::{attach_process_hooks, detach_process_hooks, process_hooks_are_attached};
+pub use turns::Turns;
 
 use std::{io, path::PathBuf};
 

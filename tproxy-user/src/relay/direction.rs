@@ -7,8 +7,8 @@
 
 use std::io;
 
-/// How many bytes make a direction a long transfer, for which it pays to look at its path.
-const LONG: u64 = 1024 * 1024;
+/// How many bytes make a transfer long: it pays to look at its path and at who serves it.
+pub(super) const LONG: u64 = 1024 * 1024;
 
 /// The system calls of one direction, none of which may block.
 pub(super) trait Link {
@@ -164,11 +164,6 @@ impl<P> Direction<P> {
         let unreported = self.moved - self.reported;
         self.reported = self.moved;
         unreported
-    }
-
-    /// Whether it has proved to be a long transfer.
-    pub(super) fn is_long(&self) -> bool {
-        self.proved_long
     }
 
     /// Whether it holds a pipe.

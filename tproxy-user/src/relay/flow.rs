@@ -9,7 +9,7 @@ use nix::fcntl::{SpliceFFlags, splice};
 use nix::libc;
 use socket2::Socket;
 
-use super::direction::{Direction, Link, Progress};
+use super::direction::{Direction, LONG, Link, Progress};
 use super::pipe::{Pipe, PipePool};
 use super::side::Side;
 use super::{End, FlowRecord, RuleTag, connect, send_queue};
@@ -296,9 +296,9 @@ impl Flow {
         )
     }
 
-    /// Whether one of its directions is a long transfer.
+    /// Whether it has moved so many bytes, be it in small pieces, that it is likely to go on.
     pub(super) fn is_long(&self) -> bool {
-        self.to_upstream.is_long() || self.to_client.is_long()
+        self.to_upstream.moved() + self.to_client.moved() >= LONG
     }
 
     /// How many pipes it holds.

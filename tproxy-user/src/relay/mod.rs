@@ -7,6 +7,7 @@
 //! is connected, and none that the other end would not take. Datagrams have sessions instead of
 //! flows (`udp`).
 
+mod balance;
 mod capacity;
 mod connect;
 mod control;
@@ -14,7 +15,6 @@ mod direction;
 mod flow;
 mod intake;
 mod listener;
-mod long_flows;
 mod occasional;
 mod pipe;
 mod policy;
@@ -48,9 +48,9 @@ pub use record::{End, FlowRecord};
 pub use settings::Settings;
 pub use stats::WorkerStats;
 
+use balance::Balance;
 use capacity::{Places, raise_descriptor_limit};
 use control::{Command, Control};
-use long_flows::LongFlows;
 use sources::Sources;
 use stats::Counters;
 use token::Origin;
@@ -159,7 +159,7 @@ impl Relay {
         }
         let shared = Arc::new(Shared {
             wakers: wakers.into(),
-            long_flows: LongFlows::new(listeners.len()),
+            balance: Balance::new(listeners.len()),
             epoch: Instant::now(),
             sessions_per_source: settings.udp_sessions_per_source.div_ceil(listeners.len()),
             sources: settings.flows_per_source.map(Sources::new),

@@ -59,6 +59,10 @@ pub trait Policy: Send + Sync + 'static {
         let _ = (protocol, own, server);
     }
 
+    /// A worker has accepted all connections that waited, of which there was more than one, and it is
+    /// better if the next ones come to it too than if others are woken for them.
+    fn wants_more(&self, _worker: usize) {}
+
     /// What a worker serves has changed.
     fn serving(&self, _worker: usize, _load: Load) {}
 }

@@ -15,11 +15,11 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Waker};
 use slab::Slab;
 
+use super::balance::Balance;
 use super::capacity::Places;
 use super::control::{Command, Control};
 use super::flow::{Flow, Outcome, Readiness, Resources};
 use super::intake::Intake;
-use super::long_flows::LongFlows;
 use super::occasional::Occasional;
 use super::pipe::PipePool;
 use super::side::Side;
@@ -38,6 +38,8 @@ const LAST_BATCHES: usize = 64;
 const FEW_FLOWS: usize = 1024;
 /// The scratch buffer for exchanges too small to be worth a pipe, in bytes.
 const COPY_BUFFER: usize = 16 * 1024;
+/// A worker that waited this long for an event had nothing to do.
+const REST: Duration = Duration::from_micros(20);
 /// How often the bytes of running flows are reported.
 pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -45,7 +47,7 @@ pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Shared {
     /// By which a worker's attention is called, to the control or to its inbox.
     pub(super) wakers: Box<[Waker]>,
-    pub(super) long_flows: LongFlows,
+    pub(super) balance: Balance,
     /// From when on the relay counts the time.
     pub(super) epoch: Instant,
     pub(super) settings: Settings,
@@ -104,6 +106,8 @@ pub(super) struct Worker {
     counters: Arc<Counters>,
     /// The time since the relay's epoch, as of this round.
     now: Duration,
+    /// When it last had nothing to do.
+    rested: Duration,
     next_serial: u32,
     command: Command,
     warned_of_fallback: Occasional,
@@ -164,6 +168,7 @@ impl Worker {
             shared,
             counters,
             now: Duration::ZERO,
+            rested: Duration::ZERO,
             next_serial: 0,
             command: Command::Run,
             warned_of_fallback: Occasional::default(),
@@ -189,7 +194,7 @@ impl Worker {
                 self.expire(timer);
             }
             self.sweep();
-            if self.is_over() && self.shared.long_flows.close(self.number) {
+            if self.is_over() && self.shared.balance.close(self.number) {
                 return Ok(());
             }
         }
@@ -202,15 +207,18 @@ impl Worker {
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         self.datagrams.let_gather();
-        let timeout = if self.intake.is_ready() || !self.ready.is_empty() {
-            Some(Duration::ZERO)
+        let (since, timeout) = if self.intake.is_ready() || !self.ready.is_empty() {
+            (None, Some(Duration::ZERO))
         } else {
             let now = self.shared.epoch.elapsed();
             let waits = [self.timers.wait(now), self.datagrams.wait(now)];
-            waits.into_iter().flatten().min()
+            (Some(now), waits.into_iter().flatten().min())
         };
         let result = self.poll.poll(events, timeout);
         self.now = self.shared.epoch.elapsed();
+        if since.is_some_and(|since| self.now.saturating_sub(since) >= REST) {
+            self.rested = self.now;
+        }
         match result {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             result => result,
@@ -376,7 +384,7 @@ impl Worker {
         }
         report(&mut flow, &*self.shared.policy, &self.counters);
         if flow.counted_long {
-            self.shared.long_flows.remove(self.number);
+            self.shared.balance.remove_long(self.number);
         }
         let source = flow.client().ip();
         flow.close(&mut self.resources, self.now, end, |record| {
@@ -419,7 +427,7 @@ impl Worker {
             for key in self.vacated.drain(..) {
                 self.flows.remove(key);
             }
-            self.counters.flows.set(self.flows.len() as u64);
+            self.count_flows();
             if self.flows.is_empty() && self.flows.capacity() > FEW_FLOWS {
                 // What thousands of them needed is given back.
                 self.flows = Slab::new();
@@ -431,6 +439,11 @@ impl Worker {
             self.told_load = load;
             self.shared.policy.serving(self.number, load);
         }
+    }
+
+    fn count_flows(&self) {
+        self.counters.flows.set(self.flows.len() as u64);
+        self.shared.balance.set_flows(self.number, self.flows.len());
     }
 
     /// Does what the control says.

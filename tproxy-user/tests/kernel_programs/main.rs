@@ -20,3 +20,4 @@ mod sandbox;
 mod set_edits;
 mod steered;
 mod syn_cookie;
+mod turns;

@@ -14,6 +14,7 @@ use tproxy_common::{
     limits::COUNTER_SLOTS,
     outcome::Outcome,
     sockets::{self, MEMBERS},
+    turn::CONNECTIONS,
 };
 use tproxy_user::{
     relay::Listener,
@@ -318,11 +319,11 @@ fn workers_take_turns_at_connections_and_have_their_own_datagrams() {
     });
 }
 
-/// Opens connections, and checks that each worker gets them in turn: while they come at once sixteen, and
-/// none fewer.
+/// Opens connections, and checks that each worker gets them in turn: while they come at once as many as a
+/// turn has, and none fewer.
 #[track_caller]
 fn assert_turns(listeners: &[Listener], connect: impl Fn(usize) -> TcpStream) {
-    const RUN: usize = 16;
+    const RUN: usize = CONNECTIONS as usize;
     const PAUSE: Duration = Duration::from_millis(5);
     let mut before: Option<(usize, Instant)> = None;
     let mut run = 0;

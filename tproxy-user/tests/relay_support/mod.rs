@@ -43,6 +43,8 @@ pub(crate) struct Recorder {
     pub(crate) opened: AtomicU64,
     pub(crate) to_upstream: AtomicU64,
     pub(crate) to_client: AtomicU64,
+    /// How often a worker wanted more connections.
+    pub(crate) wanted: AtomicU64,
     ends: Mutex<Sender<Ended>>,
 }
 
@@ -67,6 +69,10 @@ impl Policy for Recorder {
     fn moved(&self, _rule: &RuleTag, to_upstream: u64, to_client: u64) {
         self.to_upstream.fetch_add(to_upstream, Ordering::Relaxed);
         self.to_client.fetch_add(to_client, Ordering::Relaxed);
+    }
+
+    fn wants_more(&self, _worker: usize) {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
     }
 
     fn ended(&self, flow: &FlowRecord<'_>) {
@@ -116,6 +122,7 @@ impl Harness {
             opened: AtomicU64::new(0),
             to_upstream: AtomicU64::new(0),
             to_client: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
             ends: Mutex::new(sender),
         });
         let relay = Relay::start(listeners, settings, Arc::<Recorder>::clone(&policy)).unwrap();

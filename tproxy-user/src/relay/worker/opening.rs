@@ -18,20 +18,27 @@ const ACCEPT_BATCH: usize = 32;
 /// A connection to upstream that takes longer than this has its client watched, to notice when it
 /// gives up.
 const CLIENT_WATCH_DELAY: Duration = Duration::from_secs(1);
+/// A worker that has always had something to do for this long is fully used.
+const RESTLESS: Duration = Duration::from_millis(5);
 /// How long to wait for a descriptor or a place to become free elsewhere.
 const RESUME_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Worker {
     /// Accepts what waits, within the bounds of one round.
     pub(super) fn accept(&mut self) {
-        for _ in 0..ACCEPT_BATCH {
+        for accepted in 0..ACCEPT_BATCH {
             if !self.intake.is_ready() {
                 return;
             }
             match self.intake.accept() {
                 Accepted::Arrival(arrival) => self.open(arrival),
                 Accepted::Gone => {}
-                Accepted::Nothing => return,
+                Accepted::Nothing => {
+                    if accepted > 1 && self.is_best_placed() {
+                        self.shared.policy.wants_more(self.number);
+                    }
+                    return;
+                }
                 Accepted::Paused => {
                     self.counters.pauses.add(1);
                     self.shared.policy.paused();
@@ -39,6 +46,13 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Whether this worker, which is awake, had better have the next connections than another, which
+    /// might have to be woken for them.
+    fn is_best_placed(&self) -> bool {
+        let keeps_up = self.now.saturating_sub(self.rested) < RESTLESS;
+        keeps_up && !self.shared.balance.another_has_less(self.number)
     }
 
     /// Starts the flow of an accepted connection. Every early return drops the client's socket,
@@ -110,7 +124,7 @@ impl Worker {
             serial,
         );
         let key = self.flows.insert(Some(flow));
-        self.counters.flows.set(self.flows.len() as u64);
+        self.count_flows();
         if !self.watch(key, Side::Upstream) {
             return;
         }

@@ -15,9 +15,9 @@ impl Worker {
             return;
         };
         flow.counted_long = true;
-        self.shared.long_flows.add(self.number);
+        self.shared.balance.add_long(self.number);
         if self.command == Command::Run
-            && let Some(other) = self.shared.long_flows.better_place(self.number)
+            && let Some(other) = self.shared.balance.better_place(self.number)
         {
             self.give(key, other);
         }
@@ -25,7 +25,7 @@ impl Worker {
 
     /// Gives a flow to another worker, unless that has ended.
     fn give(&mut self, key: usize, other: usize) {
-        let Some(mut inbox) = self.shared.long_flows.open_inbox(other) else {
+        let Some(mut inbox) = self.shared.balance.open_inbox(other) else {
             return;
         };
         let Some(mut flow) = self.flows.get_mut(key).and_then(Option::take) else {
@@ -39,7 +39,7 @@ impl Worker {
         }
         report(&mut flow, &*self.shared.policy, &self.counters);
         self.resources.pipes.let_go(flow.pipes());
-        self.shared.long_flows.move_one(self.number, other);
+        self.shared.balance.move_long(self.number, other);
         inbox.put(flow);
         drop(inbox);
         self.shared.wake(other);
@@ -47,14 +47,14 @@ impl Worker {
 
     /// Takes up what other workers have given to this one.
     pub(super) fn take_given(&mut self) {
-        for mut flow in self.shared.long_flows.take(self.number) {
+        for mut flow in self.shared.balance.take(self.number) {
             self.resources.pipes.take_over(flow.pipes());
             // What either worker has not been told of yet shows when the sockets are registered.
             flow.queued = false;
             flow.unreported = false;
             flow.client_interest = None;
             let key = self.flows.insert(Some(flow));
-            self.counters.flows.set(self.flows.len() as u64);
+            self.count_flows();
             if self.must_end() {
                 self.end(key, End::Drained);
             } else if self.watch(key, Side::Upstream) && self.watch(key, Side::Client) {
