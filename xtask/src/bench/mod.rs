@@ -94,6 +94,15 @@ impl Options {
         arguments
     }
 
+    /// What tells the files of this run from those of the whole one, which it must not overwrite.
+    fn name(&self) -> String {
+        let quick = self.quick.then(|| "quick".to_owned());
+        let source = (self.source != Source::default()).then(|| typed(&self.source));
+        let only = self.only.iter().map(typed);
+        let parts = quick.into_iter().chain(source).chain(only);
+        parts.map(|part| format!("-{part}")).collect()
+    }
+
     fn experiments(&self, setting: &Setting) -> Vec<Experiment> {
         let all = Experiment::value_variants().iter().copied();
         let wanted =
@@ -150,8 +159,9 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     let took = started.elapsed();
     let report = Report::of(samples, load_before, options.quick, options.source, took);
     table::print(&report);
-    report::write("report.json", &report)?;
-    report::write_text("chart.svg", &chart::of(&report))
+    let run = options.name();
+    report::write(&format!("report{run}.json"), &report)?;
+    report::write_text(&format!("chart{run}.svg"), &chart::of(&report))
 }
 
 /// What every measurement needs before the first.
@@ -197,4 +207,31 @@ fn print_progress(rounds: usize, sample: &Sample) {
         sample.experiment.title(),
         sample.peer.head(),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(arguments: &[&str]) -> String {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: Options,
+        }
+        let line = ["bench"].iter().chain(arguments);
+        let line: Line = clap::Parser::parse_from(line);
+        line.options.name()
+    }
+
+    #[test]
+    fn only_a_whole_run_has_no_name() {
+        assert_eq!(named(&[]), "");
+        assert_eq!(named(&["--source", "agent"]), "");
+        assert_eq!(named(&["--quick"]), "-quick");
+        assert_eq!(
+            named(&["--source=client", "--only", "bulk1,short32"]),
+            "-client-bulk1-short32"
+        );
+    }
 }
