@@ -99,8 +99,9 @@ impl Options {
         let quick = self.quick.then(|| "quick".to_owned());
         let source = (self.source != Source::default()).then(|| typed(&self.source));
         let only = self.only.iter().map(typed);
-        let parts = quick.into_iter().chain(source).chain(only);
-        parts.map(|part| format!("-{part}")).collect()
+        let nothing = [String::new()].into_iter();
+        let parts = nothing.chain(quick).chain(source).chain(only);
+        parts.collect::<Vec<_>>().join("-")
     }
 
     fn experiments(&self, setting: &Setting) -> Vec<Experiment> {
