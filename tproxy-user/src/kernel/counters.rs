@@ -131,7 +131,7 @@ impl RelayCounters {
     ///
     /// When it cannot be mapped.
     pub fn open(maps: &Maps) -> Result<Self, Error> {
-        let memory = open(maps, RELAY, COUNTER_SLOTS)?;
+        let memory = maps.share(RELAY, COUNTER_SLOTS)?;
         Ok(Self { memory })
     }
 
@@ -225,7 +225,7 @@ impl IntakeCounters {
     ///
     /// When it cannot be mapped.
     pub fn open(maps: &Maps) -> Result<Self, Error> {
-        let memory = open(maps, INTAKE, 1)?;
+        let memory = maps.share(INTAKE, 1)?;
         Ok(Self { memory })
     }
 
@@ -283,7 +283,7 @@ impl WorkerCounters {
     ///
     /// When it cannot be mapped.
     pub fn open(maps: &Maps) -> Result<Self, Error> {
-        let memory = open(maps, WORKER, WORKERS as usize)?;
+        let memory = maps.share(WORKER, WORKERS as usize)?;
         Ok(Self { memory })
     }
 
@@ -335,7 +335,7 @@ impl ListenerCounters {
     ///
     /// When it cannot be mapped.
     pub fn open(maps: &Maps) -> Result<Self, Error> {
-        let memory = open(maps, LISTENER, COUNTER_SLOTS)?;
+        let memory = maps.share(LISTENER, COUNTER_SLOTS)?;
         Ok(Self { memory })
     }
 
@@ -384,12 +384,4 @@ fn create<T: Pod>(name: &'static str, elements: u32, directory: &Path) -> Result
     let map: Array<MapData, T> = Array::create(elements, BPF_F_MMAPABLE).map_err(failed(name))?;
     let path = directory.join(name);
     map.pin(&path).map_err(|cause| Error::Pin { path, cause })
-}
-
-fn open<T: Pod>(maps: &Maps, name: &'static str, elements: usize) -> Result<SharedArray<T>, Error> {
-    let map = maps.open(name, Ok)?;
-    let aya::maps::Map::Array(data) = map else {
-        return Err(Error::not_an_array(name));
-    };
-    SharedArray::map(data.fd(), elements).map_err(Error::Memory)
 }

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use aya::maps::Map;
 use tproxy_common::{
     flow_filter::{FlowFilter as Element, STAMPS_OFFSET, slot_of},
     handover::Ends,
@@ -28,12 +27,8 @@ impl FlowFilter {
     ///
     /// When it is not there or not mappable.
     pub fn open(maps: &Maps) -> Result<Self, Error> {
-        let map = maps.open(NAME, Ok)?;
-        let Map::Array(map) = map else {
-            return Err(Error::not_an_array(NAME));
-        };
         let words = size_of::<Element>() / size_of::<u64>();
-        let memory = SharedArray::map(map.fd(), words).map_err(Error::Memory)?;
+        let memory = maps.share(NAME, words)?;
         Ok(Self { memory })
     }
 

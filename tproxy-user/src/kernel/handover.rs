@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use aya::maps::Map;
 use tproxy_common::{
     handover::{Place, Taken},
     limits::HANDOVERS,
@@ -25,11 +24,7 @@ impl Handover {
     ///
     /// When it is not there or not mappable.
     pub fn open(maps: &Maps) -> Result<Self, Error> {
-        let map = maps.open(NAME, Ok)?;
-        let Map::Array(map) = map else {
-            return Err(Error::not_an_array(NAME));
-        };
-        let memory = SharedArray::map(map.fd(), HANDOVERS).map_err(Error::Memory)?;
+        let memory = maps.share(NAME, HANDOVERS)?;
         Ok(Self { memory })
     }
 

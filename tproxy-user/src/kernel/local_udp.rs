@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use aya::maps::Map;
 use tproxy_common::{
     address::Family,
     local_udp::{LocalUdp as Element, PLACES, place_of},
@@ -26,11 +25,7 @@ impl LocalUdp {
     ///
     /// When it is not there or not mappable.
     pub fn open(maps: &Maps) -> Result<Self, Error> {
-        let map = maps.open(NAME, Ok)?;
-        let Map::Array(map) = map else {
-            return Err(Error::not_an_array(NAME));
-        };
-        let memory = SharedArray::map(map.fd(), PLACES * WORDS).map_err(Error::Memory)?;
+        let memory = maps.share(NAME, PLACES * WORDS)?;
         Ok(Self { memory })
     }
 

@@ -10,7 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, SockMap, lpm_trie::Key};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, SockMap, lpm_trie::Key},
+};
 use ipnet::IpNet;
 use tproxy_common::{
     address::{Address, Family},
@@ -20,7 +23,7 @@ use tproxy_common::{
 };
 
 use super::Error;
-use crate::{delivery::Assignment, listener::Discard, relay::Listener};
+use crate::{delivery::Assignment, listener::Discard, relay::Listener, sys::SharedArray};
 
 const LOCAL: &str = "LOCAL";
 const SOCKETS: &str = "SOCKETS";
@@ -232,6 +235,22 @@ impl Maps {
 
     fn attached(&self) -> Result<HashMap<MapData, u32, u32>, Error> {
         self.open("ATTACHED", TryInto::try_into)
+    }
+
+    /// Maps the first `elements` of an array into memory, or what they are made of.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there or not mappable.
+    pub(super) fn share<T: Pod>(
+        &self,
+        name: &'static str,
+        elements: usize,
+    ) -> Result<SharedArray<T>, Error> {
+        let Map::Array(array) = self.open(name, Ok)? else {
+            return Err(Error::not_an_array(name));
+        };
+        SharedArray::map(array.fd(), elements).map_err(Error::Memory)
     }
 
     /// Opens a pin as the type that the caller writes.

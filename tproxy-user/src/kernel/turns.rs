@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use aya::maps::Map;
 use tproxy_common::{limits::WORKERS, turn::CONNECTIONS};
 
 use super::{Error, Maps};
@@ -22,11 +21,7 @@ impl Turns {
     ///
     /// When they are not there or not mappable.
     pub fn open(maps: &Maps) -> Result<Self, Error> {
-        let map = maps.open(NAME, Ok)?;
-        let Map::Array(map) = map else {
-            return Err(Error::not_an_array(NAME));
-        };
-        let memory = SharedArray::map(map.fd(), WORKERS as usize).map_err(Error::Memory)?;
+        let memory = maps.share(NAME, WORKERS as usize)?;
         Ok(Self { memory })
     }
 
