@@ -16,8 +16,9 @@ const UNEQUAL: usize = 64;
 #[derive(Debug)]
 pub(super) struct Balance(Box<[Share]>);
 
-/// What one worker has.
+/// What one worker has, on cache lines of its own.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 struct Share {
     flows: AtomicUsize,
     /// How many of them are long, those in its inbox included.

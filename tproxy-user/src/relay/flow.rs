@@ -35,8 +35,10 @@ pub(super) struct Flow {
     serial: u32,
     /// The connection to upstream stands.
     connected: bool,
-    /// What the client's socket is registered for with the poll.
-    pub(super) client_interest: Option<Interest>,
+    /// What the poll reports of the client's socket, if that is registered.
+    client_interest: Option<Interest>,
+    /// The same of the upstream socket.
+    upstream_interest: Option<Interest>,
     /// The flow is in the worker's list of flows with work left.
     pub(super) queued: bool,
     /// The flow is in the worker's list of flows with bytes to report.
@@ -106,6 +108,7 @@ impl Flow {
             serial,
             connected: false,
             client_interest: None,
+            upstream_interest: None,
             queued: false,
             unreported: false,
             counted_long: false,
@@ -156,13 +159,11 @@ impl Flow {
         }
     }
 
-    pub(super) fn is_watched(&self, side: Side) -> bool {
-        side == Side::Client && self.client_interest.is_some()
-    }
-
-    pub(super) fn set_watched(&mut self, side: Side, interest: Interest) {
-        if side == Side::Client {
-            self.client_interest = Some(interest);
+    /// What the poll reports of the socket on `side`, if that is registered.
+    pub(super) fn registered(&mut self, side: Side) -> &mut Option<Interest> {
+        match side {
+            Side::Client => &mut self.client_interest,
+            Side::Upstream => &mut self.upstream_interest,
         }
     }
 

@@ -19,6 +19,7 @@ mod occasional;
 mod pipe;
 mod policy;
 mod record;
+mod rest;
 mod send_queue;
 mod settings;
 mod side;

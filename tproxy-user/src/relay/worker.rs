@@ -22,6 +22,7 @@ use super::flow::{Flow, Outcome, Readiness, Resources};
 use super::intake::Intake;
 use super::occasional::Occasional;
 use super::pipe::PipePool;
+use super::rest::Rest;
 use super::side::Side;
 use super::sources::Sources;
 use super::stats::Counters;
@@ -38,8 +39,6 @@ const LAST_BATCHES: usize = 64;
 const FEW_FLOWS: usize = 1024;
 /// The scratch buffer for exchanges too small to be worth a pipe, in bytes.
 const COPY_BUFFER: usize = 16 * 1024;
-/// A worker that waited this long for an event had nothing to do.
-const REST: Duration = Duration::from_micros(20);
 /// How often the bytes of running flows are reported.
 pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -106,8 +105,7 @@ pub(super) struct Worker {
     counters: Arc<Counters>,
     /// The time since the relay's epoch, as of this round.
     now: Duration,
-    /// When it last had nothing to do.
-    rested: Duration,
+    rest: Rest,
     next_serial: u32,
     command: Command,
     warned_of_fallback: Occasional,
@@ -168,7 +166,7 @@ impl Worker {
             shared,
             counters,
             now: Duration::ZERO,
-            rested: Duration::ZERO,
+            rest: Rest::default(),
             next_serial: 0,
             command: Command::Run,
             warned_of_fallback: Occasional::default(),
@@ -216,8 +214,8 @@ impl Worker {
         };
         let result = self.poll.poll(events, timeout);
         self.now = self.shared.epoch.elapsed();
-        if since.is_some_and(|since| self.now.saturating_sub(since) >= REST) {
-            self.rested = self.now;
+        if let Some(since) = since {
+            self.rest.waited(since, self.now);
         }
         match result {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
@@ -260,9 +258,9 @@ impl Worker {
         };
         flow.set_connected();
         self.turn(key);
-        if let Some(Some(flow)) = self.flows.get(key) {
+        if let Some(Some(flow)) = self.flows.get_mut(key) {
             flow.complete_handshake();
-            if flow.client_interest.is_none() {
+            if flow.registered(Side::Client).is_none() {
                 self.watch(key, Side::Client);
             }
         }
@@ -279,12 +277,11 @@ impl Worker {
         let source = &mut SourceFd(&descriptor);
         let token = Origin::Flow { key, side }.into();
         let registry = self.poll.registry();
-        let registered = if flow.is_watched(side) {
-            registry.reregister(source, token, interest)
-        } else {
-            registry.register(source, token, interest)
+        let before = flow.registered(side).replace(interest);
+        let registered = match before {
+            Some(_) => registry.reregister(source, token, interest),
+            None => registry.register(source, token, interest),
         };
-        flow.set_watched(side, interest);
         if let Err(error) = registered {
             self.end(key, End::from_error(side, error));
             return false;

@@ -18,8 +18,6 @@ const ACCEPT_BATCH: usize = 32;
 /// A connection to upstream that takes longer than this has its client watched, to notice when it
 /// gives up.
 const CLIENT_WATCH_DELAY: Duration = Duration::from_secs(1);
-/// A worker that has always had something to do for this long is fully used.
-const RESTLESS: Duration = Duration::from_millis(5);
 /// How long to wait for a descriptor or a place to become free elsewhere.
 const RESUME_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -51,8 +49,7 @@ impl Worker {
     /// Whether this worker, which is awake, had better have the next connections than another, which
     /// might have to be woken for them.
     fn is_best_placed(&self) -> bool {
-        let keeps_up = self.now.saturating_sub(self.rested) < RESTLESS;
-        keeps_up && !self.shared.balance.another_has_less(self.number)
+        !self.rest.is_overdue(self.now) && !self.shared.balance.another_has_less(self.number)
     }
 
     /// Starts the flow of an accepted connection. Every early return drops the client's socket,

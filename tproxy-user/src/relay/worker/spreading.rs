@@ -2,6 +2,7 @@
 
 use std::os::fd::AsRawFd;
 
+use log::error;
 use mio::unix::SourceFd;
 
 use super::{Command, Worker, report};
@@ -33,9 +34,13 @@ impl Worker {
         };
         self.vacated.push(key);
         for side in [Side::Client, Side::Upstream] {
-            // Fails for one that is not registered, which is what is wanted.
-            let descriptor = flow.socket(side).as_raw_fd();
-            let _ = self.poll.registry().deregister(&mut SourceFd(&descriptor));
+            if flow.registered(side).take().is_some() {
+                let descriptor = flow.socket(side).as_raw_fd();
+                let source = &mut SourceFd(&descriptor);
+                if let Err(error) = self.poll.registry().deregister(source) {
+                    error!("cannot stop watching a flow that another worker gets: {error}");
+                }
+            }
         }
         report(&mut flow, &*self.shared.policy, &self.counters);
         self.resources.pipes.let_go(flow.pipes());
@@ -52,7 +57,6 @@ impl Worker {
             // What either worker has not been told of yet shows when the sockets are registered.
             flow.queued = false;
             flow.unreported = false;
-            flow.client_interest = None;
             let key = self.flows.insert(Some(flow));
             self.count_flows();
             if self.must_end() {
