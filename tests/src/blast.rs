@@ -7,6 +7,8 @@ use std::{
     thread,
 };
 
+use crate::wait::uninterrupted;
+
 /// Sends and receives until the connection ends, and says how many bytes came before a clean end of the other side.
 /// `received` counts them meanwhile.
 ///
@@ -26,7 +28,7 @@ pub fn both_ways(mut stream: TcpStream, received: &AtomicU64) -> io::Result<u64>
         });
         let mut buffer = vec![0; BLOCK];
         let outcome = loop {
-            match stream.read(&mut buffer) {
+            match uninterrupted(|| stream.read(&mut buffer)) {
                 Ok(0) => break Ok(received.load(Ordering::Relaxed)),
                 Ok(length) => received.fetch_add(length as u64, Ordering::Relaxed),
                 Err(error) => break Err(error),

@@ -7,7 +7,11 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::{FlowLine, Namespace, address::canonical, wait};
+use crate::{
+    FlowLine, Namespace,
+    address::canonical,
+    wait::{self, uninterrupted},
+};
 
 /// The longest answer.
 const LONGEST: usize = 1 << 16;
@@ -132,13 +136,7 @@ impl DatagramClient {
     /// As [`DatagramClient::try_ask`].
     pub fn answer(&self, target: SocketAddr, payload: &[u8]) -> io::Result<Answer> {
         let mut buffer = vec![0; LONGEST];
-        // With a time limit, a receive that a signal interrupts is not begun again (signal(7)).
-        let (length, from) = loop {
-            match self.socket.recv_from(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                received => break received?,
-            }
-        };
+        let (length, from) = uninterrupted(|| self.socket.recv_from(&mut buffer))?;
         let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         let Some(end) = buffer[..length].windows(2).position(|pair| pair == b"\n\n") else {
             return wrong("not the answer of a witness");

@@ -2,6 +2,8 @@
 
 use std::io::{self, Read, Write};
 
+use crate::wait::uninterrupted;
+
 /// The length of the block that repeats: a prime, so that it aligns with no buffer or segment size.
 const BLOCK: usize = 65_521;
 
@@ -49,7 +51,7 @@ pub fn read_up_to(source: &mut impl Read, from: u64, to: u64) -> io::Result<u64>
     let mut offset = from;
     while offset < to {
         let wanted = usize::try_from(to - offset).map_or(CHUNK, |left| left.min(CHUNK));
-        let length = source.read(&mut buffer[..wanted])?;
+        let length = uninterrupted(|| source.read(&mut buffer[..wanted]))?;
         if length == 0 {
             break;
         }

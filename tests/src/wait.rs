@@ -1,7 +1,7 @@
 //! Waiting for a condition that announces itself by no event, always with a deadline.
 
 use std::{
-    env,
+    env, io,
     sync::LazyLock,
     time::{Duration, Instant},
 };
@@ -44,5 +44,20 @@ pub fn within<T>(bound: Duration, mut condition: impl FnMut() -> Option<T>) -> O
             return None;
         }
         std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Makes a system call again for as long as it is interrupted. A call with a time limit on a socket (`SO_RCVTIMEO`,
+/// `SO_SNDTIMEO`) is not begun again by itself when the process was stopped meanwhile and goes on, as it is where a whole
+/// machine is paused (signal(7)).
+///
+/// # Errors
+/// Those of `call`, but for `Interrupted`.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }

@@ -17,7 +17,7 @@ use tproxy_tests::{
     crafted::{ethernet, syn},
     pattern,
     peer::{Server, Witness},
-    wait,
+    wait::{self, uninterrupted},
     wire::{Wire, hardware_address},
 };
 
@@ -140,7 +140,7 @@ fn send_until(mut stream: TcpStream, over: &AtomicBool) -> io::Result<u64> {
     }
     stream.shutdown(Shutdown::Write)?;
     // Up to the server's end, so that the flow is over.
-    let after = stream.read(&mut [0])?;
+    let after = uninterrupted(|| stream.read(&mut [0]))?;
     assert_eq!(after, 0);
     Ok(offset)
 }

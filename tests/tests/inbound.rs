@@ -10,7 +10,7 @@ use tproxy_tests::{
     Agent, DatagramClient, Exchange, Family, Lab,
     address::{FAMILIES, canonical},
     peer::{DatagramWitness, Server, Witness},
-    wait,
+    wait::{self, uninterrupted},
 };
 
 /// A service of the gateway's own at a port that a rule names: relayed to it, passed to it, dropped or rejected, and
@@ -301,7 +301,7 @@ fn answers_to_this_host_are_taken_by_rules_for_every_port() {
         });
         assert!(warned, "{:?}", every.stderr);
         client.socket().send_to(b"lost", target).unwrap();
-        let (_, from) = listener.recv_from(&mut [0; 1024]).unwrap();
+        let (_, from) = uninterrupted(|| listener.recv_from(&mut [0; 1024])).unwrap();
         assert_eq!(canonical(from), target);
         let connected = DatagramClient::connected(&lab.gateway, target);
         connected.ask(b"connected").assert_direct();

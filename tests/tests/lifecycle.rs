@@ -17,7 +17,7 @@ use tproxy_tests::{
     pattern,
     peer::{Server, Witness},
     snapshot::files_below,
-    wait,
+    wait::{self, uninterrupted},
 };
 
 /// The ready line names instance, interfaces, rules and workers, and stands alone on standard output.
@@ -163,7 +163,11 @@ fn stopping_lets_running_flows_finish() {
         pattern::write_from(stream, 1_000_000, 5_000_000).unwrap();
         assert!(agent.is_running(), "the agent waits for its flows");
         stream.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "a clean end");
+        assert_eq!(
+            uninterrupted(|| stream.read(&mut [0])).unwrap(),
+            0,
+            "a clean end"
+        );
         assert_eq!(server.outcome().unwrap(), 5_000_000);
     }
     let flows = agent.wait();
@@ -188,9 +192,8 @@ fn flows_that_outlast_the_drain_are_reset() {
     stream.write_all(b"first part").unwrap();
     let start = Instant::now();
     agent.terminate();
-    let error = stream
-        .read(&mut [0])
-        .expect_err("the client sees no end of data");
+    let error =
+        uninterrupted(|| stream.read(&mut [0])).expect_err("the client sees no end of data");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(agent.wait().len(), 1);
     let took = start.elapsed();
@@ -230,9 +233,7 @@ fn a_second_signal_ends_at_once() {
         "ended after {:?}",
         start.elapsed()
     );
-    stream
-        .read(&mut [0])
-        .expect_err("the client sees no end of data");
+    uninterrupted(|| stream.read(&mut [0])).expect_err("the client sees no end of data");
     Snapshot::of(&lab.gateway, &instance).assert_same_as(&before);
 }
 

@@ -10,7 +10,7 @@ use tproxy_tests::{
     address::FAMILIES,
     exchange::assert_goes_on,
     peer::{Server, Witness},
-    wait,
+    wait::{self, uninterrupted},
 };
 
 const LIMIT: usize = 20;
@@ -117,7 +117,7 @@ fn assert_reset(lab: &Lab, target: SocketAddr) {
     let error = lab
         .client
         .connect(target)
-        .and_then(|mut stream| stream.read(&mut [0; 16]))
+        .and_then(|mut stream| uninterrupted(|| stream.read(&mut [0; 16])))
         .expect_err("the connection is reset");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }

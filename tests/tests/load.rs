@@ -13,7 +13,7 @@ use tproxy_tests::{
     Exchange, Family, FlowLine, Lab, Namespace,
     address::FAMILIES,
     peer::{Server, Witness},
-    wait,
+    wait::{self, uninterrupted},
 };
 
 /// Thirty-two client ports are used over and over, while the agent still has each 4-tuple in `TIME_WAIT` (the server
@@ -190,7 +190,7 @@ fn connections_that_are_reset_leave_nothing_over() {
         io::copy(&mut stream, &mut io::sink())
     });
     let _resetting = Server::start(&lab.server, 82, |mut stream: TcpStream| {
-        let _ = stream.read(&mut [0]);
+        let _ = uninterrupted(|| stream.read(&mut [0]));
         reset(stream);
     });
     let _witness = Witness::start(&lab.server, 81);
@@ -215,7 +215,8 @@ fn connections_that_are_reset_leave_nothing_over() {
                 1 => {
                     let mut stream = connect(82);
                     stream.write_all(b"half of a request").expect("write");
-                    let error = stream.read(&mut [0]).expect_err("the server's reset");
+                    let error =
+                        uninterrupted(|| stream.read(&mut [0])).expect_err("the server's reset");
                     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
                 }
                 _ => reset(connect(80)),

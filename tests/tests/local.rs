@@ -20,7 +20,7 @@ use tproxy_tests::{
     datagrams::allow_many_errors,
     peer::{DatagramWitness, Server, Witness},
     process::Process,
-    wait,
+    wait::{self, uninterrupted},
 };
 
 /// A user that has no files and no processes of its own.
@@ -663,7 +663,7 @@ fn refusals_and_resets_reach_the_process() {
     let lab = Lab::new();
     let server = Server::start(&lab.server, 80, |mut stream| {
         stream.write_all(b"!").unwrap();
-        stream.read(&mut [0]).map_err(|error| error.kind())
+        uninterrupted(|| stream.read(&mut [0])).map_err(|error| error.kind())
     });
     let mut agent = lab.agent("--scope local --dport 80,81");
     for family in FAMILIES {

@@ -14,7 +14,7 @@ use tproxy_tests::{
     Agent, Exchange, Family, Lab,
     agent::unique_instance,
     peer::{Server, Witness},
-    wait,
+    wait::{self, uninterrupted},
 };
 
 /// Open files of the agent.
@@ -104,7 +104,7 @@ fn fill_and_empty(lab: &Lab, agent: &Agent, servers: &Servers) -> Footprint {
     await_flows(agent, LIMIT);
     for _ in 0..3 {
         let error = connect(lab, FULL, WITNESS)
-            .and_then(|mut stream| stream.read(&mut [0]))
+            .and_then(|mut stream| uninterrupted(|| stream.read(&mut [0])))
             .expect_err("the client has its share");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }

@@ -11,7 +11,7 @@ use tproxy_tests::{
     address::FAMILIES,
     pattern,
     peer::{Server, Witness},
-    wait,
+    wait::{self, uninterrupted},
     wire::{Direction, Frame, Wire},
 };
 
@@ -132,9 +132,12 @@ fn exchange_datagrams(lab: &Lab, target: SocketAddr) {
     let mut buffer = [0; 2048];
     for length in [0, 1, 1400] {
         client.send_to(&vec![7; length], target).unwrap();
-        let (received, from) = server.recv_from(&mut buffer).unwrap();
+        let (received, from) = uninterrupted(|| server.recv_from(&mut buffer)).unwrap();
         server.send_to(&buffer[..received], from).unwrap();
-        assert_eq!(client.recv_from(&mut buffer).unwrap(), (length, target));
+        assert_eq!(
+            uninterrupted(|| client.recv_from(&mut buffer)).unwrap(),
+            (length, target)
+        );
     }
 }
 
@@ -185,8 +188,7 @@ fn broadcasts_and_multicasts_are_delivered() {
         let receiver = lab.gateway.enter(|| group_member(group, port)).unwrap();
         receiver.set_read_timeout(Some(wait::PATIENCE)).unwrap();
         lab.client.enter(|| send_to_group(group, port)).unwrap();
-        let (length, from) = receiver
-            .recv_from(&mut [0; 64])
+        let (length, from) = uninterrupted(|| receiver.recv_from(&mut [0; 64]))
             .unwrap_or_else(|error| panic!("{group}: {error}"));
         assert_eq!(length, 8);
         // In IPv6 the sender is a link-local address.

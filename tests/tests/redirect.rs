@@ -15,7 +15,7 @@ use tproxy_tests::{
     pattern,
     peer::{DatagramWitness, Server, Witness, listen, listen_prepared},
     process::Process,
-    wait,
+    wait::{self, uninterrupted},
 };
 
 /// Where the listener is.
@@ -378,7 +378,7 @@ fn datagrams_are_handed_to_a_transparent_socket() {
             .socket()
             .send(b"there?")
             .unwrap();
-        listener.recv_from(&mut [0; 16]).ok()
+        uninterrupted(|| listener.recv_from(&mut [0; 16])).ok()
     });
     found.expect("a socket that was found");
     listener.set_nonblocking(false).unwrap();
@@ -388,7 +388,7 @@ fn datagrams_are_handed_to_a_transparent_socket() {
             let client = client(namespace, family, port);
             client.socket().send(b"question").unwrap();
             let mut buffer = [0; 16];
-            let (length, sender) = listener.recv_from(&mut buffer).unwrap();
+            let (length, sender) = uninterrupted(|| listener.recv_from(&mut buffer)).unwrap();
             assert_eq!(&buffer[..length], b"question");
             assert_eq!(sender.ip().to_canonical(), client.address().ip());
             assert_eq!(sender.port(), client.address().port());
@@ -397,7 +397,7 @@ fn datagrams_are_handed_to_a_transparent_socket() {
                 .gateway
                 .enter(|| transparent_datagrams((family.near(), port).into()));
             answering.send_to(b"answer", client.address()).unwrap();
-            let length = client.socket().recv(&mut buffer).unwrap();
+            let length = uninterrupted(|| client.socket().recv(&mut buffer)).unwrap();
             assert_eq!(&buffer[..length], b"answer");
         }
     }
@@ -427,7 +427,7 @@ fn datagrams_of_a_family_that_the_socket_has_not_got_follow_on_missing() {
                 let target = SocketAddr::new(own.near(), port);
                 let client = DatagramClient::connected(namespace, target);
                 client.socket().send(b"question").unwrap();
-                let (_, sender) = listener.recv_from(&mut [0; 16]).unwrap();
+                let (_, sender) = uninterrupted(|| listener.recv_from(&mut [0; 16])).unwrap();
                 assert_eq!(sender, client.address());
             }
             let target = SocketAddr::new(other.near(), 54);
@@ -473,7 +473,7 @@ fn flows_to_this_host_of_a_family_that_the_listener_has_not_got_follow_on_missin
             let target = SocketAddr::new(own.gateway(), port);
             let client = DatagramClient::connected(&lab.client, target);
             client.socket().send(b"question").unwrap();
-            let (_, sender) = taken.recv_from(&mut [0; 16]).unwrap();
+            let (_, sender) = uninterrupted(|| taken.recv_from(&mut [0; 16])).unwrap();
             assert_eq!(sender, client.address());
         }
         let refused = lab.connect_at_once((other.gateway(), 80).into());

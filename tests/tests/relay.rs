@@ -14,7 +14,7 @@ use tproxy_tests::{
     pattern,
     peer::{Nginx, Server, listen},
     process::Process,
-    wait,
+    wait::{self, uninterrupted},
 };
 
 const MB: u64 = 1_000_000;
@@ -165,7 +165,7 @@ fn single_bytes_go_back_and_forth() {
             assert_eq!(answer, [byte]);
         }
         stream.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        assert_eq!(uninterrupted(|| stream.read(&mut [0])).unwrap(), 0);
         let flow = agent.flow_of(stream.local_addr().unwrap());
         assert_eq!((flow.sent, flow.received), (256, 256));
     }
@@ -215,8 +215,7 @@ fn a_reset_of_the_server_reaches_the_client() {
     for family in FAMILIES {
         let mut stream = lab.client.connect((family.near(), 80).into()).unwrap();
         stream.write_all(b"hello").unwrap();
-        let error = stream
-            .read(&mut [0; 16])
+        let error = uninterrupted(|| stream.read(&mut [0; 16]))
             .expect_err("the client sees no end of data");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert_eq!(
@@ -243,15 +242,14 @@ fn a_reset_after_half_close_is_passed_on() {
     for family in FAMILIES {
         let mut stream = lab.client.connect((family.near(), 80).into()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        let error = stream
-            .read(&mut [0; 16])
+        let error = uninterrupted(|| stream.read(&mut [0; 16]))
             .expect_err("the client sees no end of data");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         let client = stream.local_addr().unwrap();
         assert_eq!(agent.flow_of(client).end, "upstream-reset");
 
         let mut stream = lab.client.connect((family.near(), 81).into()).unwrap();
-        assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
+        assert_eq!(uninterrupted(|| stream.read(&mut [0; 16])).unwrap(), 0);
         let client = stream.local_addr().unwrap();
         reset(stream);
         let error = closing
@@ -335,7 +333,7 @@ fn assert_told_within(lab: &Lab, target: SocketAddr, bound: Duration) -> Duratio
     let answer = lab
         .client
         .connect(target)
-        .and_then(|mut stream| stream.read(&mut [0; 16]));
+        .and_then(|mut stream| uninterrupted(|| stream.read(&mut [0; 16])));
     let took = start.elapsed();
     let error = answer.expect_err("the client is told that there is no server");
     assert!(
@@ -369,8 +367,7 @@ fn a_killed_agent_resets_idle_flows() {
     }
     agent.kill();
     for stream in &mut streams {
-        let error = stream
-            .read(&mut [0; 16])
+        let error = uninterrupted(|| stream.read(&mut [0; 16]))
             .expect_err("the client sees no end of data");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }

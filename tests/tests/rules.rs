@@ -15,7 +15,7 @@ use tproxy_tests::{
     address::FAMILIES,
     pattern,
     peer::{Server, Witness},
-    wait,
+    wait::{self, uninterrupted},
 };
 
 /// Of two rules that match, the first decides, in whichever order they came.
@@ -287,7 +287,7 @@ fn rejected_flows_are_told_at_once() {
             for length in [0, 1, 511, 600, 1400] {
                 client.connect(target).unwrap();
                 client.send(&vec![0x5a; length]).unwrap();
-                let error = client.recv(&mut [0]).expect_err("nobody answers");
+                let error = uninterrupted(|| client.recv(&mut [0])).expect_err("nobody answers");
                 assert_eq!(
                     error.kind(),
                     io::ErrorKind::ConnectionRefused,
@@ -297,13 +297,16 @@ fn rejected_flows_are_told_at_once() {
                     .connect(SocketAddr::new(family.server(), 81))
                     .unwrap();
                 client.send(&vec![0xa5; length]).unwrap();
-                assert_eq!(heard.recv(&mut [0; 2000]).unwrap(), length);
+                assert_eq!(
+                    uninterrupted(|| heard.recv(&mut [0; 2000])).unwrap(),
+                    length
+                );
                 sent += 1;
             }
         }
     }
     assert_eq!(rejected.clients(), [], "the server saw no flow");
-    let error = unheard.recv(&mut [0]).expect_err("nor a datagram");
+    let error = uninterrupted(|| unheard.recv(&mut [0])).expect_err("nor a datagram");
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     let rule = agent.rules().remove(0);
     assert_eq!(
@@ -340,7 +343,11 @@ fn a_running_flow_outlives_its_rule() {
             pattern::read_up_to(&mut stream, HALF, 2 * HALF).unwrap(),
             2 * HALF
         );
-        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "a clean end");
+        assert_eq!(
+            uninterrupted(|| stream.read(&mut [0])).unwrap(),
+            0,
+            "a clean end"
+        );
         assert_eq!(server.outcome().unwrap(), 2 * HALF);
         let flow = agent.flow_of(stream.local_addr().unwrap());
         assert_eq!((flow.sent, flow.received), (2 * HALF, 2 * HALF));

@@ -13,7 +13,7 @@ use tproxy_tests::{
     exchange::assert_goes_on,
     pattern,
     peer::{Server, Witness},
-    wait,
+    wait::{self, uninterrupted},
 };
 
 const MB: u64 = 1_000_000;
@@ -134,10 +134,10 @@ fn datagrams_come_from_the_client() {
             let mut buffer = [0; 9000];
             for length in [1, 1400, 4000, 0, 8000] {
                 client.send(&vec![7; length]).unwrap();
-                let (received, from) = server.recv_from(&mut buffer).unwrap();
+                let (received, from) = uninterrupted(|| server.recv_from(&mut buffer)).unwrap();
                 assert_eq!((received, from.ip()), (length, family.client()));
                 server.send_to(&buffer[..received], from).unwrap();
-                assert_eq!(client.recv(&mut buffer).unwrap(), length);
+                assert_eq!(uninterrupted(|| client.recv(&mut buffer)).unwrap(), length);
             }
         }
         assert_eq!(agent.status()["fallbacks"], json!(0));
@@ -166,7 +166,7 @@ fn refusals_reach_the_client() {
         for (port, end) in [(80, "refused"), (81, "unreachable")] {
             let stream = lab.client.connect((family.near(), port).into());
             if let Ok(mut stream) = stream {
-                let error = stream.read(&mut [0]).unwrap_err();
+                let error = uninterrupted(|| stream.read(&mut [0])).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::ConnectionReset);
                 let flow = agent.flow_of(stream.local_addr().unwrap());
                 assert_eq!(flow.end, end);
@@ -178,7 +178,7 @@ fn refusals_reach_the_client() {
             .connect(SocketAddr::from((family.near(), 79)))
             .unwrap();
         client.send(b"nobody is there").unwrap();
-        let error = client.recv(&mut [0]).unwrap_err();
+        let error = uninterrupted(|| client.recv(&mut [0])).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
     }
     assert!(agent.counter("icmp_error") >= 4);
@@ -195,7 +195,7 @@ fn without_a_free_port_the_gateway_is_seen() {
         let peer = stream.peer_addr()?.ip().to_canonical();
         stream.write_all(format!("{peer}\n").as_bytes())?;
         // Holds its port until the client has gone.
-        stream.read(&mut [0]).map(drop)
+        uninterrupted(|| stream.read(&mut [0])).map(drop)
     });
     let mut agent = lab.agent("--iface cl0 --proto any --dport 80,53 --source client");
     lab.gateway
@@ -230,9 +230,9 @@ fn without_a_free_port_the_gateway_is_seen() {
             .map(|_| {
                 let client = bound(&lab.client, (family.client(), 0).into());
                 client.send_to(b"who", target).unwrap();
-                let (_, from) = server.recv_from(&mut [0; 8]).unwrap();
+                let (_, from) = uninterrupted(|| server.recv_from(&mut [0; 8])).unwrap();
                 server.send_to(b"you", from).unwrap();
-                assert_eq!(client.recv(&mut [0; 8]).unwrap(), 3);
+                assert_eq!(uninterrupted(|| client.recv(&mut [0; 8])).unwrap(), 3);
                 seen.push(from.ip());
                 client
             })
@@ -250,7 +250,7 @@ fn without_a_free_port_the_gateway_is_seen() {
 fn line(mut stream: &TcpStream) -> String {
     let mut text = String::new();
     let mut octet = [0];
-    while stream.read(&mut octet).unwrap() == 1 && octet != *b"\n" {
+    while uninterrupted(|| stream.read(&mut octet)).unwrap() == 1 && octet != *b"\n" {
         text.push(octet[0].into());
     }
     text

@@ -16,6 +16,7 @@ use tproxy_tests::{
     lab::one_armed_server,
     pattern,
     peer::{Server, Witness},
+    wait::uninterrupted,
 };
 use tproxy_user::{
     agent::turn,
@@ -446,9 +447,8 @@ fn a_rule_for_tcp_leaves_udp_alone() {
             .set_read_timeout(Some(tproxy_tests::wait::PATIENCE))
             .unwrap();
         sender.send_to(b"datagram", (family.server(), 80)).unwrap();
-        let (length, from) = receiver
-            .recv_from(&mut [0; 64])
-            .expect("the datagram arrives");
+        let (length, from) =
+            uninterrupted(|| receiver.recv_from(&mut [0; 64])).expect("the datagram arrives");
         assert_eq!((length, from.ip()), (8, family.client()));
         lab.ask(family.server(), 80).assert_relayed(&agent);
     }

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::relay::{Admission, Settings, bind};
 
 use relay_support::{Harness, PATIENCE, accept, assert_reset, eventually, patient, server, tag};
@@ -120,7 +121,7 @@ fn assert_long_flows_are_spread(piece: usize) {
         server.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "the end");
         drop(server);
-        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        assert_eq!(uninterrupted(|| client.read(&mut [0])).unwrap(), 0);
         let mut all_ended = std::iter::from_fn(|| Some(harness.ended()));
         // The connections that were not wanted have ended too.
         let ended = all_ended.find(|ended| ended.to_upstream > 0).unwrap();
@@ -347,7 +348,7 @@ fn send_until_blocked(stream: &TcpStream) -> u64 {
     let mut sent = 0;
     loop {
         let mut stream = stream;
-        match stream.write(&chunk) {
+        match uninterrupted(|| stream.write(&chunk)) {
             Ok(more) => sent += more as u64,
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock);

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::relay::Settings;
 
 use relay_support::{
@@ -238,7 +239,7 @@ fn what_a_server_said_before_its_reset_is_heard() {
     let mut server = accept(&listener);
     // Unread bytes in its receive queue turn the server's close into a RST that follows the answer.
     client.write_all(b"a request that nobody reads").unwrap();
-    server.peek(&mut [0]).unwrap();
+    uninterrupted(|| server.peek(&mut [0])).unwrap();
     server.write_all(b"413 too large").unwrap();
     drop(server);
     expect(&mut client, b"413 too large");
@@ -339,7 +340,7 @@ fn expect(stream: &mut TcpStream, bytes: &[u8]) {
 
 fn expect_end(stream: &mut TcpStream) {
     assert_eq!(
-        stream.read(&mut [0; 16]).unwrap(),
+        uninterrupted(|| stream.read(&mut [0; 16])).unwrap(),
         0,
         "expected the end of the stream"
     );
@@ -362,7 +363,7 @@ fn receive_pattern(stream: &mut TcpStream) -> u64 {
     loop {
         let mut length = 0;
         while length < chunk.len() {
-            match stream.read(&mut chunk[length..]).unwrap() {
+            match uninterrupted(|| stream.read(&mut chunk[length..])).unwrap() {
                 0 => break,
                 more => length += more,
             }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::relay::{Admission, Settings};
 
 use relay_support::{PATIENCE, eventually, tag};
@@ -226,13 +227,13 @@ fn a_port_that_nobody_has_is_reported_to_the_client() {
             receive(&server);
             drop(server);
             client.send(&pattern(3000)).unwrap();
-            let error = client.recv(&mut [0; 16]).unwrap_err();
+            let error = uninterrupted(|| client.recv(&mut [0; 16])).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{family:?}");
             assert_eq!(relay.ended().end, "refused");
             assert!(is_silent(&other));
             // And again, by a session of its own.
             client.send(b"x").unwrap();
-            let error = client.recv(&mut [0; 16]).unwrap_err();
+            let error = uninterrupted(|| client.recv(&mut [0; 16])).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{family:?}");
             assert_eq!(relay.ended().end, "refused");
         }

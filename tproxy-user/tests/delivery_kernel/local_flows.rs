@@ -7,6 +7,7 @@ use std::{
 };
 
 use socket2::{Domain, Socket, Type};
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::delivery::{
     Assignment, Delivery, Flows, LocalAddresses, Netlink, PRIORITY, Wanted, Watch, choose,
     local_addresses, remove_leftovers,
@@ -456,7 +457,7 @@ fn transparent_socket(address: SocketAddr) -> Socket {
 fn receive(socket: &Socket) -> (String, SocketAddr) {
     let socket: std::net::UdpSocket = socket.try_clone().unwrap().into();
     let mut buffer = [0; 64];
-    let (length, from) = socket.recv_from(&mut buffer).expect("a datagram");
+    let (length, from) = uninterrupted(|| socket.recv_from(&mut buffer)).expect("a datagram");
     let text = String::from_utf8(buffer[..length].to_vec()).unwrap();
     (text, from)
 }

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use nix::libc;
 use socket2::SockRef;
 use tproxy_common::outcome::Outcome;
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::kernel::attach_lookup;
 
 use crate::{
@@ -146,7 +147,10 @@ fn segments_of_a_flow_in_time_wait() {
         let (mut at_client, at_server) = connection(client, server);
         // Who closes first has TIME_WAIT: here the server, as is usual behind a relay.
         drop(at_server);
-        assert_eq!(at_client.read(&mut [0; 1]).expect("a FIN"), 0);
+        assert_eq!(
+            uninterrupted(|| at_client.read(&mut [0; 1])).expect("a FIN"),
+            0
+        );
         drop(at_client);
         wait_for_time_wait(server, client);
         assert_eq!(segment(sandbox, client, server, ACK), Outcome::Established);
@@ -166,7 +170,10 @@ fn segments_of_a_half_closed_flow() {
     for_each_family(|sandbox, client, server| {
         let (at_client, mut at_server) = connection(client, server);
         at_client.shutdown(Shutdown::Write).expect("a FIN");
-        assert_eq!(at_server.read(&mut [0; 1]).expect("a FIN"), 0);
+        assert_eq!(
+            uninterrupted(|| at_server.read(&mut [0; 1])).expect("a FIN"),
+            0
+        );
         assert_eq!(segment(sandbox, client, server, ACK), Outcome::Established);
         assert_eq!(segment(sandbox, server, client, ACK), Outcome::Established);
     });
@@ -181,7 +188,7 @@ fn segments_of_a_flow_that_was_reset() {
             .set_linger(Some(Duration::ZERO))
             .expect("an option");
         drop(at_server);
-        let error = at_client.read(&mut [0; 1]).expect_err("a RST");
+        let error = uninterrupted(|| at_client.read(&mut [0; 1])).expect_err("a RST");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         assert_eq!(segment(sandbox, client, server, ACK), Outcome::Foreign);
         assert_eq!(segment(sandbox, server, client, ACK), Outcome::Foreign);

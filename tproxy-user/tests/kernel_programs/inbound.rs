@@ -7,6 +7,7 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 use tproxy_common::{address::Family, flow::Protocol, outcome::Outcome};
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::rule::{Rule, RuleSpec};
 
 use crate::{
@@ -223,7 +224,7 @@ fn datagrams_to_this_host_go_where_their_rules_say() {
             }
             let client = neighbour.datagrams_to(at(family, REJECTED));
             client.send(b"question").expect("a datagram");
-            assert_refused(client.recv(&mut [0; 1]));
+            assert_refused(uninterrupted(|| client.recv(&mut [0; 1])));
         }
         assert_eq!(sandbox.occurred(Outcome::InboundRejected), 2);
     });
@@ -241,7 +242,7 @@ fn on_missing_decides_when_nobody_is_there() {
                 assert_refused(neighbour.connect(at(family, port)));
                 let client = neighbour.datagrams_to(at(family, port));
                 client.send(b"question").expect("a datagram");
-                assert_refused(client.recv(&mut [0; 1]));
+                assert_refused(uninterrupted(|| client.recv(&mut [0; 1])));
             }
         }
         assert_eq!(sandbox.occurred(Outcome::InboundPassedMissing), 4);

@@ -12,6 +12,7 @@ use std::{
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns, unshare};
 use socket2::{Domain, SockRef, Socket, Type};
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::{
     delivery::{Delivery, Flows, Framing, Netlink},
     kernel::attach_lookup,
@@ -208,14 +209,8 @@ pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr, SocketAd
 #[track_caller]
 pub(crate) fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = vec![0; 1 << 16];
-    // A socket with a time-out is not waited for again by itself when the process is stopped and goes
-    // on (signal(7)).
-    let (length, client) = loop {
-        match socket.recv_from(&mut buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            received => break received.expect("a datagram"),
-        }
-    };
+    let received = uninterrupted(|| socket.recv_from(&mut buffer));
+    let (length, client) = received.expect("a datagram");
     buffer.truncate(length);
     (buffer, canonical(client))
 }

@@ -16,6 +16,7 @@ use tproxy_common::{
     sockets::{self, MEMBERS},
     turn::CONNECTIONS,
 };
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::{
     relay::Listener,
     rule::{Rule, RuleSpec},
@@ -237,7 +238,7 @@ fn datagrams_come_to_a_worker_or_to_who_they_are_redirected_to() {
                 let answering = datagrams_at(target);
                 answering.send_to(b"answer", source).expect("a datagram");
                 let mut answer = [0; 16];
-                let length = client.recv(&mut answer).expect("an answer");
+                let length = uninterrupted(|| client.recv(&mut answer)).expect("an answer");
                 assert_eq!(&answer[..length], b"answer");
             }
         }

@@ -15,6 +15,7 @@ use nix::{
 };
 use socket2::SockRef;
 use tproxy_common::{address::Family, flow_filter::GRACE, outcome::Outcome, packet::parse};
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::{agent::turn, kernel::FlowFilter, relay::Listener};
 
 use crate::{
@@ -157,7 +158,7 @@ impl Handshake {
             .set_linger(Some(Duration::ZERO))
             .expect("an option");
         drop(accepted);
-        client.read(&mut [0; 1]).expect_err("a RST");
+        uninterrupted(|| client.read(&mut [0; 1])).expect_err("a RST");
         Self {
             ack,
             tcp,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use socket2::SockRef;
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::listener::discard;
 
 use crate::namespace::in_namespace;
@@ -32,7 +33,7 @@ fn send(to: SocketAddr) -> io::Error {
     client.connect(to).unwrap();
     client.set_read_timeout(Some(SILENCE)).unwrap();
     client.send(b"x").unwrap();
-    client.recv(&mut [0; 8]).unwrap_err()
+    uninterrupted(|| client.recv(&mut [0; 8])).unwrap_err()
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
+use tproxy_tests::wait::uninterrupted;
+
 use crate::relay_support::{eventually, reset};
 
 /// An end: its stream, what it has sent, and what it has seen.
@@ -70,7 +72,7 @@ impl End {
         let mut buffer = vec![0; 1 << 16];
         loop {
             let stream = self.stream();
-            match stream.read(&mut buffer) {
+            match uninterrupted(|| stream.read(&mut buffer)) {
                 // An end of the stream that came before the RST hides it from reads, and not from the socket.
                 Ok(0) => return eventually("a RST", || stream_is_reset(stream)),
                 Ok(_) => {}
@@ -82,7 +84,7 @@ impl End {
     /// Reads the end of the stream.
     pub(crate) fn expect_end(&mut self) {
         assert_eq!(
-            self.stream().read(&mut [0]).unwrap(),
+            uninterrupted(|| self.stream().read(&mut [0])).unwrap(),
             0,
             "bytes after the last"
         );

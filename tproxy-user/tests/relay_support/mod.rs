@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 use tproxy_common::flow::Protocol;
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::relay::{Admission, FlowRecord, Listener, Policy, Relay, RuleTag, Settings};
 
 /// How long anything may take that should happen at once, on a busy machine.
@@ -206,7 +207,7 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
 
 /// Asserts that the next read of `stream` reports a RST.
 pub(crate) fn assert_reset(stream: &mut TcpStream) {
-    let result = stream.read(&mut [0; 16]);
+    let result = uninterrupted(|| stream.read(&mut [0; 16]));
     assert!(
         matches!(&result, Err(error) if error.kind() == ErrorKind::ConnectionReset),
         "expected a RST, got {result:?}"

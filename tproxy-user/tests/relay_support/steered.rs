@@ -11,6 +11,7 @@ use std::thread;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::gettid;
+use tproxy_tests::wait::uninterrupted;
 use tproxy_user::relay::{Admission, Listener, Settings, bind};
 
 use crate::relay_support::{Choice, Harness, PATIENCE, tag};
@@ -246,7 +247,7 @@ pub(crate) fn receive(socket: &UdpSocket) -> Vec<u8> {
 /// The next datagram, and who sent it.
 pub(crate) fn receive_from(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = vec![0; 65_536];
-    let (length, sender) = socket.recv_from(&mut buffer).unwrap();
+    let (length, sender) = uninterrupted(|| socket.recv_from(&mut buffer)).unwrap();
     buffer.truncate(length);
     (buffer, sender)
 }
