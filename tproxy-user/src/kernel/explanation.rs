@@ -16,7 +16,7 @@ use tproxy_common::{
 
 use super::{
     Error,
-    object::{EXPLAIN_PROGRAM, over_pinned_maps},
+    object::{EXPLAIN_PROGRAM, load_program, over_pinned_maps},
 };
 
 /// What the kernel says about the first packet of a flow that arrives on the interface with this
@@ -72,8 +72,9 @@ fn answer(directory: &Path, packet: &[u8], context: &[u8]) -> Result<u32, Error>
 }
 
 fn run(program: Option<&mut Program>, packet: &[u8], context: &[u8]) -> Result<u32, ProgramError> {
-    let program: &mut SchedClassifier = program.ok_or(ProgramError::NotLoaded)?.try_into()?;
-    program.load()?;
+    let program = program.ok_or(ProgramError::NotLoaded)?;
+    load_program(program)?;
+    let program: &mut SchedClassifier = program.try_into()?;
     let result = program.test_run(TestRunOptions {
         data_in: Some(packet),
         ctx_in: Some(context),

@@ -228,14 +228,32 @@ pub(super) fn load_programs(object: &mut Ebpf, names: &[&str]) -> Result<(), Err
     })
 }
 
-fn load_program(program: &mut Program) -> Result<(), ProgramError> {
-    match program {
+/// Loads a program of this object.
+pub(super) fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    until_verified(|| match program {
         Program::SchedClassifier(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType {}),
+    })
+}
+
+/// Loads again what the verifier was interrupted at: it gives up (`EAGAIN`) when the process is stopped or gets a
+/// signal.
+fn until_verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const ATTEMPTS: usize = 10;
+    let is_interrupted = |result: &Result<(), ProgramError>| {
+        matches!(result, Err(ProgramError::LoadError { io_error, .. })
+            if io_error.kind() == io::ErrorKind::WouldBlock)
+    };
+    for _ in 1..ATTEMPTS {
+        let result = load();
+        if !is_interrupted(&result) {
+            return result;
+        }
     }
+    load()
 }
 
 fn pin(
@@ -246,4 +264,42 @@ fn pin(
         path: path.into(),
         cause,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use aya_obj::VerifierLog;
+
+    use super::*;
+
+    /// Loads with these errors, one an attempt, and says how many attempts there were.
+    fn attempts_of(errors: &[i32]) -> (usize, Result<(), ProgramError>) {
+        let mut attempts = 0;
+        let result = until_verified(|| {
+            attempts += 1;
+            errors.get(attempts - 1).map_or(Ok(()), |&errno| {
+                Err(ProgramError::LoadError {
+                    io_error: io::Error::from_raw_os_error(errno),
+                    verifier_log: VerifierLog::new(String::new()),
+                })
+            })
+        });
+        (attempts, result)
+    }
+
+    #[test]
+    fn an_interrupted_load_is_begun_again() {
+        assert!(matches!(attempts_of(&[]), (1, Ok(()))));
+        assert!(matches!(attempts_of(&[libc::EAGAIN; 3]), (4, Ok(()))));
+    }
+
+    #[test]
+    fn it_is_given_up_in_the_end() {
+        assert!(matches!(attempts_of(&[libc::EAGAIN; 100]), (10, Err(_))));
+    }
+
+    #[test]
+    fn what_the_verifier_refuses_stays_refused() {
+        assert!(matches!(attempts_of(&[libc::EACCES]), (1, Err(_))));
+    }
 }
