@@ -2,7 +2,7 @@
 //! and read, and put in force with one write. A change of a few CIDRs is a generation as well, in the
 //! same map: blocks behind those in force, put in force by one write of block 0.
 
-use std::sync::atomic::Ordering;
+use std::{io::ErrorKind, sync::atomic::Ordering};
 
 use aya::maps::{ArrayOfMaps, MapData, MapError};
 use aya_obj::generated::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, bpf_map_type};
@@ -54,10 +54,15 @@ impl Generation {
     /// When the maps cannot be read.
     pub fn in_force(maps: &Maps) -> Result<Option<Self>, Error> {
         let outer: Outer = maps.open(OUTER, TryInto::try_into)?;
-        let inner = match outer.get(&0, 0) {
-            Ok(inner) => inner,
-            Err(MapError::KeyNotFound) => return Ok(None),
-            Err(error) => return Err(failed(OUTER)(error)),
+        let inner = loop {
+            match outer.get(&0, 0) {
+                Ok(inner) => break inner,
+                Err(MapError::KeyNotFound) => return Ok(None),
+                // Replaced, and gone, after it was looked up and before it was opened: another is in force.
+                Err(MapError::SyscallError(error))
+                    if error.io_error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(OUTER)(error)),
+            }
         };
         let count = inner.info().map_err(failed(OUTER))?.max_entries();
         let blocks = SharedArray::map(inner.fd(), count as usize).map_err(Error::Memory)?;

@@ -10,6 +10,7 @@ mod explanation;
 mod flow_filter;
 mod fragments;
 mod frame;
+mod generations;
 mod inbound;
 mod model;
 mod neighbour;
