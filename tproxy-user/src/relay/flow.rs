@@ -184,13 +184,16 @@ impl Flow {
         self.to_client.sink_ready();
     }
 
-    /// Acknowledges upstream's part of the handshake if no bytes of the client have done so. Called
-    /// after the first turn.
+    /// Whether the server may still wait for the ACK of its part of the handshake: no bytes of the
+    /// client have taken it along.
+    pub(super) fn owes_ack(&self) -> bool {
+        self.to_upstream.moved() == 0
+    }
+
+    /// Acknowledges the server's part of the handshake.
     pub(super) fn complete_handshake(&self) {
-        if self.to_upstream.moved() == 0 {
-            // The kernel sends it itself after 200 ms at most.
-            let _ = connect::complete_handshake(&self.upstream);
-        }
+        // The kernel sends it itself after 200 ms at most.
+        let _ = connect::complete_handshake(&self.upstream);
     }
 
     /// Remembers what an event says about the socket on `side`.

@@ -13,6 +13,7 @@ mod connect;
 mod control;
 mod direction;
 mod flow;
+mod handshakes;
 mod intake;
 mod listener;
 mod occasional;

@@ -19,6 +19,7 @@ use super::balance::Balance;
 use super::capacity::Places;
 use super::control::{Command, Control};
 use super::flow::{Flow, Outcome, Readiness, Resources};
+use super::handshakes::Handshakes;
 use super::intake::Intake;
 use super::occasional::Occasional;
 use super::pipe::PipePool;
@@ -98,6 +99,10 @@ pub(super) struct Worker {
     resources: Resources,
     /// Flows whose turn ended before their work did.
     ready: VecDeque<usize>,
+    /// Flows whose connections to upstream stand since this round. They have their first turn after
+    /// what others wait for: by then more of their clients have sent something.
+    connected: Vec<usize>,
+    handshakes: Handshakes,
     /// Flows with bytes that the policy has not been told of.
     unreported: Vec<usize>,
     timers: Wheel<Timer>,
@@ -161,6 +166,8 @@ impl Worker {
                 buffer: vec![0; COPY_BUFFER].into(),
             },
             ready: VecDeque::new(),
+            connected: Vec::new(),
+            handshakes: Handshakes::default(),
             unreported: Vec::new(),
             timers: Wheel::new(),
             shared,
@@ -185,7 +192,9 @@ impl Worker {
                 self.handle(event);
             }
             self.accept();
+            self.begin_connected();
             self.give_turns();
+            self.complete_handshakes(events.is_empty());
             self.datagrams.work(self.now);
             self.timers.advance(self.now, &mut due);
             for timer in due.drain(..) {
@@ -205,7 +214,9 @@ impl Worker {
 
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         self.datagrams.let_gather();
-        let (since, timeout) = if self.intake.is_ready() || !self.ready.is_empty() {
+        let has_work =
+            self.intake.is_ready() || !self.ready.is_empty() || !self.handshakes.is_empty();
+        let (since, timeout) = if has_work {
             (None, Some(Duration::ZERO))
         } else {
             let now = self.shared.epoch.elapsed();
@@ -243,7 +254,7 @@ impl Worker {
                     && readiness.writable
                     && !readiness.failed
                 {
-                    self.connected(key);
+                    self.connected.push(key);
                 } else {
                     self.turn(key);
                 }
@@ -251,17 +262,40 @@ impl Worker {
         }
     }
 
-    /// The upstream connection of a flow stands.
-    fn connected(&mut self, key: usize) {
+    fn begin_connected(&mut self) {
+        let mut connected = std::mem::take(&mut self.connected);
+        for key in connected.drain(..) {
+            self.begin(key);
+        }
+        self.connected = connected;
+    }
+
+    /// Gives a flow whose upstream connection stands its first turn.
+    fn begin(&mut self, key: usize) {
         let Some(Some(flow)) = self.flows.get_mut(key) else {
             return;
         };
         flow.set_connected();
         self.turn(key);
         if let Some(Some(flow)) = self.flows.get_mut(key) {
-            flow.complete_handshake();
+            if flow.owes_ack() {
+                self.handshakes.defer(key, flow.serial(), self.now);
+            }
             if flow.registered(Side::Client).is_none() {
                 self.watch(key, Side::Client);
+            }
+        }
+    }
+
+    /// Sends the ACKs that have waited for the client's first bytes long enough, or as long as the
+    /// worker had something else to do.
+    fn complete_handshakes(&mut self, idle: bool) {
+        while let Some((key, serial)) = self.handshakes.next_due(self.now, idle) {
+            if let Some(Some(flow)) = self.flows.get(key)
+                && flow.serial() == serial
+                && flow.owes_ack()
+            {
+                flow.complete_handshake();
             }
         }
     }

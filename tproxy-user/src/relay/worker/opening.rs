@@ -126,7 +126,7 @@ impl Worker {
             return;
         }
         if attempt.connected {
-            self.connected(key);
+            self.connected.push(key);
         } else {
             let delay = CLIENT_WATCH_DELAY.min(self.shared.settings.connect_timeout);
             self.timers
