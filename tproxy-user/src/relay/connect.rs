@@ -46,7 +46,6 @@ pub(super) fn start(
     // Until the flow ends cleanly, a close is a RST: also the one that the kernel does for a killed
     // process.
     socket.set_linger(Some(Duration::ZERO))?;
-    socket.set_tcp_nodelay(true)?;
     // The byte that urgent data points at stays in the stream, as it does at most receivers.
     socket.set_out_of_band_inline(true)?;
     sys::defer_handshake_ack(&socket)?;
@@ -64,4 +63,11 @@ pub(super) fn start(
 /// Sends the ACK that [`start`] made wait: the server may be the one to speak first.
 pub(super) fn complete_handshake(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_quickack(true)
+}
+
+/// Lets the kernel keep back no write because an earlier one is not acknowledged yet (`TCP_NODELAY`).
+/// That concerns no first write, so a flow of one exchange does not need it.
+pub(super) fn send_at_once(socket: &Socket) {
+    // Fails for a socket that has been reset, which the write tells.
+    let _ = socket.set_tcp_nodelay(true);
 }

@@ -28,6 +28,8 @@ pub(super) trait Link {
     fn take_pipe(&mut self) -> Option<Self::Pipe>;
     /// Takes back an empty pipe.
     fn give_back_pipe(&mut self, pipe: Self::Pipe);
+    /// The sink is about to be written to for the second time. Called once.
+    fn goes_on(&mut self);
     /// The direction is a long transfer. Called once.
     fn proved_long(&mut self);
 }
@@ -55,6 +57,8 @@ pub(super) struct Direction<P> {
     urgent: bool,
     /// The last read got at least as much as the copy buffer takes: splicing is worth its pipe.
     bulk: bool,
+    /// The link has been told that it is written to more than once.
+    goes_on: bool,
     /// The link has been told that this is a long transfer.
     proved_long: bool,
     /// All of the source has been read.
@@ -105,6 +109,7 @@ impl<P> Direction<P> {
             hung_up: false,
             urgent: false,
             bulk: false,
+            goes_on: false,
             proved_long: false,
             source_ended: false,
         }
@@ -264,6 +269,7 @@ impl<P> Direction<P> {
         pipe: P,
         length: usize,
     ) -> Result<(), Pause> {
+        self.write_begins(link);
         match link.drain(&pipe, length) {
             Ok(sent) if sent == length => {
                 self.moved += sent as u64;
@@ -308,6 +314,7 @@ impl<P> Direction<P> {
     }
 
     fn send(&mut self, link: &mut impl Link<Pipe = P>, bytes: &[u8]) -> Result<(), Pause> {
+        self.write_begins(link);
         match link.send(bytes, self.source_ended) {
             Ok(sent) => {
                 self.moved += sent as u64;
@@ -320,6 +327,13 @@ impl<P> Direction<P> {
                 self.held = Held::Memory(bytes.into());
                 self.sink_error(error)
             }
+        }
+    }
+
+    fn write_begins(&mut self, link: &mut impl Link<Pipe = P>) {
+        if !self.goes_on && self.moved > 0 {
+            self.goes_on = true;
+            link.goes_on();
         }
     }
 

@@ -267,14 +267,15 @@ impl Flow {
         ))
     }
 
-    fn pump(&mut self, source: Side, resources: &mut Resources) -> Progress {
-        let (direction, source, sink) = match source {
+    fn pump(&mut self, source_side: Side, resources: &mut Resources) -> Progress {
+        let (direction, source, sink) = match source_side {
             Side::Client => (&mut self.to_upstream, &self.client, &self.upstream),
             Side::Upstream => (&mut self.to_client, &self.upstream, &self.client),
         };
         let mut link = Sockets {
             source,
             sink,
+            sink_side: source_side.other(),
             pipes: &mut resources.pipes,
         };
         direction.pump(&mut link, &mut resources.buffer, STEPS_PER_TURN)
@@ -369,6 +370,7 @@ impl Broken {
 struct Sockets<'a> {
     source: &'a Socket,
     sink: &'a Socket,
+    sink_side: Side,
     pipes: &'a mut PipePool,
 }
 
@@ -406,6 +408,13 @@ impl Link for Sockets<'_> {
 
     fn give_back_pipe(&mut self, pipe: Pipe) {
         self.pipes.give_back(pipe);
+    }
+
+    fn goes_on(&mut self) {
+        // A client's socket has that from its listener.
+        if self.sink_side == Side::Upstream {
+            connect::send_at_once(self.sink);
+        }
     }
 
     fn proved_long(&mut self) {

@@ -57,6 +57,8 @@ struct World {
     pipe: VecDeque<u8>,
     pipes_given: usize,
     no_pipes: bool,
+    /// How often the direction has said that it writes more than once.
+    goes_on: usize,
     /// How often the direction has said that it is long.
     proved_long: usize,
     interrupted: bool,
@@ -145,6 +147,8 @@ impl World {
 
     /// How many bytes the sink takes now.
     fn acceptable(&mut self, most: usize) -> io::Result<usize> {
+        let announced = usize::from(!self.sink.is_empty());
+        assert_eq!(self.goes_on, announced, "the second write is told of once");
         self.interruption()?;
         if self.sink_reset {
             return Err(io::ErrorKind::ConnectionReset.into());
@@ -227,6 +231,10 @@ impl Link for World {
     fn give_back_pipe(&mut self, (): ()) {
         assert!(self.pipe.is_empty(), "a pipe comes back with bytes in it");
         self.pipes_given -= 1;
+    }
+
+    fn goes_on(&mut self) {
+        self.goes_on += 1;
     }
 
     fn proved_long(&mut self) {
