@@ -3,12 +3,16 @@
 #[expect(dead_code, reason = "shared by several test binaries")]
 mod relay_support;
 
+use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use nix::libc;
+use nix::unistd::{Pid, gettid};
 use tproxy_tests::wait::uninterrupted;
 use tproxy_user::relay::{Admission, Settings, bind};
 
@@ -176,6 +180,41 @@ fn connect_to(listener: &TcpListener, number: usize) -> Vec<TcpStream> {
     (0..number)
         .map(|_| patient(TcpStream::connect(address).unwrap()))
         .collect()
+}
+
+/// By its scheduling policy, a busy worker takes the CPU from nobody when it wakes up.
+#[test]
+fn a_busy_worker_gives_way_to_those_that_wake_it() {
+    let (listener, upstream) = server();
+    let (tell, told) = mpsc::channel();
+    let harness = Harness::choosing(
+        bind(0, 1).unwrap(),
+        Settings::default(),
+        Box::new(move |_, client, _| {
+            tell.send(gettid()).unwrap();
+            Some(Admission::direct(tag(), client, upstream))
+        }),
+    );
+    let address = ("127.0.0.1", harness.address.port());
+    let client = patient(TcpStream::connect(address).unwrap());
+    let server = accept(&listener);
+    let worker = told.recv().unwrap();
+    assert_eq!(scheduling_policy(worker), libc::SCHED_OTHER);
+    eventually("SCHED_BATCH", || {
+        (0..100).any(|_| {
+            round_trip(&client, &server);
+            scheduling_policy(worker) == libc::SCHED_BATCH
+        })
+    });
+}
+
+/// The policy of a thread of this process (`policy` of `/proc/pid/stat`, proc(5)).
+fn scheduling_policy(thread: Pid) -> i32 {
+    const PLACE_BEHIND_THE_NAME: usize = 38;
+    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let policy = fields.split_whitespace().nth(PLACE_BEHIND_THE_NAME);
+    policy.unwrap().parse().unwrap()
 }
 
 #[test]

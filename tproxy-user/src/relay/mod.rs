@@ -19,6 +19,7 @@ mod listener;
 mod occasional;
 mod pipe;
 mod policy;
+mod preemption;
 mod record;
 mod rest;
 mod send_queue;

@@ -53,3 +53,20 @@ pub(super) fn shortest_round_trip(socket: &Socket) -> io::Result<Option<Duration
         microseconds => Some(Duration::from_micros(microseconds.into())),
     })
 }
+
+/// The scheduling policy of the calling thread (sched(7)).
+pub(super) fn scheduling_policy() -> io::Result<libc::c_int> {
+    // SAFETY: it takes no pointers.
+    let policy = unsafe { libc::sched_getscheduler(0) };
+    Ok(Errno::result(policy)?)
+}
+
+/// Gives the calling thread a scheduling policy without real-time priority (sched(7)). Its nice value
+/// stays.
+pub(super) fn set_scheduling_policy(policy: libc::c_int) -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the pointer is to a struct that lives throughout the call.
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    Errno::result(result)?;
+    Ok(())
+}

@@ -23,6 +23,7 @@ use super::handshakes::Handshakes;
 use super::intake::Intake;
 use super::occasional::Occasional;
 use super::pipe::PipePool;
+use super::preemption::Preemption;
 use super::rest::Rest;
 use super::side::Side;
 use super::sources::Sources;
@@ -186,8 +187,10 @@ impl Worker {
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         let mut due = Vec::new();
+        let mut preemption = Preemption::of_this_thread(self.shared.epoch.elapsed());
         loop {
             self.wait(&mut events)?;
+            preemption.review(self.now, events.iter().count());
             for event in &events {
                 self.handle(event);
             }
