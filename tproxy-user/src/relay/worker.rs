@@ -265,44 +265,6 @@ impl Worker {
         }
     }
 
-    fn begin_connected(&mut self) {
-        let mut connected = std::mem::take(&mut self.connected);
-        for key in connected.drain(..) {
-            self.begin(key);
-        }
-        self.connected = connected;
-    }
-
-    /// Gives a flow whose upstream connection stands its first turn.
-    fn begin(&mut self, key: usize) {
-        let Some(Some(flow)) = self.flows.get_mut(key) else {
-            return;
-        };
-        flow.set_connected();
-        self.turn(key);
-        if let Some(Some(flow)) = self.flows.get_mut(key) {
-            if flow.owes_ack() {
-                self.handshakes.defer(key, flow.serial(), self.now);
-            }
-            if flow.registered(Side::Client).is_none() {
-                self.watch(key, Side::Client);
-            }
-        }
-    }
-
-    /// Sends the ACKs that have waited for the client's first bytes long enough, or as long as the
-    /// worker had something else to do.
-    fn complete_handshakes(&mut self, idle: bool) {
-        while let Some((key, serial)) = self.handshakes.next_due(self.now, idle) {
-            if let Some(Some(flow)) = self.flows.get(key)
-                && flow.serial() == serial
-                && flow.owes_ack()
-            {
-                flow.complete_handshake();
-            }
-        }
-    }
-
     /// Registers a socket of a flow with the poll for what the flow waits for from it, or registers
     /// it anew. Ends the flow if that fails.
     fn watch(&mut self, key: usize, side: Side) -> bool {

@@ -1,4 +1,4 @@
-//! How a worker opens flows: from an accepted connection to a socket on its way to upstream.
+//! How a worker opens flows: from an accepted connection to one with upstream that stands.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -131,6 +131,44 @@ impl Worker {
             let delay = CLIENT_WATCH_DELAY.min(self.shared.settings.connect_timeout);
             self.timers
                 .set(self.now + delay, Timer::WatchClient { key, serial });
+        }
+    }
+
+    /// Gives the flows whose connections to upstream stand since this round their first turn.
+    pub(super) fn begin_connected(&mut self) {
+        let mut connected = std::mem::take(&mut self.connected);
+        for key in connected.drain(..) {
+            self.begin(key);
+        }
+        self.connected = connected;
+    }
+
+    fn begin(&mut self, key: usize) {
+        let Some(Some(flow)) = self.flows.get_mut(key) else {
+            return;
+        };
+        flow.set_connected();
+        self.turn(key);
+        if let Some(Some(flow)) = self.flows.get_mut(key) {
+            if flow.owes_ack() {
+                self.handshakes.defer(key, flow.serial(), self.now);
+            }
+            if flow.registered(Side::Client).is_none() {
+                self.watch(key, Side::Client);
+            }
+        }
+    }
+
+    /// Sends the ACKs that have waited for the client's first bytes long enough, or as long as the
+    /// worker had something else to do.
+    pub(super) fn complete_handshakes(&mut self, idle: bool) {
+        while let Some((key, serial)) = self.handshakes.next_due(self.now, idle) {
+            if let Some(Some(flow)) = self.flows.get(key)
+                && flow.serial() == serial
+                && flow.owes_ack()
+            {
+                flow.complete_handshake();
+            }
         }
     }
 
