@@ -425,3 +425,27 @@ impl Link for Sockets<'_> {
 fn flags() -> SpliceFFlags {
     SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a client's socket has comes from its listener.
+    #[test]
+    fn an_upstream_socket_sends_at_once_from_its_second_write_on() {
+        let socket = || connect::socket(([127, 0, 0, 1], 1).into()).unwrap();
+        let mut pipes = PipePool::new(0, 0);
+        for (sink_side, expected) in [(Side::Upstream, true), (Side::Client, false)] {
+            let (source, sink) = (socket(), socket());
+            assert!(!sink.tcp_nodelay().unwrap());
+            let mut link = Sockets {
+                source: &source,
+                sink: &sink,
+                sink_side,
+                pipes: &mut pipes,
+            };
+            link.goes_on();
+            assert_eq!(sink.tcp_nodelay().unwrap(), expected);
+        }
+    }
+}

@@ -45,8 +45,9 @@ pub(super) struct Preemption {
 impl Preemption {
     pub(super) fn of_this_thread(now: Duration) -> Self {
         let is_usual = sys::scheduling_policy().is_ok_and(|policy| policy == libc::SCHED_OTHER);
-        let account = is_usual.then(|| File::open("/proc/thread-self/schedstat").ok());
-        let account = account.flatten();
+        let account = is_usual
+            .then(|| File::open("/proc/thread-self/schedstat").ok())
+            .flatten();
         Self {
             waited: account.as_ref().and_then(waited).unwrap_or_default(),
             account,
